@@ -1,0 +1,334 @@
+//! An analysis is one question put to the model about every post. It is data: a folder with `analysis.json`
+//! and `prompt.txt`, and for most a reference file with the labels that may be answered.
+//!
+//! This module finds and checks them, once, at start; everything it yields is immutable afterwards.
+
+mod builtin;
+mod rule;
+mod template;
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+pub use rule::{AnswerRule, LabelSet, LabelTree};
+pub use template::{Piece, Template};
+
+use crate::{
+    error::{Error, Result},
+    flow::posts::{Fields, Slot},
+    lines::input::read_small,
+    settings::nearest,
+};
+
+/// A reference file, a prompt or an `analysis.json` larger than this is a mistake.
+const SMALL_FILE: u64 = 16 << 20;
+
+/// The post field that lists images.
+pub const IMAGE_FIELD: &str = "image_urls";
+
+/// One question: its prompt, where its answer goes, and when the answer counts.
+#[derive(Debug)]
+pub struct Analysis {
+    pub name: String,
+    /// The top-level key of the post that the answer is written to.
+    pub field: String,
+    pub field_slot: Slot,
+    /// The key as it is written into a post: `"field":`, with its quotes and colon.
+    pub field_json: String,
+    pub rule: AnswerRule,
+    pub template: Template,
+    /// Looks at the post's images, with the multimodal model.
+    pub images: bool,
+    /// Fields that must be strings, or the post is a fault for this analysis.
+    pub requires: Vec<(String, Slot)>,
+    /// Compact JSON written when an answer was a fault and the post has no value of its own.
+    pub fallback: Option<String>,
+    /// As written in `analysis.json`.
+    pub temperature: Option<serde_json::Number>,
+    pub max_tokens: Option<u64>,
+    /// Hash of everything above as it was read: `analysis.json`, prompt and reference bytes.
+    fingerprint: blake3::Hash,
+}
+
+/// The analyses in force, in the order of the table: built-in ones first, then added ones by name.
+#[derive(Debug)]
+pub struct AnalysisSet {
+    pub list: Vec<Analysis>,
+    /// Every post field that some prompt, image list or answer names.
+    pub fields: Fields,
+    /// Where `image_urls` is, if any analysis looks at images.
+    pub image_slot: Option<Slot>,
+    /// What the user should know: embedded data in use, an optional analysis left out.
+    pub notes: Vec<String>,
+}
+
+/// Where analyses and their reference data are looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// `None`: the embedded reference files.
+    pub data_dir: Option<PathBuf>,
+    /// `--analyses`.
+    pub analyses_dir: Option<PathBuf>,
+    /// `--only`; empty means all.
+    pub only: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Definition {
+    name: String,
+    field: String,
+    rule: rule::RuleDefinition,
+    reference: Option<Reference>,
+    #[serde(default)]
+    images: bool,
+    requires: Option<Vec<String>>,
+    fallback: Option<Box<RawValue>>,
+    temperature: Option<serde_json::Number>,
+    max_tokens: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reference {
+    file: String,
+    #[serde(default)]
+    optional: bool,
+}
+
+/// The two texts of an analysis folder and where they came from.
+struct Folder {
+    /// `None`: embedded.
+    path: Option<PathBuf>,
+    name: String,
+    json: String,
+    prompt: String,
+}
+
+/// `[a-z][a-z0-9_]*`, at most 40 bytes, not ending in `_vision` or `_<digits>`: then a chunk name and a
+/// custom_id can be read in one way only.
+pub fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    let tail = name.rsplit_once('_').map_or("", |(_, tail)| tail);
+    bytes.next().is_some_and(|b| b.is_ascii_lowercase())
+        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && name.len() <= 40
+        && tail != "vision"
+        && (tail.is_empty() || !tail.bytes().all(|b| b.is_ascii_digit()))
+}
+
+impl AnalysisSet {
+    /// # Errors
+    /// [`crate::error::Kind::Input`] for a folder or reference file that is missing or wrong,
+    /// [`crate::error::Kind::Usage`] for a name in `--only` that does not exist.
+    pub fn load(sources: &Sources) -> Result<Self> {
+        let mut folders: Vec<Folder> = builtin::ANALYSES
+            .iter()
+            .map(|&(name, json, prompt)| Folder {
+                path: None,
+                name: name.to_owned(),
+                json: json.to_owned(),
+                prompt: prompt.to_owned(),
+            })
+            .collect();
+        if let Some(dir) = &sources.analyses_dir {
+            for folder in read_folders(dir)? {
+                match folders.iter_mut().find(|known| known.name == folder.name) {
+                    Some(known) => *known = folder,
+                    None => folders.push(folder),
+                }
+            }
+        }
+        if let Some(unknown) = sources.only.iter().find(|name| !folders.iter().any(|f| f.name == **name)) {
+            let names: Vec<&str> = folders.iter().map(|f| f.name.as_str()).collect();
+            return Err(Error::usage(format!("--only {unknown}: there is no such analysis")).fix(format!(
+                "did you mean `{}`? There are: {}",
+                nearest(unknown, &names),
+                names.join(", ")
+            )));
+        }
+        let wanted = |name: &str| sources.only.is_empty() || sources.only.iter().any(|only| only == name);
+        let mut set = Self { list: Vec::new(), fields: Fields::default(), image_slot: None, notes: Vec::new() };
+        if sources.data_dir.is_none() {
+            set.notes.push("no data dir: using the embedded reference data (--data-dir to use yours)".to_owned());
+        }
+        for folder in folders.iter().filter(|folder| wanted(&folder.name)) {
+            set.add(folder, sources.data_dir.as_deref())?;
+        }
+        if set.list.is_empty() {
+            return Err(Error::input("no analysis is left to run")
+                .fix("put the missing reference files into the data dir, or name other analyses with --only"));
+        }
+        Ok(set)
+    }
+
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.list.iter().position(|analysis| analysis.name == name)
+    }
+
+    pub fn names(&self) -> Vec<&str> {
+        self.list.iter().map(|analysis| analysis.name.as_str()).collect()
+    }
+
+    /// Feeds all that decides a rendered request or a judged answer into a configuration hash.
+    pub fn hash_into(&self, hasher: &mut blake3::Hasher) {
+        for analysis in &self.list {
+            hasher.update(analysis.fingerprint.as_bytes());
+        }
+    }
+
+    fn add(&mut self, folder: &Folder, data_dir: Option<&Path>) -> Result<()> {
+        let here = folder.describe();
+        let definition: Definition = serde_json::from_str(&folder.json)
+            .map_err(|e| Error::input(format!("{here}: {e}")).fix("the README lists the keys of analysis.json"))?;
+        if !is_name(&definition.name) {
+            return Err(Error::input(format!("{here}: `{}` cannot be an analysis' name", definition.name))
+                .fix("[a-z][a-z0-9_]*, at most 40 bytes, not ending in _vision or _<digits>"));
+        }
+        if definition.name != folder.name {
+            return Err(Error::input(format!(
+                "{here}: the folder is `{}` but the name in it is `{}`",
+                folder.name, definition.name
+            ))
+            .fix("give both the same name"));
+        }
+        if let Some(other) = self.list.iter().find(|other| other.field == definition.field) {
+            return Err(Error::input(format!("{here}: `{}` already writes the field `{}`", other.name, other.field))
+                .fix("choose another `field`"));
+        }
+        let reference = match &definition.reference {
+            None => None,
+            Some(reference) => match read_reference(&reference.file, folder, data_dir)? {
+                Some(text) => Some((reference.file.as_str(), text)),
+                None if reference.optional => {
+                    self.notes.push(format!("{}: left out, {} is not in the data dir", folder.name, reference.file));
+                    return Ok(());
+                }
+                None => {
+                    let dir = data_dir.unwrap_or(Path::new("."));
+                    return Err(Error::input(format!(
+                        "{here}: its reference file {} is missing",
+                        dir.join(&reference.file).display()
+                    ))
+                    .fix("add the file, or leave the analysis out with --only"));
+                }
+            },
+        };
+        let mut hasher = blake3::Hasher::new();
+        for text in [folder.json.as_str(), &folder.prompt, reference.as_ref().map_or("", |(_, text)| text.as_str())] {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        }
+        let rule = definition
+            .rule
+            .resolve(reference.as_ref().map(|(file, text)| (*file, text.as_str())))
+            .map_err(|what| Error::input(format!("{here}: {what}")))?;
+        let template = Template::compile(&folder.prompt, &rule.labels_text(), &mut self.fields)
+            .map_err(|what| Error::input(format!("{here}, prompt.txt: {what}")))?;
+        let requires = definition.requires.unwrap_or_else(|| vec!["content".to_owned()]);
+        let requires = requires.into_iter().map(|name| (name.clone(), self.fields.slot(&name))).collect();
+        if definition.images {
+            self.image_slot = Some(self.fields.slot(IMAGE_FIELD));
+        }
+        let field_json = serde_json::to_string(&definition.field).unwrap_or_default() + ":";
+        self.list.push(Analysis {
+            field_slot: self.fields.slot(&definition.field),
+            field_json,
+            name: definition.name,
+            field: definition.field,
+            rule,
+            template,
+            images: definition.images,
+            requires,
+            fallback: definition.fallback.map(|raw| raw.get().to_owned()).filter(|raw| raw != "null"),
+            temperature: definition.temperature,
+            max_tokens: definition.max_tokens,
+            fingerprint: hasher.finalize(),
+        });
+        Ok(())
+    }
+}
+
+impl Folder {
+    fn describe(&self) -> String {
+        match &self.path {
+            Some(path) => format!("analysis {}", path.display()),
+            None => format!("built-in analysis {}", self.name),
+        }
+    }
+}
+
+fn read_folders(dir: &Path) -> Result<Vec<Folder>> {
+    let listing = std::fs::read_dir(dir).map_err(|e| {
+        Error::input(format!("--analyses {}: {e}", dir.display())).fix("name a directory of analysis folders")
+    })?;
+    let mut folders = Vec::new();
+    for entry in listing {
+        let path = entry.map_err(|e| Error::io("list", dir, &e))?.path();
+        if !path.join("analysis.json").is_file() {
+            continue;
+        }
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+            return Err(Error::input(format!("analysis {}: its name is not UTF-8", path.display())));
+        };
+        folders.push(Folder {
+            name,
+            json: read_small(&path.join("analysis.json"), SMALL_FILE)?,
+            prompt: read_small(&path.join("prompt.txt"), SMALL_FILE)?,
+            path: Some(path),
+        });
+    }
+    if folders.is_empty() {
+        return Err(Error::input(format!("--analyses {}: no folder in it has an analysis.json", dir.display())));
+    }
+    folders.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(folders)
+}
+
+/// Beside the analysis first, then in the data dir, then (without a data dir) among the embedded files.
+fn read_reference(file: &str, folder: &Folder, data_dir: Option<&Path>) -> Result<Option<String>> {
+    if Path::new(file).components().count() != 1 {
+        return Err(Error::input(format!("{}: the reference file `{file}` must be a plain name", folder.describe())));
+    }
+    for dir in folder.path.as_deref().into_iter().chain(data_dir) {
+        let path = dir.join(file);
+        if path.exists() {
+            return read_small(&path, SMALL_FILE).map(Some);
+        }
+    }
+    let embedded = || builtin::REFERENCES.iter().find(|(name, _)| *name == file).map(|(_, text)| (*text).to_owned());
+    Ok(if data_dir.is_none() { embedded() } else { None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "topic_analysis", "t5", "vision", "a_vision_x"] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", "A", "5t", "_a", "a_vision", "a_5", "a_55", "a-b", "é", &"a".repeat(41)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_built_in_set_is_the_table_of_the_contract() {
+        let set = AnalysisSet::load(&Sources::default()).expect("embedded data is sound");
+        let table: Vec<(&str, &str)> = set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect();
+        assert_eq!(
+            table,
+            [
+                ("sentiment_polarity", "sentiment_polarity"),
+                ("sentiment_attribute", "sentiment_attribute"),
+                ("topic_analysis", "topics"),
+                ("publisher_analysis", "publisher"),
+                ("belief_system", "belief_signals"),
+                ("publisher_decision", "publisher_decision"),
+            ]
+        );
+    }
+}

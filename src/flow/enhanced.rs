@@ -1,0 +1,1 @@
+//! enhanced (to come)

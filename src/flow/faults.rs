@@ -1,0 +1,215 @@
+//! Faults: rows that went wrong, as data. A fault names its row and its reason, is counted, and goes to
+//! the faults file (`--faults`); the stream goes on.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest excerpt of a bad row that is kept, in characters.
+pub const EXCERPT_CHARS: usize = 120;
+
+/// The stable kinds of `design.md` §4. Scripts match on them: never rename one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    BadPost,
+    TooLarge,
+    Image,
+    BadLine,
+    Foreign,
+    UnknownId,
+    Conflict,
+    Provider,
+    Blocked,
+    PromptTooLong,
+    Truncated,
+    Empty,
+    Unreadable,
+    NotAccepted,
+    Absent,
+}
+
+impl FaultKind {
+    pub const ALL: [Self; 15] = [
+        Self::BadPost,
+        Self::TooLarge,
+        Self::Image,
+        Self::BadLine,
+        Self::Foreign,
+        Self::UnknownId,
+        Self::Conflict,
+        Self::Provider,
+        Self::Blocked,
+        Self::PromptTooLong,
+        Self::Truncated,
+        Self::Empty,
+        Self::Unreadable,
+        Self::NotAccepted,
+        Self::Absent,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadPost => "bad_post",
+            Self::TooLarge => "too_large",
+            Self::Image => "image",
+            Self::BadLine => "bad_line",
+            Self::Foreign => "foreign",
+            Self::UnknownId => "unknown_id",
+            Self::Conflict => "conflict",
+            Self::Provider => "provider",
+            Self::Blocked => "blocked",
+            Self::PromptTooLong => "prompt_too_long",
+            Self::Truncated => "truncated",
+            Self::Empty => "empty",
+            Self::Unreadable => "unreadable",
+            Self::NotAccepted => "not_accepted",
+            Self::Absent => "absent",
+        }
+    }
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+
+    /// Asking again would give the same fault, so `--skip` leaves such rows out.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Blocked | Self::PromptTooLong | Self::TooLarge | Self::BadPost)
+    }
+}
+
+/// What is wrong with one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub kind: FaultKind,
+    pub detail: String,
+}
+
+impl Fault {
+    pub fn new(kind: FaultKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+}
+
+/// One line of the faults file: a fault and where it was found. Fields that are not known are left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultLine {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub analysis: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub file: Option<String>,
+    /// 1-based.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub line: Option<u64>,
+    /// Bytes from the start of the (decompressed) file to the line.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub offset: Option<u64>,
+    pub kind: FaultKind,
+    pub detail: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub excerpt: Option<String>,
+}
+
+impl FaultLine {
+    pub fn new(fault: Fault) -> Self {
+        Self {
+            index: None,
+            analysis: None,
+            file: None,
+            line: None,
+            offset: None,
+            kind: fault.kind,
+            detail: fault.detail,
+            excerpt: None,
+        }
+    }
+
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        // Serialising strings and integers into a Vec cannot fail.
+        if serde_json::to_writer(&mut *out, self).is_ok() {
+            out.push(b'\n');
+        }
+    }
+
+    /// The line as people read it on stderr.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        let mut sep = "";
+        let mut part = |text: &mut String, piece: std::fmt::Arguments<'_>| {
+            let _infallible = write!(text, "{sep}{piece}");
+            sep = " ";
+        };
+        if let Some(file) = &self.file {
+            part(&mut text, format_args!("{}", escape_control(file)));
+        }
+        if let Some(line) = self.line {
+            part(&mut text, format_args!("line {line}"));
+        }
+        if let Some(index) = self.index {
+            part(&mut text, format_args!("index {index}"));
+        }
+        if let Some(analysis) = &self.analysis {
+            part(&mut text, format_args!("{analysis}"));
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        let _infallible = write!(text, "{}: {}", self.kind.as_str(), escape_control(&self.detail));
+        if let Some(excerpt) = &self.excerpt {
+            let _infallible = write!(text, " | {}", escape_control(excerpt));
+        }
+        text
+    }
+}
+
+/// The beginning of a bad row, as text that is safe to show: invalid UTF-8 replaced, control characters escaped.
+pub fn excerpt(bytes: &[u8]) -> String {
+    let end = bytes.len().min(EXCERPT_CHARS * 4);
+    let text = String::from_utf8_lossy(bytes.get(..end).unwrap_or(bytes));
+    let mut short: String = text.chars().take(EXCERPT_CHARS).collect();
+    if text.chars().count() > EXCERPT_CHARS || end < bytes.len() {
+        short.push('…');
+    }
+    escape_control(&short)
+}
+
+/// Makes text safe for a terminal: control characters (C0, C1, bidirectional overrides) become `\u{..}`.
+pub fn escape_control(text: &str) -> String {
+    let hostile = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.chars().any(hostile) {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            c if hostile(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_round_trip_through_their_names() {
+        for kind in FaultKind::ALL {
+            assert_eq!(FaultKind::parse(kind.as_str()), Some(kind));
+            assert_eq!(serde_json::to_string(&kind).ok(), Some(format!("\"{}\"", kind.as_str())));
+        }
+    }
+
+    #[test]
+    fn an_excerpt_is_short_and_harmless() {
+        assert_eq!(excerpt(b"a\x1b[31mred\n"), "a\\u{1b}[31mred\\n");
+        assert_eq!(excerpt(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+        assert_eq!(excerpt("长".repeat(500).as_bytes()).chars().count(), EXCERPT_CHARS + 1);
+    }
+}
