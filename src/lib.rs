@@ -1,6 +1,7 @@
 //! zbatch labels posts with a language model through a Batch API.
 
 pub mod analysis;
+pub mod cli;
 pub mod error;
 pub mod flow;
 pub mod lines;

@@ -1,7 +1,100 @@
-//! What is in force: flags over environment over config file over defaults, checked.
+//! What is in force: flags over environment over config file over defaults, checked once, at start.
+
+use std::time::Duration;
 
 /// The candidate that looks most like `word`.
 pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> &'a str {
     let score = |candidate: &str| strsim::jaro_winkler(word, candidate);
     candidates.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).unwrap_or_default()
+}
+
+/// How many rows may go wrong before the exit code is 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MaxFaults {
+    Rows(u64),
+    Percent(f64),
+}
+
+impl MaxFaults {
+    pub fn exceeded(self, faults: u64, rows: u64) -> bool {
+        match self {
+            Self::Rows(most) => faults > most,
+            #[expect(clippy::cast_precision_loss, reason = "a share of rows; 2^53 of them are beyond us")]
+            Self::Percent(most) => faults as f64 > rows as f64 * most / 100.0,
+        }
+    }
+}
+
+pub fn parse_max_faults(text: &str) -> Result<MaxFaults, String> {
+    match text.strip_suffix('%') {
+        Some(percent) => match percent.trim().parse::<f64>() {
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(MaxFaults::Percent(percent)),
+            _ => Err("a percentage is from 0% to 100%".to_owned()),
+        },
+        None => {
+            text.parse().map(MaxFaults::Rows).map_err(|_| "a number of rows, or a percentage such as 1%".to_owned())
+        }
+    }
+}
+
+/// `1000`, `100MB` (10^6), `64MiB` (2^20); at least one byte.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim_end();
+    let unit = text.strip_prefix(digits).unwrap_or_default().trim();
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(format!("`{unit}` is no unit; use kB, MB, GB, KiB, MiB or GiB")),
+    };
+    let count: u64 = digits.parse().map_err(|_| "a size is a whole number, e.g. 1000, 100MB or 64MiB".to_owned())?;
+    count.checked_mul(factor).filter(|bytes| *bytes > 0).ok_or_else(|| "that is no size".to_owned())
+}
+
+/// `2`, `1.5s`, `250ms`, `10m`, `24h`, `1d`; a bare number is seconds.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds: f64 = match text.strip_prefix(digits).unwrap_or_default() {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        unit => return Err(format!("`{unit}` is no unit of time; use ms, s, m, h or d")),
+    };
+    let count: f64 = digits.trim().parse().map_err(|_| "a time is a number, e.g. 250ms, 60s or 2h".to_owned())?;
+    Duration::try_from_secs_f64(count * seconds).map_err(|_| "that is no time".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times() {
+        assert_eq!(parse_bytes("100MB"), Ok(100_000_000));
+        assert_eq!(parse_bytes("64MiB"), Ok(64 << 20));
+        assert_eq!(parse_bytes("17"), Ok(17));
+        for bad in ["", "MB", "-1", "0", "1.5MB", "10XB", "99999999999GiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_duration("1.5h"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "s", "-1s", "1y", "inf", "nan"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_share_of_faults() {
+        let percent = parse_max_faults("1%").expect("valid");
+        assert!(!percent.exceeded(1, 100) && percent.exceeded(2, 100));
+        assert!(!MaxFaults::Rows(0).exceeded(0, 5) && MaxFaults::Rows(0).exceeded(1, 5));
+        assert!(parse_max_faults("101%").is_err() && parse_max_faults("x").is_err());
+    }
 }

@@ -1,0 +1,576 @@
+//! The command line as it is typed: clap structs and nothing else. `settings::resolve` turns them into
+//! checked values; parsing touches no file and no network. A flag's doc comment is its help.
+
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::settings::{MaxFaults, parse_bytes, parse_duration, parse_max_faults};
+
+#[derive(Debug, Parser)]
+#[command(name = "zbatch", version, about, long_about = LONG_ABOUT, max_term_width = 100, subcommand_required = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+    #[command(flatten)]
+    pub output: Verbosity,
+}
+
+const LONG_ABOUT: &str = "\
+Labels ten thousand to a hundred million texts with a language model through a Batch API: half price, streamed,
+resumable, in constant memory.
+
+  zbatch run posts.jsonl -o enhanced.jsonl --emulate   the whole job, no key and no network needed
+  zbatch run posts.jsonl -o enhanced.jsonl             the same for real (ZHIPUAI_API_KEY is set)
+  zbatch gen posts.jsonl | head -1                     look at a request
+
+Posts come in as JSON Lines or one JSON array, plain or gz/zst/bz2/xz. Data goes to stdout, all else to stderr.";
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Gen(GenArgs),
+    Chunk(ChunkArgs),
+    Parse(ParseArgs),
+    Merge(MergeArgs),
+    Submit(SubmitArgs),
+    Fetch(FetchArgs),
+    Run(Box<RunArgs>),
+    Status(StatusArgs),
+    Cancel(CancelArgs),
+    Emulate(EmulateArgs),
+    Config(ConfigArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Verbosity {
+    /// Say only what went wrong
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more; twice for every call to the provider
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// How progress is shown on stderr; auto: bars on a terminal, plain lines otherwise
+    #[arg(long, global = true, value_enum, default_value_t = Progress::Auto)]
+    pub progress: Progress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    Auto,
+    Plain,
+    Json,
+    None,
+}
+
+/// Where settings and analyses come from.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Analyses")]
+pub struct SourceArgs {
+    /// Config file [default: $ZBATCH_CONFIG, ./batch/config.json, ./config.json]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Reference data and local images [default: ./data if it is there, else the embedded data]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// More analyses: one folder each; the same name replaces a built-in one
+    #[arg(long, value_name = "DIR")]
+    pub analyses: Option<PathBuf>,
+    /// Only these analyses, by name
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub only: Vec<String>,
+}
+
+/// Whom to ask.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Provider")]
+pub struct ModelArgs {
+    /// Model for posts without images [default: glm-4-air]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Model for posts with images [default: glm-4v-plus]
+    #[arg(long, value_name = "MODEL")]
+    pub multimodal_model: Option<String>,
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Provider")]
+pub struct ProviderArgs {
+    /// zhipu, openai, dashscope, siliconflow, moonshot or groq [default: zhipu]
+    ///
+    /// Assumed and not verified: the limits of moonshot and groq files (100 MB), dashscope's window (24h),
+    /// siliconflow's extra status `in_queue`. A provider's own limits stay in force with another --base-url.
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+    /// Base URL of the API, with or without a trailing slash; https, or http on a loopback address
+    #[arg(long, value_name = "URL")]
+    pub base_url: Option<String>,
+}
+
+/// How posts are read.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub struct InputArgs {
+    /// Longest line; a longer one is a fault, skipped in constant memory
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
+    pub max_line: u64,
+    /// Index of the first post, for a partition of a larger input
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub start_index: u64,
+}
+
+/// Which rows are asked for.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Rows")]
+pub struct RowArgs {
+    /// Ask only for fields that are absent or null in a post
+    #[arg(long)]
+    pub missing: bool,
+    /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post)
+    #[arg(long, value_name = "FILE")]
+    pub skip: Option<PathBuf>,
+    /// What a post that cannot be read does
+    #[arg(long, value_enum, default_value_t = OnBadPost::Fault)]
+    pub on_bad_post: OnBadPost,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnBadPost {
+    #[default]
+    Fault,
+    Stop,
+}
+
+/// What happens to rows that went wrong.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Faults")]
+pub struct FaultArgs {
+    /// Write every fault here, one JSON object a line [default: count them, show the first five]
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+    /// Exit 1 if more rows than this went wrong: a number or a percentage
+    #[arg(long, value_name = "N|P%", default_value = "0", value_parser = parse_max_faults)]
+    pub max_faults: MaxFaults,
+    /// Write the report here, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// Where chunks are cut.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Chunks")]
+pub struct LimitArgs {
+    /// Most lines in a chunk file [default: 10000]
+    #[arg(long, value_name = "N")]
+    pub max_lines: Option<NonZeroU32>,
+    /// Most bytes in a chunk file, e.g. 100MB or 64MiB [default: 500MB; the provider's cap binds when it is smaller]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub max_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Work directory")]
+pub struct WorkArgs {
+    /// Work directory [default: paths.work_dir, `temp` beside the config found, or ./batch/temp]
+    #[arg(short = 'd', long, value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
+}
+
+/// How the joiner uses memory.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Memory")]
+pub struct MemoryArgs {
+    /// Memory for all answers that wait to be joined; the rest is spilled
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_bytes)]
+    pub memory: u64,
+    /// Directory for what is spilled [default: $TMPDIR or /tmp; for run the work directory]
+    #[arg(long, value_name = "DIR")]
+    pub tmp_dir: Option<PathBuf>,
+}
+
+/// How posts are written.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Output file, `-` for stdout; .gz and .zst compress; may name the input
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// One array or JSON Lines [default: by the output's name, lines on stdout]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Json,
+    Jsonl,
+}
+
+/// How the provider is reached.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Provider")]
+pub struct RemoteArgs {
+    /// File that holds the key (mode 0600) [default: the provider's variable, e.g. ZHIPUAI_API_KEY]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// One more root certificate (PEM) to trust
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+    /// Time between looks at the batches, e.g. 250ms or 60s [default: 60s]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub poll_interval: Option<Duration>,
+    /// Stop waiting after this long (batches run on; exit 75)
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Do what can be done now, then stop (exit 75 if something remains)
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Keep a chunk's request file after its batch has ended
+    #[arg(long)]
+    pub keep_requests: bool,
+    /// Keep a batch's files at the provider after they were downloaded
+    #[arg(long)]
+    pub keep_remote: bool,
+}
+
+/// What may be spent.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Money")]
+pub struct SpendArgs {
+    /// Most batches that run at one time [default: 3]
+    #[arg(long, value_name = "N")]
+    pub max_concurrent_tasks: Option<NonZeroU32>,
+    /// How long a create without an answer is looked for before it is sent again [default: 120s]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub settle: Option<Duration>,
+    /// After a create without an answer that no listing shows: create again, or stop with exit 75
+    #[arg(long, value_enum, default_value_t = OnAmbiguous::Recreate)]
+    pub on_ambiguous: OnAmbiguous,
+    /// Refuse before the first create if the work directory would hold more batches than this
+    #[arg(long, value_name = "N")]
+    pub max_batches: Option<u64>,
+    /// Refuse before the first create if the work directory would hold more requests than this
+    #[arg(long, value_name = "N")]
+    pub max_requests: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnAmbiguous {
+    #[default]
+    Recreate,
+    Hold,
+}
+
+/// Render request lines from posts, as a filter or into chunk files
+///
+/// Examples:
+///   cat posts.jsonl | zbatch gen | head -1
+///   zbatch gen posts.json.gz --only topic_analysis -o requests.jsonl
+///   zbatch gen -d work posts.jsonl              chunk files, ready for `zbatch submit -d work`
+///   zbatch gen --missing enhanced.jsonl         only what is still absent or null
+///
+/// Memory: at most 32 MiB for lines up to 1 MiB, at any number of posts.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct GenArgs {
+    /// Posts: JSON Lines or one JSON array, plain or compressed; `-` or nothing: stdin
+    pub posts: Option<PathBuf>,
+    /// Cut into chunk files in this work directory instead of writing lines
+    #[arg(short = 'd', long, value_name = "DIR", conflicts_with = "output")]
+    pub work_dir: Option<PathBuf>,
+    /// Request lines go here, `-` for stdout; .gz and .zst compress
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// With -d: move another input's or configuration's contents to DIR.old-N first
+    #[arg(long, requires = "work_dir")]
+    pub new: bool,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    #[command(flatten)]
+    pub rows: RowArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
+}
+
+/// Cut request lines that came from elsewhere into chunk files
+///
+/// Examples:
+///   zbatch gen posts.jsonl | jq -c '.body.max_tokens=64' | zbatch chunk -d work
+///
+/// Memory: at most 32 MiB for lines up to 1 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct ChunkArgs {
+    /// Request lines; `-` or nothing: stdin
+    pub requests: Option<PathBuf>,
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// Move another input's or configuration's contents to DIR.old-N first
+    #[arg(long)]
+    pub new: bool,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Longest line; a longer one is a fault, skipped in constant memory
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
+    pub max_line: u64,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
+}
+
+/// Judge result lines: one answer or fault a line, in order
+///
+/// Examples:
+///   zbatch parse results/*.jsonl > answers.jsonl
+///   zbatch fetch -d work -o - | zbatch parse | zbatch merge posts.jsonl - > enhanced.jsonl
+///
+/// Memory: at most 32 MiB for lines up to 1 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct ParseArgs {
+    /// Result files, plain or compressed; `-` or nothing: stdin
+    pub results: Vec<PathBuf>,
+    /// Answers go here, `-` for stdout; .gz and .zst compress
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Longest line; a longer one is a fault, skipped in constant memory
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
+    pub max_line: u64,
+    #[command(flatten)]
+    pub faults: FaultArgs,
+}
+
+/// Join answers to posts: the posts, in their order, with the analyses' fields
+///
+/// Examples:
+///   zbatch merge posts.jsonl answers.jsonl -o enhanced.json
+///   zbatch parse results/*.jsonl | zbatch merge posts.jsonl - > enhanced.jsonl
+///
+/// Memory: at most 256 MiB at any number of posts and answers (--memory).
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct MergeArgs {
+    /// Posts: JSON Lines or one JSON array, plain or compressed; `-`: stdin
+    pub posts: PathBuf,
+    /// Answer files, in any order; `-` or nothing: stdin
+    pub answers: Vec<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
+}
+
+/// Upload chunks and create their batches; ends when every chunk has one
+///
+/// Examples:
+///   zbatch submit -d work
+///   zbatch submit -d work --no-wait       as many as may run now, for a cron job
+///   zbatch submit -d work --max-batches 10
+///
+/// Memory: at most 64 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    pub work: WorkArgs,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    #[command(flatten)]
+    pub spend: SpendArgs,
+}
+
+/// Wait for the batches, download and verify their results
+///
+/// Examples:
+///   zbatch fetch -d work
+///   zbatch fetch -d work -o - | zbatch parse | zbatch merge posts.jsonl - > enhanced.jsonl
+///   zbatch fetch -d work --again failed
+///
+/// Memory: at most 64 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct FetchArgs {
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// Also write every verified result line here, `-` for stdout; .gz and .zst compress
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Download these chunks again, or `failed` for those whose download failed or came short
+    #[arg(long, value_name = "CHUNK", num_args = 1..)]
+    pub again: Vec<String>,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+/// Do the whole job: posts in, enhanced posts out; the same command resumes
+///
+/// Examples:
+///   zbatch run posts.jsonl -o enhanced.jsonl --emulate     no key, no network
+///   zbatch run posts.jsonl -o enhanced.jsonl -d work
+///   cat posts.jsonl | zbatch run - -o enhanced.json
+///   zbatch run --missing enhanced.jsonl -o round2.jsonl -d work2
+///
+/// Memory: at most 256 MiB at any number of posts (--memory).
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct RunArgs {
+    /// Posts, plain or compressed; `-`: stdin, spooled [default: {data_dir}/posts.json]
+    pub posts: Option<PathBuf>,
+    #[command(flatten)]
+    pub work: WorkArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// Move another input's or configuration's contents to DIR.old-N first
+    #[arg(long)]
+    pub new: bool,
+    /// Ask the embedded emulator instead of a provider: no key, no network, invented answers
+    #[arg(long)]
+    pub emulate: bool,
+    #[command(flatten)]
+    pub emulator: EmulatorArgs,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    #[command(flatten)]
+    pub spend: SpendArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    #[command(flatten)]
+    pub rows: RowArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
+}
+
+/// Show where a work directory stands: a fold of its journal, without a lock
+///
+/// Examples:
+///   zbatch status -d work
+///   zbatch status -d work --json | jq .chunks
+///   zbatch status -d work --watch
+///
+/// Memory: at most 64 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// One JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Show again whenever something changed, until all is done
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+/// Cancel the batches that run; what was finished is still fetched and merged
+///
+/// Examples:
+///   zbatch cancel -d work && zbatch fetch -d work
+///
+/// Memory: at most 64 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct CancelArgs {
+    #[command(flatten)]
+    pub work: WorkArgs,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+/// Serve the Batch API on 127.0.0.1: for tests, or in front of a model server of your own
+///
+/// Examples:
+///   zbatch emulate --port 8900 &                the base URL is the first line on stdout
+///   ZHIPUAI_API_KEY=any zbatch run posts.jsonl -o out.jsonl --base-url http://127.0.0.1:8900/api/paas/v4
+///   zbatch emulate --upstream http://127.0.0.1:8080/v1     real answers from a local chat server
+///
+/// Memory: at most 64 MiB; files are on disk (--state).
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct EmulateArgs {
+    /// Port on 127.0.0.1; 0 picks a free one
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
+    /// Directory of the server's files and state, kept between runs [default: a temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub emulator: EmulatorArgs,
+}
+
+/// How the emulator behaves.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Emulator")]
+pub struct EmulatorArgs {
+    /// Time a batch takes
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub latency: Option<Duration>,
+    /// Answers depend on this and the request line only
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// What goes wrong, e.g. invalid=1% or rate_limit=3; may be given several times
+    #[arg(long, value_name = "SPEC")]
+    pub fault: Vec<String>,
+    /// OpenAI-style chat server that answers each line (key from ZBATCH_UPSTREAM_KEY)
+    #[arg(long, value_name = "URL")]
+    pub upstream: Option<String>,
+}
+
+/// Show what is in force and where each value came from
+///
+/// Examples:
+///   zbatch config
+///   zbatch config --config batch/config.json
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub work: WorkArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
