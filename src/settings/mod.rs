@@ -1,0 +1,263 @@
+//! What is in force: flags over environment over config file over defaults, checked once, at start.
+//! Every value remembers where it came from, for `zbatch config` and for messages.
+
+mod file;
+mod units;
+
+use std::{
+    fmt,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use units::{MaxFaults, parse_bytes, parse_duration, parse_max_faults};
+
+use crate::{
+    analysis::{AnalysisSet, Sources},
+    cli::{ModelArgs, ProviderArgs, SourceArgs},
+    error::{Error, Result},
+};
+
+const MODEL: &str = "glm-4-air";
+const MULTIMODAL_MODEL: &str = "glm-4v-plus";
+const PROVIDER: &str = "zhipu";
+const TEMPERATURE: f64 = 0.7;
+const MAX_CONCURRENT_TASKS: NonZeroU32 = NonZeroU32::new(3).expect("3 is not 0");
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
+const MAX_LINES: u64 = 10_000;
+const MAX_BYTES: u64 = 500_000_000;
+
+/// The candidate that looks most like `word`.
+pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> &'a str {
+    let score = |candidate: &str| strsim::jaro_winkler(word, candidate);
+    candidates.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).unwrap_or_default()
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Flag(&'static str),
+    Environment(&'static str),
+    File(PathBuf),
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(flag) => f.write_str(flag),
+            Self::Environment(variable) => write!(f, "${variable}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value and where it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sourced<T> {
+    pub value: T,
+    pub origin: Origin,
+}
+
+/// The config file in force, if there is one, and the rules that put flags and environment above it.
+#[derive(Debug, Default)]
+pub struct Config {
+    /// The file that was found.
+    path: Option<PathBuf>,
+    file: file::ConfigFile,
+}
+
+/// Whom to ask, and under which models.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Models {
+    pub model: Sourced<String>,
+    pub multimodal_model: Sourced<String>,
+    pub provider: Sourced<String>,
+    /// `None`: the provider's own.
+    pub base_url: Option<Sourced<String>>,
+    pub temperature: Sourced<serde_json::Number>,
+}
+
+impl Config {
+    /// The first of `--config`, `$ZBATCH_CONFIG`, `./batch/config.json`, `./config.json`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Input`] for a named file that is missing, and for one that is wrong.
+    pub fn load(flag: Option<&Path>) -> Result<Self> {
+        let variable = std::env::var_os("ZBATCH_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
+        if let Some(path) = flag.map(Path::to_owned).or(variable) {
+            return Ok(Self { file: file::ConfigFile::read(&path)?, path: Some(path) });
+        }
+        for path in ["batch/config.json", "config.json"].map(PathBuf::from) {
+            if path.is_file() && (path.starts_with("batch") || file::looks_like_ours(&path)?) {
+                return Ok(Self { file: file::ConfigFile::read(&path)?, path: Some(path) });
+            }
+        }
+        Ok(Self::default())
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    pub fn models(&self, flags: &ModelArgs) -> Result<Models> {
+        let batch = &self.file.batch;
+        let temperature = match &batch.temperature {
+            Some(temperature) => self.in_file(temperature.clone()),
+            None => default(serde_json::Number::from_f64(TEMPERATURE).unwrap_or_else(|| 0.into())),
+        };
+        let (provider, base_url) = self.provider(&flags.provider)?;
+        Ok(Models {
+            model: self.text("--model", flags.model.as_ref(), batch.model.as_ref(), MODEL),
+            multimodal_model: self.text(
+                "--multimodal-model",
+                flags.multimodal_model.as_ref(),
+                batch.multimodal_model.as_ref(),
+                MULTIMODAL_MODEL,
+            ),
+            provider,
+            base_url,
+            temperature,
+        })
+    }
+
+    /// The provider's name and, if it is not the provider's own, the base URL.
+    pub fn provider(&self, flags: &ProviderArgs) -> Result<(Sourced<String>, Option<Sourced<String>>)> {
+        let batch = &self.file.batch;
+        let provider = self.text("--provider", flags.provider.as_ref(), batch.provider.as_ref(), PROVIDER);
+        let variable = || {
+            let zhipu = provider.value == PROVIDER;
+            std::env::var("ZHIPUAI_BASE_URL").ok().filter(|url| zhipu && !url.is_empty())
+        };
+        let base_url = match (&flags.base_url, &batch.base_url) {
+            (Some(url), _) => Some(Sourced { value: url.clone(), origin: Origin::Flag("--base-url") }),
+            (None, filed) => match (variable(), filed) {
+                (Some(url), _) => Some(Sourced { value: url, origin: Origin::Environment("ZHIPUAI_BASE_URL") }),
+                (None, Some(url)) => Some(self.in_file(url.clone())),
+                (None, None) => None,
+            },
+        };
+        if base_url.as_ref().is_some_and(|url| url.value.trim().is_empty()) {
+            return Err(Error::usage("the base URL is empty").fix("leave --base-url out for the provider's own"));
+        }
+        Ok((provider, base_url))
+    }
+
+    pub fn work_dir(&self, flag: Option<&Path>) -> Sourced<PathBuf> {
+        match (flag, &self.file.paths.work_dir, &self.path) {
+            (Some(dir), ..) => Sourced { value: dir.to_owned(), origin: Origin::Flag("-d") },
+            (None, Some(dir), _) => self.in_file(self.beside(dir)),
+            (None, None, Some(_)) => self.in_file(self.beside(Path::new("temp"))),
+            (None, None, None) => default(PathBuf::from("batch/temp")),
+        }
+    }
+
+    /// `None`: there is none, the embedded files are used.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Input`] for one that was named and is not a directory.
+    pub fn data_dir(&self, flag: Option<&Path>) -> Result<Option<Sourced<PathBuf>>> {
+        let named = match (flag, &self.file.paths.data_dir) {
+            (Some(dir), _) => Sourced { value: dir.to_owned(), origin: Origin::Flag("--data-dir") },
+            (None, Some(dir)) => self.in_file(self.beside(dir)),
+            (None, None) => {
+                let here = PathBuf::from("data");
+                return Ok(here.is_dir().then(|| default(here)));
+            }
+        };
+        if named.value.is_dir() {
+            return Ok(Some(named));
+        }
+        Err(Error::input(format!("the data dir {} ({}) is not a directory", named.value.display(), named.origin))
+            .fix("name an existing one with --data-dir"))
+    }
+
+    pub fn enhanced_output(&self) -> Sourced<PathBuf> {
+        match &self.file.paths.enhanced_output {
+            Some(path) => self.in_file(self.beside(path)),
+            None => default(PathBuf::from("enhanced_blogs.json")),
+        }
+    }
+
+    pub fn max_concurrent(&self, flag: Option<NonZeroU32>) -> Sourced<NonZeroU32> {
+        self.pick("--max-concurrent-tasks", flag, self.file.batch.max_concurrent_tasks, MAX_CONCURRENT_TASKS)
+    }
+
+    pub fn poll_interval(&self, flag: Option<Duration>) -> Sourced<Duration> {
+        self.pick("--poll-interval", flag, self.file.batch.poll_interval, POLL_INTERVAL)
+    }
+
+    pub fn max_lines(&self, flag: Option<NonZeroU32>) -> Sourced<u64> {
+        self.pick("--max-lines", flag.map(|n| u64::from(n.get())), self.file.batch.max_lines, MAX_LINES)
+    }
+
+    pub fn max_bytes(&self, flag: Option<u64>) -> Sourced<u64> {
+        self.pick("--max-bytes", flag, self.file.batch.max_bytes, MAX_BYTES)
+    }
+
+    /// The analyses in force; all verbs resolve the same set by this rule.
+    pub fn analyses(&self, flags: &SourceArgs) -> Result<AnalysisSet> {
+        AnalysisSet::load(&Sources {
+            data_dir: self.data_dir(flags.data_dir.as_deref())?.map(|dir| dir.value),
+            analyses_dir: flags.analyses.clone(),
+            only: flags.only.clone(),
+        })
+    }
+
+    /// Paths in a config file are relative to it.
+    fn beside(&self, path: &Path) -> PathBuf {
+        self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).join(path)
+    }
+
+    fn in_file<T>(&self, value: T) -> Sourced<T> {
+        Sourced { value, origin: self.path.clone().map_or(Origin::Default, Origin::File) }
+    }
+
+    fn pick<T>(&self, flag: &'static str, typed: Option<T>, filed: Option<T>, otherwise: T) -> Sourced<T> {
+        match (typed, filed) {
+            (Some(value), _) => Sourced { value, origin: Origin::Flag(flag) },
+            (None, Some(value)) => self.in_file(value),
+            (None, None) => default(otherwise),
+        }
+    }
+
+    fn text(
+        &self,
+        flag: &'static str,
+        typed: Option<&String>,
+        filed: Option<&String>,
+        otherwise: &str,
+    ) -> Sourced<String> {
+        self.pick(flag, typed.cloned(), filed.cloned(), otherwise.to_owned())
+    }
+}
+
+fn default<T>(value: T) -> Sourced<T> {
+    Sourced { value, origin: Origin::Default }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_beat_the_file_which_beats_defaults() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("config.json");
+        crate::lines::output::write_whole(
+            &path,
+            br#"{"batch":{"model":"m1","poll_interval":"2m"},"paths":{"work_dir":"w"}}"#,
+        )
+        .expect("written");
+        let config = Config::load(Some(&path)).expect("a config");
+        let flags = ModelArgs { model: Some("m2".to_owned()), ..Default::default() };
+        let models = config.models(&flags).expect("models");
+        assert_eq!(models.model, Sourced { value: "m2".to_owned(), origin: Origin::Flag("--model") });
+        assert_eq!(models.multimodal_model.origin, Origin::Default);
+        assert_eq!(config.models(&ModelArgs::default()).expect("models").model.value, "m1");
+        assert_eq!(config.work_dir(None).value, dir.path().join("w"));
+        assert_eq!(config.poll_interval(None).value, Duration::from_secs(120));
+    }
+}
