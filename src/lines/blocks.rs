@@ -1,1 +1,409 @@
-//! Blocks of whole lines.
+//! Blocks of whole lines: what every stage reads. A line never travels alone; blocks do.
+//!
+//! A reader cuts its input at line feeds, or at the elements of one JSON array, and gives each line its place:
+//! index, line number, byte offset. Lines of white space only take no index. A line over the limit is handed on as
+//! its first bytes and skipped in constant memory.
+
+use std::io::{self, Read};
+
+use super::{
+    array::{ArraySplitter, Place},
+    input::Input,
+};
+use crate::error::{Error, Result};
+
+/// A block is handed on when it holds this many bytes; one longer line may make it larger.
+pub const BLOCK_BYTES: usize = 1 << 20;
+/// One read from the input.
+const READ_BYTES: usize = 256 << 10;
+/// What is kept of a line over the limit.
+pub const HEAD_BYTES: usize = 512;
+
+/// Lines, with their places, in one buffer that is used again.
+#[derive(Debug, Default)]
+pub struct Block {
+    bytes: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: usize,
+    end: usize,
+    index: u64,
+    number: u64,
+    offset: u64,
+    too_long: bool,
+}
+
+/// One line, without its line break.
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    pub bytes: &'a [u8],
+    /// Place among the lines that count, from `start_index`.
+    pub index: u64,
+    /// Line number in the input, from 1.
+    pub number: u64,
+    /// Bytes from the start of the decompressed input.
+    pub offset: u64,
+    /// Over the limit: `bytes` is only its beginning.
+    pub too_long: bool,
+}
+
+impl Block {
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.spans.iter().map(|span| Line {
+            bytes: self.bytes.get(span.start..span.end).unwrap_or_default(),
+            index: span.index,
+            number: span.number,
+            offset: span.offset,
+            too_long: span.too_long,
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.spans.clear();
+        self.bytes.clear();
+        // After one very long line the buffer goes back to its usual size.
+        if self.bytes.capacity() > 4 * BLOCK_BYTES {
+            self.bytes.shrink_to(2 * BLOCK_BYTES);
+        }
+    }
+}
+
+/// What the input may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// JSON Lines.
+    Lines,
+    /// JSON Lines or one JSON array, told by the first byte.
+    LinesOrArray,
+}
+
+enum Mode {
+    Unknown,
+    Lines,
+    Array(ArraySplitter),
+}
+
+/// Cuts an input into blocks of lines.
+pub struct LineReader {
+    input: Input,
+    shape: Shape,
+    mode: Mode,
+    max_line: usize,
+    /// Bytes read and not yet handed on; at most one line and one read.
+    pending: Vec<u8>,
+    /// Offset of the first pending byte.
+    offset: u64,
+    /// Number of the line that the first pending byte is in.
+    number: u64,
+    next_index: u64,
+    at_end: bool,
+}
+
+impl std::fmt::Debug for LineReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LineReader").field("input", &self.input).field("next_index", &self.next_index).finish()
+    }
+}
+
+impl LineReader {
+    pub fn new(input: Input, shape: Shape, max_line: u64, start_index: u64) -> Self {
+        Self {
+            input,
+            shape,
+            mode: Mode::Unknown,
+            max_line: usize::try_from(max_line).unwrap_or(usize::MAX),
+            pending: Vec::new(),
+            offset: 0,
+            number: 1,
+            next_index: start_index,
+            at_end: false,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.input.name
+    }
+
+    /// The input is one JSON array: an element that is not JSON cannot be skipped.
+    pub fn is_array(&self) -> bool {
+        matches!(self.mode, Mode::Array(_))
+    }
+
+    /// The next lines; `false` at the end of the input. A block may hold no line.
+    pub fn fill(&mut self, block: &mut Block) -> Result<bool> {
+        block.clear();
+        if matches!(self.mode, Mode::Unknown) {
+            self.find_mode()?;
+        }
+        match self.mode {
+            Mode::Array(_) => self.fill_from_array(block),
+            Mode::Unknown | Mode::Lines => self.fill_lines(block),
+        }
+    }
+
+    fn read_more(&mut self) -> Result<usize> {
+        let have = self.pending.len();
+        self.pending.resize(have + READ_BYTES, 0);
+        let read = loop {
+            match self.input.reader.read(self.pending.get_mut(have..).unwrap_or_default()) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        self.pending.truncate(have + *read.as_ref().unwrap_or(&0));
+        self.at_end = matches!(read, Ok(0));
+        read.map_err(|e| Error::io("read", &self.input.name, &e))
+    }
+
+    /// Looks at the first bytes: a byte order mark is passed over, `[` means an array.
+    fn find_mode(&mut self) -> Result<()> {
+        const BOM: &[u8] = b"\xef\xbb\xbf";
+        while self.pending.len() < BOM.len() && !self.at_end {
+            self.read_more()?;
+        }
+        if self.pending.starts_with(BOM) {
+            self.consume(BOM.len());
+        }
+        self.mode = Mode::Lines;
+        if self.shape == Shape::Lines {
+            return Ok(());
+        }
+        loop {
+            let blank = self.pending.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(self.pending.len());
+            if let Some(first) = self.pending.get(blank) {
+                if *first == b'[' {
+                    self.mode = Mode::Array(ArraySplitter::new(self.max_line));
+                }
+                return Ok(());
+            }
+            // Blank lines before the first byte are passed over, so that they cannot grow.
+            self.number += memchr::memchr_iter(b'\n', &self.pending).count() as u64;
+            self.consume(blank);
+            if self.at_end || self.read_more()? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.pending.drain(..count);
+        self.offset += count as u64;
+    }
+
+    fn fill_lines(&mut self, block: &mut Block) -> Result<bool> {
+        // The pending bytes become the block; what follows its last line feed becomes pending again.
+        let mut scanned = 0;
+        loop {
+            if memchr::memchr(b'\n', self.pending.get(scanned..).unwrap_or_default()).is_some() || self.at_end {
+                break;
+            }
+            scanned = self.pending.len();
+            if scanned > self.max_line {
+                return self.skip_long_line(block).map(|()| true);
+            }
+            self.read_more()?;
+        }
+        std::mem::swap(&mut self.pending, &mut block.bytes);
+        self.pending.clear();
+        let end = match memchr::memrchr(b'\n', &block.bytes) {
+            // Only the last line of an input may lack its line feed.
+            _ if self.at_end => block.bytes.len(),
+            Some(last) => last + 1,
+            None => 0,
+        };
+        self.pending.extend_from_slice(block.bytes.get(end..).unwrap_or_default());
+        block.bytes.truncate(end);
+        let base = self.offset;
+        let mut start = 0;
+        for feed in memchr::memchr_iter(b'\n', &block.bytes).chain((!block.bytes.ends_with(b"\n")).then_some(end)) {
+            let line = block.bytes.get(start..feed).unwrap_or_default();
+            let mut stop = feed - usize::from(line.ends_with(b"\r"));
+            if !line.iter().all(u8::is_ascii_whitespace) {
+                let too_long = line.len() > self.max_line;
+                if too_long {
+                    stop = start + HEAD_BYTES.min(line.len());
+                }
+                let offset = base + start as u64;
+                let span = Span { start, end: stop, index: self.next_index, number: self.number, offset, too_long };
+                block.spans.push(span);
+                self.next_index += 1;
+            }
+            self.number += 1;
+            start = feed + 1;
+        }
+        self.offset = base + end as u64;
+        self.refuse_pretty_printed(block)?;
+        Ok(!(self.at_end && end == 0))
+    }
+
+    fn refuse_pretty_printed(&self, block: &Block) -> Result<()> {
+        let alone =
+            |line: Line<'_>| self.shape == Shape::LinesOrArray && line.number == 1 && line.bytes.trim_ascii() == b"{";
+        if block.lines().next().is_some_and(alone) {
+            return Err(Error::input(format!(
+                "{}: pretty-printed JSON, one object over several lines",
+                self.input.name
+            ))
+            .fix("put each post on one line: jq -c . FILE"));
+        }
+        Ok(())
+    }
+
+    fn skip_long_line(&mut self, block: &mut Block) -> Result<()> {
+        block.bytes.extend_from_slice(self.pending.get(..HEAD_BYTES).unwrap_or_default());
+        let (index, number, offset) = (self.next_index, self.number, self.offset);
+        block.spans.push(Span { start: 0, end: block.bytes.len(), index, number, offset, too_long: true });
+        self.next_index += 1;
+        self.number += 1;
+        loop {
+            if let Some(feed) = memchr::memchr(b'\n', &self.pending) {
+                self.consume(feed + 1);
+                return Ok(());
+            }
+            self.offset += self.pending.len() as u64;
+            self.pending.clear();
+            self.pending.shrink_to(2 * READ_BYTES);
+            if self.read_more()? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn fill_from_array(&mut self, block: &mut Block) -> Result<bool> {
+        while block.bytes.len() < BLOCK_BYTES {
+            let Mode::Array(splitter) = &mut self.mode else { break };
+            let mut place = Place { offset: self.offset, number: self.number };
+            let mut index = self.next_index;
+            let outcome = splitter.feed(&self.pending, &mut place, |element| {
+                let start = block.bytes.len();
+                block.bytes.extend_from_slice(element.bytes);
+                let Place { offset, number } = element.place;
+                let too_long = element.too_long;
+                block.spans.push(Span { start, end: block.bytes.len(), index, number, offset, too_long });
+                index += 1;
+            });
+            let done = splitter.is_done();
+            (self.next_index, self.offset, self.number) = (index, place.offset, place.number);
+            self.pending.clear();
+            if let Err(what) = outcome {
+                return Err(self.broken_array(&what));
+            }
+            if self.at_end || self.read_more()? == 0 {
+                return if done { Ok(!block.is_empty()) } else { Err(self.broken_array("it ends without `]`")) };
+            }
+        }
+        Ok(true)
+    }
+
+    /// A syntax error in an array cannot be skipped: no one can say where the next element begins.
+    fn broken_array(&self, what: &str) -> Error {
+        Error::input(format!(
+            "{}: broken JSON array at index {}, byte {}: {what}",
+            self.name(),
+            self.next_index,
+            self.offset
+        ))
+        .fix("mend the array there; to skip single bad posts, give one post a line instead")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Gives its bytes a few at a time, as a pipe may.
+    struct Drip(Vec<u8>, usize, usize);
+
+    impl Read for Drip {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let n = self.2.min(buf.len()).min(self.0.len() - self.1);
+            buf[..n].copy_from_slice(&self.0[self.1..self.1 + n]);
+            self.1 += n;
+            Ok(n)
+        }
+    }
+
+    type Place4 = (String, u64, u64, u64);
+
+    fn lines(bytes: &[u8], piece: usize, max_line: u64) -> Result<Vec<Place4>> {
+        let input = Input { reader: Box::new(Drip(bytes.to_vec(), 0, piece)), name: "test".to_owned() };
+        let mut reader = LineReader::new(input, Shape::LinesOrArray, max_line, 0);
+        let (mut block, mut found) = (Block::default(), Vec::new());
+        while reader.fill(&mut block)? {
+            found.extend(block.lines().map(|line| {
+                let text = String::from_utf8_lossy(line.bytes) + if line.too_long { "…" } else { "" };
+                (text.into_owned(), line.index, line.number, line.offset)
+            }));
+        }
+        Ok(found)
+    }
+
+    fn place(text: &str, index: u64, number: u64, offset: u64) -> Place4 {
+        (text.to_owned(), index, number, offset)
+    }
+
+    #[test]
+    fn lines_have_places() {
+        let input = b"\xef\xbb\xbf\n{\"a\":1}\r\n  \nbad\n\n{}";
+        for piece in 1..input.len() {
+            let found = lines(input, piece, 1000).expect("readable");
+            assert_eq!(found, [place("{\"a\":1}", 0, 2, 4), place("bad", 1, 4, 16), place("{}", 2, 6, 21)], "{piece}");
+        }
+    }
+
+    #[test]
+    fn array_elements_have_places() {
+        let input = b"\n[{\"a\":\n1},\n 7]\n";
+        for piece in 1..input.len() {
+            let found = lines(input, piece, 1000).expect("readable");
+            assert_eq!(found, [place("{\"a\":1}", 0, 2, 2), place("7", 1, 4, 13)], "{piece}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_the_next_one_is_whole() {
+        let long = "x".repeat(3000);
+        for piece in [1, 7, 512, 100_000] {
+            for (input, next) in [(format!("{long}\n{{}}\n"), 3001), (format!("[\"{long}\",{{}}]"), 3004)] {
+                let found = lines(input.as_bytes(), piece, 2000).expect("readable");
+                assert_eq!((found.len(), found[0].0.len()), (2, HEAD_BYTES + "…".len()), "{piece}");
+                assert_eq!((found[1].0.as_str(), found[1].1, found[1].3), ("{}", 1, next), "{piece}");
+            }
+        }
+        for (limit, long) in [(2999, true), (3000, false), (3001, false)] {
+            let found = lines(format!("{}\n", "x".repeat(3000)).as_bytes(), 64, limit).expect("readable");
+            assert_eq!(found[0].0.ends_with('…'), long, "{limit}");
+        }
+    }
+
+    #[test]
+    fn pretty_printed_input_is_refused_with_advice() {
+        let error = lines(b"{\n \"a\": 1\n}\n", 5, 1000).expect_err("refused");
+        assert!(error.to_string().contains("jq -c"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_array_names_index_and_byte() {
+        let error = lines(b"[{},{} {}]", 3, 1000).expect_err("refused");
+        assert!(error.to_string().contains("index 2, byte 7"), "{error}");
+        assert!(lines(b"[{},{}", 3, 1000).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_and_joining_is_the_identity(texts in proptest::collection::vec("[^\r\n\\s]{1,40}", 0..50), piece in 1usize..64) {
+            prop_assume!(texts.first().is_none_or(|t| !t.starts_with(['[', '{', '\u{feff}'])));
+            let input = texts.join("\n");
+            let found: Vec<String> = lines(input.as_bytes(), piece, 1000).expect("readable").into_iter().map(|l| l.0).collect();
+            prop_assert_eq!(found, texts);
+        }
+    }
+}

@@ -1,8 +1,94 @@
-//! Inputs.
+//! Inputs: a file or stdin, plain or compressed (gz, zst, bz2, xz, told by their magic bytes, several members
+//! one after another too), as a plain `Read`. Decoding is streamed; nothing is held but the decoder's window.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::{self, Chain, Cursor, IsTerminal as _, Read},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use crate::error::{Error, Result};
+
+/// Window of an xz or zstd frame that we are willing to hold, as a power of two: 128 MiB, zstd's own limit.
+const ZSTD_WINDOW_LOG: u32 = 27;
+const XZ_MEMORY: u64 = 128 << 20;
+
+/// A decompressed input and the name that messages use for it.
+pub struct Input {
+    pub reader: Box<dyn Read + Send>,
+    /// As the user typed it; `stdin` for stdin.
+    pub name: String,
+}
+
+impl std::fmt::Debug for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Input").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Input {
+    /// `None` and `-` are stdin.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`], with `example`, when stdin is a terminal;
+    /// [`crate::error::Kind::Input`] when the file cannot be opened.
+    pub fn open(path: Option<&Path>, example: &str) -> Result<Self> {
+        let Some(path) = path.filter(|path| *path != Path::new("-")) else {
+            if io::stdin().is_terminal() {
+                return Err(Error::usage("no input: stdin is a terminal").fix(format!("e.g. {example}")));
+            }
+            let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|e| Error::io("open", "stdin", &e))?;
+            return Self::decode(File::from(stdin), "stdin".to_owned());
+        };
+        let file = File::open(path).map_err(|e| {
+            Error::input(format!("cannot open {}: {e}", path.display())).fix("check the path; `-` is stdin")
+        })?;
+        if file.metadata().is_ok_and(|meta| meta.is_dir()) {
+            return Err(Error::input(format!("{} is a directory", path.display())).fix("name a file"));
+        }
+        Self::decode(file, path.display().to_string())
+    }
+
+    fn decode(mut file: File, name: String) -> Result<Self> {
+        let mut magic = [0; 6];
+        let mut have = 0;
+        while have < magic.len() {
+            let Some(rest) = magic.get_mut(have..) else { break };
+            match file.read(rest) {
+                Ok(0) => break,
+                Ok(n) => have += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("read", &name, &e)),
+            }
+        }
+        let head = magic.get(..have).unwrap_or_default().to_vec();
+        let whole = |head: Vec<u8>, file: File| -> Chain<Cursor<Vec<u8>>, File> { Cursor::new(head).chain(file) };
+        let failed = |e: io::Error| Error::io("decompress", &name, &e);
+        let reader: Box<dyn Read + Send> = match magic {
+            [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole(head, file))),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+                let mut decoder = zstd::Decoder::new(whole(head, file)).map_err(failed)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
+                Box::new(decoder)
+            }
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Box::new(bzip2::read::MultiBzDecoder::new(whole(head, file))),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+                let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
+                    .map_err(|e| failed(e.into()))?;
+                Box::new(liblzma::read::XzDecoder::new_stream(whole(head, file), stream))
+            }
+            _ if have < magic.len() => Box::new(Cursor::new(head)),
+            _ => Box::new(whole(head, file)),
+        };
+        Ok(Self { reader, name })
+    }
+}
+
+/// The same place on disk under two names: an output may name its input, but two inputs may not both be stdin.
+pub fn is_stdin(path: Option<&PathBuf>) -> bool {
+    path.is_none_or(|path| path == Path::new("-"))
+}
 
 /// A file that is small by nature (configuration, prompt, reference data), as text.
 ///
