@@ -4,6 +4,7 @@ pub mod answers;
 pub mod chunks;
 pub mod enhanced;
 pub mod faults;
+pub mod images;
 pub mod jobs;
 pub mod posts;
 pub mod requests;

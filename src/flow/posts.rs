@@ -1,10 +1,19 @@
 //! Bytes → posts. A post is one JSON object on one line; only the fields that something asks for are
 //! looked at, and they are remembered as places in the line, so nothing is copied or re-serialised.
 
+use std::path::Path;
+
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind, PostIndex};
+use super::{Fault, FaultKind, FaultLine, PostIndex, faults::excerpt};
+use crate::{
+    error::{Error, Result as Outcome},
+    lines::{
+        blocks::{Block, Line, LineReader, Shape},
+        input::Input,
+    },
+};
 
 /// The field names that matter, each with its [`Slot`].
 #[derive(Debug, Default)]
@@ -81,6 +90,116 @@ impl<'a> Post<'a> {
 /// JSON's own white space; Unicode has more.
 pub const JSON_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
+/// Why a line is no post.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadPost {
+    pub detail: String,
+    /// It is JSON, only not a post; one that is not JSON cannot be passed over in an array.
+    pub is_json: bool,
+}
+
+impl From<BadPost> for Fault {
+    fn from(bad: BadPost) -> Self {
+        Self::new(FaultKind::BadPost, bad.detail)
+    }
+}
+
+/// A place in the input: its bytes (the beginning only, if the line is too long) and the post, if it is one.
+#[derive(Debug)]
+pub struct Place<'a> {
+    pub index: PostIndex,
+    pub bytes: &'a [u8],
+    pub post: Result<Post<'a>, FaultLine>,
+}
+
+/// How many places an input had, and how many of them were posts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PostCounts {
+    pub places: u64,
+    pub posts: u64,
+}
+
+impl PostCounts {
+    /// # Errors
+    /// An input that holds something, but no post at all, is the wrong input.
+    pub fn check(self, name: &str) -> Outcome<()> {
+        if self.places > 0 && self.posts == 0 {
+            return Err(Error::input(format!("{name}: none of its {} lines is a post", self.places))
+                .fix("a post is one JSON object on one line, or an element of one JSON array"));
+        }
+        Ok(())
+    }
+}
+
+/// Reads posts from a file or stdin; the index is given here.
+#[derive(Debug)]
+pub struct PostReader<'f> {
+    lines: LineReader,
+    parser: PostParser<'f>,
+}
+
+impl<'f> PostReader<'f> {
+    pub fn open(path: Option<&Path>, fields: &'f Fields, max_line: u64, start_index: u64) -> Outcome<Self> {
+        let input = Input::open(path, "cat posts.jsonl | zbatch gen, or zbatch gen posts.jsonl")?;
+        Ok(Self::new(input, fields, max_line, start_index))
+    }
+
+    pub fn new(input: Input, fields: &'f Fields, max_line: u64, start_index: u64) -> Self {
+        let lines = LineReader::new(input, Shape::LinesOrArray, max_line, start_index);
+        Self { lines, parser: PostParser::new(fields) }
+    }
+
+    pub fn name(&self) -> &str {
+        self.lines.name()
+    }
+
+    /// Calls `each` for every place of the input, in order.
+    ///
+    /// # Errors
+    /// What reading or `each` fails with, and an array element that is not JSON.
+    pub fn for_each(mut self, mut each: impl FnMut(Place<'_>) -> Outcome<()>) -> Outcome<PostCounts> {
+        let mut counts = PostCounts::default();
+        let mut block = Block::default();
+        while self.lines.fill(&mut block)? {
+            for line in block.lines() {
+                let index = PostIndex(line.index);
+                let post = if line.too_long {
+                    Err(BadPost { detail: "the line is longer than --max-line".to_owned(), is_json: true })
+                } else {
+                    self.parser.parse(index, line.bytes)
+                };
+                counts.places += 1;
+                counts.posts += u64::from(post.is_ok());
+                if let Err(bad) = &post
+                    && !bad.is_json
+                    && self.lines.is_array()
+                {
+                    let name = self.lines.name();
+                    return Err(Error::input(format!(
+                        "{name}: broken JSON array at index {index}, byte {}: {}",
+                        line.offset, bad.detail
+                    ))
+                    .fix("mend the array there; to skip single bad posts, give one post a line instead"));
+                }
+                let post = post.map_err(|bad| fault_line(self.lines.name(), &line, bad));
+                each(Place { index, bytes: line.bytes, post })?;
+            }
+        }
+        Ok(counts)
+    }
+}
+
+fn fault_line(name: &str, line: &Line<'_>, bad: BadPost) -> FaultLine {
+    FaultLine {
+        index: Some(line.index),
+        file: Some(name.to_owned()),
+        line: Some(line.number),
+        offset: Some(line.offset),
+        excerpt: Some(excerpt(line.bytes)),
+        ..FaultLine::new(bad.into())
+    }
+}
+
 /// Parses posts one after another, reusing its buffer.
 #[derive(Debug)]
 pub struct PostParser<'f> {
@@ -94,22 +213,23 @@ impl<'f> PostParser<'f> {
     }
 
     /// # Errors
-    /// A `bad_post` fault for bytes that are not one UTF-8 JSON object.
-    pub fn parse<'a>(&'a mut self, index: PostIndex, line: &'a [u8]) -> Result<Post<'a>, Fault> {
-        let bad = |detail: String| Fault::new(FaultKind::BadPost, detail);
+    /// Bytes that are not one UTF-8 JSON object.
+    pub fn parse<'a>(&'a mut self, index: PostIndex, line: &'a [u8]) -> Result<Post<'a>, BadPost> {
+        let bad = |detail: String| BadPost { detail, is_json: true };
+        let broken = |e: &serde_json::Error| BadPost { detail: not_json(e), is_json: false };
         let line = std::str::from_utf8(line)
             .map_err(|e| bad(format!("not UTF-8 at byte {}; convert the input, e.g. with iconv", e.valid_up_to())))?;
         if !line.trim_start_matches(JSON_SPACE).starts_with('{') {
-            return Err(bad(match serde_json::from_str::<IgnoredAny>(line) {
-                Ok(_) => "not a JSON object".to_owned(),
-                Err(e) => not_json(&e),
-            }));
+            return Err(match serde_json::from_str::<IgnoredAny>(line) {
+                Ok(_) => bad("not a JSON object".to_owned()),
+                Err(e) => broken(&e),
+            });
         }
         self.values.clear();
         let mut json = serde_json::Deserializer::from_str(line);
         let seed = ObjectSeed { fields: self.fields, line, values: &mut self.values };
-        let has_keys = seed.deserialize(&mut json).map_err(|e| bad(not_json(&e)))?;
-        json.end().map_err(|e| bad(not_json(&e)))?;
+        let has_keys = seed.deserialize(&mut json).map_err(|e| broken(&e))?;
+        json.end().map_err(|e| broken(&e))?;
         Ok(Post { index, line, values: &self.values, has_keys })
     }
 }
@@ -222,7 +342,6 @@ mod tests {
             (b"nonsense", "not JSON"),
         ] {
             let fault = parser.parse(PostIndex(0), line).map(|_| ()).expect_err("a fault");
-            assert_eq!(fault.kind, FaultKind::BadPost);
             assert!(fault.detail.contains(why), "{} for {why}", fault.detail);
         }
     }

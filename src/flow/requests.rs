@@ -1,1 +1,547 @@
-//! requests (to come)
+//! Post × analysis → request line. The prompt's constant parts were escaped once, at start; the post's own JSON
+//! strings are spliced between them as they stand, so no text of a post can leave its string.
+
+use std::{collections::HashSet, io::Write, path::Path};
+
+use super::{
+    CustomId, Fault, FaultKind, FaultLine, PostIndex,
+    images::{Image, ImageFinder, Images},
+    posts::{Post, Slot},
+};
+use crate::{
+    analysis::{Analysis, AnalysisSet},
+    error::{Error, Result},
+    settings::Models,
+};
+
+/// Which rows are asked for.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Only fields that are absent or null.
+    pub missing: bool,
+    /// Rows left out: sorted (index, place of the analysis in the set).
+    pub skip: Vec<(u64, usize)>,
+}
+
+impl Rows {
+    pub fn wants(&self, post: &Post<'_>, at: usize, analysis: &Analysis) -> bool {
+        !(self.missing && post.has_value(analysis.field_slot)) && !self.skips(post.index, at)
+    }
+
+    pub fn skips(&self, index: PostIndex, at: usize) -> bool {
+        self.skip.binary_search(&(index.0, at)).is_ok()
+    }
+}
+
+/// The constant parts of a request line around index, prompt and images.
+#[derive(Debug)]
+struct Frame {
+    /// Up to and with `"custom_id":"NAME_`.
+    id: String,
+    /// From after the index to the prompt, for the text model.
+    text: (String, String),
+    /// The same for the multimodal model; the second part follows the images.
+    vision: (String, String),
+}
+
+/// One request line, ready to be written. Borrowed from the renderer until the next one.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub index: PostIndex,
+    /// Place in the set.
+    pub analysis: usize,
+    /// Goes to the multimodal model, and that is another one.
+    pub vision: bool,
+    /// Bytes of the line, line feed included.
+    pub bytes: u64,
+    head: &'a [u8],
+    images: &'a [Image],
+    tail: &'a [u8],
+}
+
+const IMAGE_OPEN: &str = r#",{"type":"image_url","image_url":{"url":""#;
+const IMAGE_CLOSE: &str = r#""}}"#;
+
+impl Request<'_> {
+    pub fn write_to(&self, out: &mut impl Write) -> Result<()> {
+        let failed = |e: std::io::Error| Error::io("write", "the request", &e);
+        out.write_all(self.head).map_err(failed)?;
+        for image in self.images {
+            out.write_all(IMAGE_OPEN.as_bytes()).map_err(failed)?;
+            image.write_to(out)?;
+            out.write_all(IMAGE_CLOSE.as_bytes()).map_err(failed)?;
+        }
+        out.write_all(self.tail).map_err(failed)
+    }
+}
+
+/// What rendering saw that is no fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenderTally {
+    pub requests: u64,
+    /// Lone surrogates that became U+FFFD.
+    pub surrogates: u64,
+    /// Images beyond the most that a request may hold.
+    pub images_dropped: u64,
+    /// Rows left out by `--skip`.
+    pub skipped: u64,
+}
+
+/// Renders the requests of one post after another, reusing its buffers.
+#[derive(Debug)]
+pub struct Renderer<'s> {
+    set: &'s AnalysisSet,
+    frames: Vec<Frame>,
+    finder: ImageFinder,
+    rows: Rows,
+    max_bytes: u64,
+    /// The multimodal model is another one, so that its requests need files of their own.
+    two_models: bool,
+    line: Vec<u8>,
+    texts: Texts,
+    pub tally: RenderTally,
+}
+
+impl<'s> Renderer<'s> {
+    /// `url` is the provider's line url; a line of more than `max_bytes` is a `too_large` fault.
+    pub fn new(
+        set: &'s AnalysisSet,
+        models: &Models,
+        url: &str,
+        data_dir: Option<&Path>,
+        rows: Rows,
+        max_bytes: u64,
+    ) -> Result<Self> {
+        let (text, vision) = (&models.model.value, &models.multimodal_model.value);
+        let frames = set
+            .list
+            .iter()
+            .map(|analysis| Frame::new(analysis, text, vision, url, &models.temperature.value))
+            .collect();
+        Ok(Self {
+            set,
+            frames,
+            finder: ImageFinder::new(data_dir)?,
+            rows,
+            max_bytes,
+            two_models: text != vision,
+            line: Vec::new(),
+            texts: Texts::default(),
+            tally: RenderTally::default(),
+        })
+    }
+
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// Renders every wanted request of a post, in the order of the analyses.
+    pub fn render(
+        &mut self,
+        post: &Post<'_>,
+        mut yield_request: impl FnMut(&Request<'_>) -> Result<()>,
+        mut yield_fault: impl FnMut(FaultLine) -> Result<()>,
+    ) -> Result<()> {
+        self.texts.clear();
+        let mut images: Option<Images> = None;
+        for (at, (analysis, frame)) in self.set.list.iter().zip(&self.frames).enumerate() {
+            if !self.rows.wants(post, at, analysis) {
+                self.tally.skipped += u64::from(self.rows.skips(post.index, at));
+                continue;
+            }
+            let mut fault = |fault: Fault, name: Option<&str>| {
+                let (index, analysis) = (Some(post.index.0), name.map(str::to_owned));
+                yield_fault(FaultLine { index, analysis, ..FaultLine::new(fault) })
+            };
+            if let Some(missing) = missing_text(post, analysis) {
+                fault(missing, Some(&analysis.name))?;
+                continue;
+            }
+            let found: &[Image] = match self.set.image_slot.filter(|_| analysis.images) {
+                None => &[],
+                Some(slot) => {
+                    let images = match &mut images {
+                        Some(images) => images,
+                        None => {
+                            let mut new = post.raw(slot).map_or_else(Images::default, |raw| self.finder.find(raw));
+                            for broken in new.faults.drain(..) {
+                                fault(broken, None)?;
+                            }
+                            self.tally.images_dropped += new.dropped;
+                            images.insert(new)
+                        }
+                    };
+                    &images.found
+                }
+            };
+            let (open, close) = if found.is_empty() { &frame.text } else { &frame.vision };
+            self.line.clear();
+            self.line.extend_from_slice(frame.id.as_bytes());
+            push_index(&mut self.line, post.index.0);
+            self.line.extend_from_slice(open.as_bytes());
+            for piece in &analysis.template.pieces {
+                self.line.extend_from_slice(piece.constant.as_bytes());
+                if let Some(slot) = piece.slot {
+                    self.texts.push_to(post, slot, &mut self.line, &mut self.tally.surrogates);
+                }
+            }
+            let mut tail_at = self.line.len();
+            if !found.is_empty() {
+                // The text part ends before the images.
+                self.line.extend_from_slice(b"\"}");
+                tail_at = self.line.len();
+            }
+            self.line.extend_from_slice(close.as_bytes());
+            let frames = (IMAGE_OPEN.len() + IMAGE_CLOSE.len()) as u64;
+            let bytes = self.line.len() as u64 + found.iter().map(|image| image.len() + frames).sum::<u64>();
+            if bytes > self.max_bytes {
+                let detail = format!("its request has {bytes} bytes; a file may hold {}", self.max_bytes);
+                fault(Fault::new(FaultKind::TooLarge, detail), Some(&analysis.name))?;
+                continue;
+            }
+            let (head, tail) = self.line.split_at(tail_at);
+            self.tally.requests += 1;
+            yield_request(&Request {
+                index: post.index,
+                analysis: at,
+                vision: self.two_models && !found.is_empty(),
+                bytes,
+                head,
+                images: found,
+                tail,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A field that the analysis requires and that is no string.
+fn missing_text(post: &Post<'_>, analysis: &Analysis) -> Option<Fault> {
+    analysis.requires.iter().find_map(|(name, slot)| {
+        let what = match post.raw(*slot) {
+            Some(raw) if raw.starts_with('"') => return None,
+            Some("null") => "null",
+            Some(_) => "not a string",
+            None => "absent",
+        };
+        Some(Fault::new(FaultKind::BadPost, format!("`{name}` is {what}")))
+    })
+}
+
+/// `{index:04}`.
+fn push_index(line: &mut Vec<u8>, index: u64) {
+    // Writing to a Vec cannot fail.
+    let _infallible = write!(line, "{index:04}");
+}
+
+impl Frame {
+    fn new(analysis: &Analysis, model: &str, vision: &str, url: &str, temperature: &serde_json::Number) -> Self {
+        let quote = |text: &str| serde_json::Value::from(text).to_string();
+        let open = |model: &str| {
+            format!(
+                r#"","method":"POST","url":{},"body":{{"model":{},"messages":[{{"role":"user","content":"#,
+                quote(url),
+                quote(model)
+            )
+        };
+        let temperature = analysis.temperature.as_ref().unwrap_or(temperature);
+        let mut close = format!(r#"}}],"temperature":{temperature}"#);
+        if let Some(max_tokens) = analysis.max_tokens {
+            close += &format!(r#","max_tokens":{max_tokens}"#);
+        }
+        close += "}}\n";
+        let probe = CustomId { analysis: &analysis.name, index: PostIndex(0) }.to_string();
+        let name = probe.strip_suffix("0000").unwrap_or(&probe);
+        Self {
+            id: format!(r#"{{"custom_id":"{name}"#),
+            text: (open(model) + "\"", format!("\"{close}")),
+            vision: (open(vision) + r#"[{"type":"text","text":""#, format!("]{close}")),
+        }
+    }
+}
+
+/// The texts of the current post as they go into a JSON string; those that must be changed are kept, since
+/// several analyses use them.
+#[derive(Debug, Default)]
+struct Texts {
+    changed: Vec<(Slot, String)>,
+}
+
+impl Texts {
+    fn clear(&mut self) {
+        self.changed.clear();
+    }
+
+    fn push_to(&mut self, post: &Post<'_>, slot: Slot, line: &mut Vec<u8>, surrogates: &mut u64) {
+        let raw = match post.raw(slot) {
+            None | Some("null") => return,
+            Some(raw) => raw,
+        };
+        let body = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+        let as_written = match body {
+            Some(body) => (memchr::memmem::find(body.as_bytes(), b"\\u").is_none()).then_some(body),
+            None => (!raw.starts_with(['{', '['])).then_some(raw),
+        };
+        if let Some(text) = as_written {
+            line.extend_from_slice(text.as_bytes());
+            return;
+        }
+        let kept = match self.changed.iter().position(|(known, _)| *known == slot) {
+            Some(at) => at,
+            None => {
+                let text = match body {
+                    Some(body) => decode_unicode_escapes(body, surrogates),
+                    None => escape_json_text(raw),
+                };
+                self.changed.push((slot, text));
+                self.changed.len() - 1
+            }
+        };
+        if let Some((_, text)) = self.changed.get(kept) {
+            line.extend_from_slice(text.as_bytes());
+        }
+    }
+}
+
+/// An object or array, as text inside a JSON string.
+fn escape_json_text(raw: &str) -> String {
+    let quoted = serde_json::Value::from(raw).to_string();
+    quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default().to_owned()
+}
+
+/// `\uXXXX` → UTF-8 in the body of a JSON string; what JSON must escape stays escaped, a lone surrogate becomes
+/// U+FFFD and is counted.
+fn decode_unicode_escapes(body: &str, surrogates: &mut u64) -> String {
+    let mut out = String::with_capacity(body.len());
+    let mut rest = body;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        out.push_str(before);
+        let Some(unit) = unicode_escape(escape) else {
+            // Another escape: it and the character after it go through.
+            let mut chars = escape.chars();
+            out.push('\\');
+            out.extend(chars.next());
+            rest = chars.as_str();
+            continue;
+        };
+        rest = escape.get(5..).unwrap_or_default();
+        let decoded = match unit {
+            0xd800..=0xdbff => match rest.strip_prefix('\\').and_then(unicode_escape) {
+                Some(low @ 0xdc00..=0xdfff) => {
+                    rest = rest.get(6..).unwrap_or_default();
+                    char::from_u32(0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00))
+                }
+                _ => None,
+            },
+            unit => char::from_u32(unit),
+        };
+        match decoded {
+            Some('"') => out.push_str("\\\""),
+            Some('\\') => out.push_str("\\\\"),
+            Some(c) if (c as u32) < 0x20 => out.push_str(&format!("\\u{:04x}", c as u32)),
+            Some(c) => out.push(c),
+            None => {
+                *surrogates += 1;
+                out.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The code unit of `uXXXX` at the start of what follows a backslash.
+fn unicode_escape(after_backslash: &str) -> Option<u32> {
+    let digits = after_backslash.strip_prefix('u')?.get(..4)?;
+    u32::from_str_radix(digits, 16).ok()
+}
+
+/// The rows of a faults file that `--skip` leaves out.
+///
+/// # Errors
+/// A line that is no fault line, or more rows than fit into [`MAX_SKIPPED`].
+pub fn read_skip(path: &Path, set: &AnalysisSet) -> Result<Vec<(u64, usize)>> {
+    use crate::lines::{
+        blocks::{Block, LineReader, Shape},
+        input::Input,
+    };
+
+    let input = Input::open(Some(path), "--skip faults.jsonl")?;
+    let mut reader = LineReader::new(input, Shape::Lines, 64 << 20, 0);
+    let mut block = Block::default();
+    let mut rows = HashSet::new();
+    while reader.fill(&mut block)? {
+        for line in block.lines() {
+            let fault: FaultLine = serde_json::from_slice(line.bytes).map_err(|e| {
+                Error::input(format!("{}, line {}: not a line of a faults file: {e}", path.display(), line.number))
+            })?;
+            let Some(index) = fault.index.filter(|_| fault.kind.is_final()) else { continue };
+            match &fault.analysis {
+                Some(name) => rows.extend(set.find(name).map(|at| (index, at))),
+                None => rows.extend((0..set.list.len()).map(|at| (index, at))),
+            }
+            if rows.len() > MAX_SKIPPED {
+                return Err(Error::input(format!("{}: more than {MAX_SKIPPED} rows to leave out", path.display()))
+                    .fix("split the input, or leave those posts out of it"));
+            }
+        }
+    }
+    let mut rows: Vec<_> = rows.into_iter().collect();
+    rows.sort_unstable();
+    Ok(rows)
+}
+
+/// Rows that `--skip` may name: 64 MB of memory.
+const MAX_SKIPPED: usize = 2_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        analysis::Sources,
+        flow::posts::PostParser,
+        settings::{Origin, Sourced},
+    };
+
+    fn models() -> Models {
+        let text = |value: &str| Sourced { value: value.to_owned(), origin: Origin::Default };
+        Models {
+            model: text("m"),
+            multimodal_model: text("v"),
+            provider: text("zhipu"),
+            base_url: None,
+            temperature: Sourced { value: serde_json::Number::from_f64(0.7).expect("finite"), origin: Origin::Default },
+        }
+    }
+
+    /// The request lines and faults of one post under the built-in analyses named.
+    fn render(post: &str, only: &[&str], max_bytes: u64) -> (Vec<serde_json::Value>, Vec<FaultLine>, RenderTally) {
+        let only = only.iter().map(|name| (*name).to_owned()).collect();
+        let set = AnalysisSet::load(&Sources { only, ..Default::default() }).expect("a set");
+        let mut renderer = Renderer::new(&set, &models(), "/v4/chat/completions", None, Rows::default(), max_bytes)
+            .expect("a renderer");
+        let mut parser = PostParser::new(&set.fields);
+        let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
+        let (mut lines, mut faults) = (Vec::new(), Vec::new());
+        renderer
+            .render(
+                &post,
+                |request| {
+                    let mut line = Vec::new();
+                    request.write_to(&mut line)?;
+                    assert_eq!(line.len() as u64, request.bytes);
+                    assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
+                    lines.push(serde_json::from_slice(&line).expect("a JSON line"));
+                    Ok(())
+                },
+                |fault| {
+                    faults.push(fault);
+                    Ok(())
+                },
+            )
+            .expect("rendered");
+        (lines, faults, renderer.tally)
+    }
+
+    fn prompt(line: &serde_json::Value) -> &str {
+        let content = &line["body"]["messages"][0]["content"];
+        content.as_str().or_else(|| content[0]["text"].as_str()).expect("a prompt")
+    }
+
+    #[test]
+    fn a_request_line_has_the_shape_of_the_contract() {
+        let (lines, faults, _) = render(r#"{"content":"好"}"#, &["sentiment_polarity"], 1 << 20);
+        assert_eq!(faults, []);
+        let mut line = lines[0].clone();
+        assert!(prompt(&line).contains("\n好\n"));
+        line["body"]["messages"][0]["content"] = "…".into();
+        assert_eq!(
+            line.to_string(),
+            serde_json::json!({"custom_id":"sentiment_polarity_0007","method":"POST","url":"/v4/chat/completions",
+                "body":{"model":"m","messages":[{"role":"user","content":"…"}],"temperature":0.7}})
+            .to_string()
+        );
+    }
+
+    #[test]
+    fn p2_post_text_is_spliced_verbatim_and_cannot_break_out() {
+        let hostile = "a\"b\\c\n{{labels}} {% if %} $1 \u{2028} \"}],\"model\":\"x\" \u{1F600} \u{0}";
+        let post = serde_json::json!({ "content": hostile }).to_string();
+        for line in render(&post, &[], 1 << 20).0 {
+            assert!(prompt(&line).contains(hostile), "{}", prompt(&line));
+        }
+    }
+
+    #[test]
+    fn unicode_escapes_become_text_and_the_rest_stays() {
+        let mut lone = 0;
+        let decode = |body: &str, lone: &mut u64| decode_unicode_escapes(body, lone);
+        assert_eq!(decode(r"\u597d\ud83d\ude00\n\\u0041\/", &mut lone), r"好😀\n\\u0041\/");
+        assert_eq!(decode(r"\u0022\u005c\u0007\u0041", &mut lone), r#"\"\\\u0007A"#);
+        assert_eq!(lone, 0);
+        assert_eq!(decode(r"\ud800x\udc00\ud83d\u0041\uD800", &mut lone), "\u{fffd}x\u{fffd}\u{fffd}A\u{fffd}");
+        assert_eq!(lone, 4);
+    }
+
+    #[test]
+    fn other_values_render_as_written() {
+        let post = r#"{"content":"x","username":1e5,"location":null,"publish_time":{"y": "2026"}}"#;
+        let (lines, ..) = render(post, &["publisher_decision"], 1 << 20);
+        assert!(prompt(&lines[0]).contains("<用户名>1e5</用户名>"), "{}", prompt(&lines[0]));
+        assert!(prompt(&lines[0]).contains(r#"<发布时间>{"y": "2026"}</发布时间>"#));
+        assert!(prompt(&lines[0]).contains("<所在地></所在地>"));
+    }
+
+    #[test]
+    fn a_post_without_its_text_is_a_fault_for_each_analysis() {
+        for (post, what) in [("{}", "absent"), (r#"{"content":null}"#, "null"), (r#"{"content":5}"#, "not a string")] {
+            let (lines, faults, _) = render(post, &[], 1 << 20);
+            assert_eq!((lines.len(), faults.len()), (0, 6));
+            assert_eq!(faults[0].detail, format!("`content` is {what}"));
+        }
+    }
+
+    #[test]
+    fn too_large_at_the_limit_and_around_it() {
+        let post = r#"{"content":"好"}"#;
+        let bytes = {
+            let set = AnalysisSet::load(&Sources::default()).expect("a set");
+            let mut renderer =
+                Renderer::new(&set, &models(), "/v4/chat/completions", None, Rows::default(), 1 << 20).expect("ok");
+            let mut parser = PostParser::new(&set.fields);
+            let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
+            let mut bytes = 0;
+            renderer
+                .render(
+                    &post,
+                    |r| {
+                        if r.analysis == 1 {
+                            bytes = r.bytes;
+                        }
+                        Ok(())
+                    },
+                    |_| Ok(()),
+                )
+                .expect("ok");
+            bytes
+        };
+        for (limit, fits) in [(bytes - 1, false), (bytes, true), (bytes + 1, true)] {
+            let (lines, faults, _) = render(post, &["sentiment_attribute"], limit);
+            assert_eq!((lines.len() == 1, faults.is_empty()), (fits, fits), "{limit}");
+        }
+    }
+
+    #[test]
+    fn images_go_to_the_multimodal_model_and_bad_ones_do_not_stop_the_post() {
+        let post = r#"{"content":"x","image_urls":["https://x/1.jpg?a=\"","nosuch.png"]}"#;
+        let (lines, faults, _) = render(post, &[], 1 << 20);
+        assert_eq!(lines.len(), 6);
+        assert_eq!((faults.len(), faults[0].kind), (1, FaultKind::Image));
+        let models: Vec<&str> = lines.iter().map(|l| l["body"]["model"].as_str().expect("a model")).collect();
+        assert_eq!(models, ["v", "m", "v", "m", "m", "m"]);
+        let content = &lines[0]["body"]["messages"][0]["content"];
+        assert_eq!(content[1]["image_url"]["url"], "https://x/1.jpg?a=\"");
+        let (lines, ..) = render(r#"{"content":"x","image_urls":["nosuch.png"]}"#, &["topic_analysis"], 1 << 20);
+        assert_eq!(lines[0]["body"]["model"], "m", "asked about with what is left");
+    }
+}
