@@ -2,7 +2,9 @@
 
 pub mod analysis;
 pub mod cli;
+pub mod cmd;
 pub mod error;
 pub mod flow;
 pub mod lines;
+pub mod report;
 pub mod settings;

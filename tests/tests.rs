@@ -1,1 +1,3 @@
+//! Tests that run the program in a fresh directory and show input and expected output.
 
+mod workdir;

@@ -1,9 +1,14 @@
 //! Faults: rows that went wrong, as data. A fault names its row and its reason, is counted, and goes to
 //! the faults file (`--faults`); the stream goes on.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
+
+use crate::{error::Result, lines::output::Output};
 
 /// Longest excerpt of a bad row that is kept, in characters.
 pub const EXCERPT_CHARS: usize = 120;
@@ -161,6 +166,56 @@ impl FaultLine {
             let _infallible = write!(text, " | {}", escape_control(excerpt));
         }
         text
+    }
+}
+
+/// Faults shown on stderr when no faults file was asked for.
+const SHOWN: usize = 5;
+
+/// Where a verb's faults go: to the faults file if one was asked for; counted, and the first kept, in any case.
+#[derive(Debug)]
+pub struct FaultLog {
+    output: Option<Output>,
+    path: Option<PathBuf>,
+    first: Vec<FaultLine>,
+    total: u64,
+    line: Vec<u8>,
+}
+
+impl FaultLog {
+    pub fn create(path: Option<&Path>) -> Result<Self> {
+        let output = path.map(|path| Output::create(Some(path))).transpose()?;
+        Ok(Self { output, path: path.map(Path::to_owned), first: Vec::new(), total: 0, line: Vec::new() })
+    }
+
+    pub fn add(&mut self, fault: &FaultLine) -> Result<()> {
+        self.total += 1;
+        if self.first.len() < SHOWN {
+            self.first.push(fault.clone());
+        }
+        if let Some(output) = &mut self.output {
+            self.line.clear();
+            fault.write_to(&mut self.line);
+            output.put(&self.line)?;
+        }
+        Ok(())
+    }
+
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub fn first(&self) -> &[FaultLine] {
+        &self.first
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Makes the faults file appear. The counts stay readable.
+    pub fn commit(&mut self) -> Result<()> {
+        self.output.take().map_or(Ok(()), Output::commit)
     }
 }
 
