@@ -172,11 +172,9 @@ impl AnalysisSet {
         self.list.iter().map(|analysis| analysis.name.as_str()).collect()
     }
 
-    /// Feeds all that decides a rendered request or a judged answer into a configuration hash.
-    pub fn hash_into(&self, hasher: &mut blake3::Hasher) {
-        for analysis in &self.list {
-            hasher.update(analysis.fingerprint.as_bytes());
-        }
+    /// Name and fingerprint of each: all that decides a rendered request or a judged answer.
+    pub fn fingerprints(&self) -> Vec<(String, String)> {
+        self.list.iter().map(|a| (a.name.clone(), a.fingerprint.to_hex().chars().take(32).collect())).collect()
     }
 
     fn add(&mut self, folder: &Folder, data_dir: Option<&Path>) -> Result<()> {

@@ -1,11 +1,160 @@
 //! Request lines → chunk files.
 
-use super::{Console, Ended};
+use std::sync::Mutex;
+
+use serde::Deserialize;
+
+use super::{
+    Console, Ended,
+    setup::{claim, record_models, resolve_limits},
+};
 use crate::{
+    analysis,
     cli::ChunkArgs,
     error::{Error, Result},
+    flow::{
+        CustomId, Fault, FaultKind, FaultLine,
+        chunks::{Chunk, Cutter, Pushed},
+        faults::{FaultLog, excerpt},
+    },
+    journal::{Event, locked},
+    lines::{
+        blocks::{Block, Line, LineReader, Shape},
+        input::Input,
+        output::Output,
+    },
+    provider::Dialect,
+    report::{Report, Tally},
+    settings::Config,
+    snapshots,
 };
 
-pub fn run(_args: &ChunkArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`chunk` is not built yet"))
+/// What cutting needs to know of a request line.
+#[derive(Deserialize)]
+struct RequestLine<'a> {
+    #[serde(borrow)]
+    custom_id: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    method: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    url: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    body: Body<'a>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    model: std::borrow::Cow<'a, str>,
+}
+
+pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let models = config.models(&args.model)?;
+    let dialect = Dialect::find(&models.provider.value)?;
+    let limits = resolve_limits(&config, &args.limits, dialect);
+    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    let input = Input::open(args.requests.as_deref(), "zbatch gen posts.jsonl | zbatch chunk -d work")?;
+    let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
+    let (work, journal) = claim(&dir, args.new, record_models(&models, limits, false), false, console)?;
+    let journal = Mutex::new(journal);
+    let mut cutter = Cutter::new(work.path().to_owned(), limits, &locked(&journal)?.state);
+    let mut log = FaultLog::create(args.faults.faults.as_deref())?;
+    let mut tally = Tally::new(0);
+    let mut stdout = Output::create(None)?;
+    let mut record = |chunk: Chunk, input| {
+        locked(&journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
+        let mut line = serde_json::to_vec(&chunk).unwrap_or_default();
+        line.push(b'\n');
+        stdout.put(&line)?;
+        stdout.flush()
+    };
+    let (mut lines, mut good) = (0, 0);
+    let mut block = Block::default();
+    while reader.fill(&mut block)? {
+        for line in block.lines() {
+            lines += 1;
+            cutter.read_place(line.bytes)?;
+            let outcome = read_request(&line, dialect).and_then(|(id, model)| {
+                let bytes = line.bytes.len() as u64 + 1;
+                if !limits.admit(bytes) {
+                    let detail = format!("it has {bytes} bytes; a file may hold {}", limits.bytes);
+                    return Err(Fault::new(FaultKind::TooLarge, detail));
+                }
+                Ok((id, model, bytes))
+            });
+            let fault = match &outcome {
+                Err(fault) => fault.clone(),
+                Ok((id, model, bytes)) => {
+                    let id = CustomId::parse(id).unwrap_or(CustomId { analysis: "", index: Default::default() });
+                    let vision = *model == models.multimodal_model.value && *model != models.model.value;
+                    let group = cutter.group(id.analysis, vision, model);
+                    let write = |out: &mut dyn std::io::Write| {
+                        out.write_all(line.bytes)
+                            .and_then(|()| out.write_all(b"\n"))
+                            .map_err(|e| Error::io("write", "the chunk", &e))
+                    };
+                    match cutter.push(group, id.index.0, *bytes, write, &mut record)? {
+                        Pushed::Written | Pushed::Held => {
+                            good += 1;
+                            continue;
+                        }
+                        Pushed::Twice => {
+                            Fault::new(FaultKind::BadLine, format!("{id} is in this chunk already: ids are unique"))
+                        }
+                    }
+                }
+            };
+            let fault = FaultLine {
+                file: Some(reader.name().to_owned()),
+                line: Some(line.number),
+                offset: Some(line.offset),
+                excerpt: Some(excerpt(line.bytes)),
+                ..FaultLine::new(fault)
+            };
+            tally.add_fault(None, &fault);
+            log.add(&fault)?;
+        }
+    }
+    let mark = cutter.finish(&mut record)?;
+    {
+        let mut journal = locked(&journal)?;
+        if journal.state.posts.is_none() {
+            journal.append(&Event::Posts { good, input: mark })?;
+        }
+        snapshots::write_files_info(&work, &journal.state)?;
+    }
+    stdout.commit()?;
+    log.commit()?;
+    if let Some(path) = &args.faults.report {
+        let report =
+            Report { analyses: Vec::new(), tally: &tally, posts: None, batches: None, times: None, next: None };
+        report.write(path)?;
+    }
+    if lines > 0 && good == 0 {
+        console.show_faults(&log);
+        return Err(Error::input(format!("{}: none of its {lines} lines is a request", reader.name()))
+            .fix("give it what `zbatch gen` writes; posts go to `zbatch gen -d`"));
+    }
+    console.show_faults(&log);
+    Ok(Ended::judge(args.faults.max_faults, log.total(), lines))
+}
+
+/// The custom_id and the model of a request line.
+fn read_request(line: &Line<'_>, dialect: &Dialect) -> Result<(String, String), Fault> {
+    let bad = |detail: String| Fault::new(FaultKind::BadLine, detail);
+    if line.too_long {
+        return Err(Fault::new(FaultKind::TooLarge, "the line is longer than --max-line"));
+    }
+    let request: RequestLine<'_> =
+        serde_json::from_slice(line.bytes).map_err(|e| bad(format!("not a request line: {e}")))?;
+    let id = CustomId::parse(&request.custom_id).filter(|id| analysis::is_name(id.analysis));
+    if id.is_none() {
+        return Err(bad(format!("custom_id `{}` is not NAME_INDEX", request.custom_id)));
+    }
+    if request.method != "POST" || request.url != dialect.line_url {
+        let (method, url) = (&request.method, &request.url);
+        return Err(bad(format!("`{method} {url}`; {} takes `POST {}`", dialect.name, dialect.line_url)));
+    }
+    Ok((request.custom_id.into_owned(), request.body.model.into_owned()))
 }

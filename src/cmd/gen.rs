@@ -1,11 +1,162 @@
 //! Posts → request lines, as a filter or into chunk files.
 
-use super::{Console, Ended};
+use std::{path::Path, sync::Mutex};
+
+use super::{
+    Console, Ended,
+    setup::{Rendering, Step, claim},
+};
 use crate::{
     cli::GenArgs,
-    error::{Error, Result},
+    error::Result,
+    flow::{
+        chunks::{Chunk, Cutter, Group},
+        faults::FaultLog,
+        posts::{PostCounts, PostReader},
+        requests::RenderTally,
+    },
+    journal::{Event, Journal, locked},
+    lines::output::Output,
+    report::{self, Tally},
+    settings::Config,
+    snapshots,
+    workdir::WorkDir,
 };
 
-pub fn run(_args: &GenArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`gen` is not built yet"))
+pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let rendering =
+        Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
+    let mut seen = Seen::new(&rendering, FaultLog::create(args.faults.faults.as_deref())?);
+    let posts = rendering.posts(args.posts.as_deref())?;
+    let name = posts.name().to_owned();
+    let (counts, tally) = match &args.work_dir {
+        None => filter(posts, &rendering, args.output.as_deref(), &mut seen)?,
+        Some(dir) => {
+            let (work, journal) = claim(dir, args.new, rendering.record(false), false, console)?;
+            let journal = Mutex::new(journal);
+            let mut stdout = Output::create(None)?;
+            let mut print = |chunk: Chunk| {
+                let mut line = serde_json::to_vec(&chunk).unwrap_or_default();
+                line.push(b'\n');
+                stdout.put(&line)?;
+                stdout.flush()
+            };
+            let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut print)?;
+            snapshots::write_files_info(&work, &locked(&journal)?.state)?;
+            stdout.commit()?;
+            done
+        }
+    };
+    seen.log.commit()?;
+    if let Some(path) = &args.faults.report {
+        report::write_filter_report(path, &rendering.set, &seen.tally)?;
+    }
+    counts.check(&name)?;
+    tell(&tally, console);
+    console.show_faults(&seen.log);
+    Ok(Ended::judge(args.faults.max_faults, seen.log.total(), tally.requests + seen.log.total()))
+}
+
+/// Faults on their way to the log and the report.
+#[derive(Debug)]
+pub struct Seen<'s> {
+    rendering: &'s Rendering,
+    pub log: FaultLog,
+    pub tally: Tally,
+}
+
+impl<'s> Seen<'s> {
+    pub fn new(rendering: &'s Rendering, log: FaultLog) -> Self {
+        Self { rendering, log, tally: Tally::new(rendering.set.list.len()) }
+    }
+
+    fn add(&mut self, fault: &crate::flow::FaultLine) -> Result<()> {
+        let analysis = fault.analysis.as_deref().and_then(|name| self.rendering.set.find(name));
+        self.tally.add_fault(analysis, fault);
+        self.log.add(fault)
+    }
+
+    fn count(&mut self, analysis: usize) {
+        if let Some(tally) = self.tally.analyses.get_mut(analysis) {
+            tally.rows += 1;
+        }
+    }
+}
+
+fn filter(
+    posts: PostReader<'_>,
+    rendering: &Rendering,
+    output: Option<&Path>,
+    seen: &mut Seen<'_>,
+) -> Result<(PostCounts, RenderTally)> {
+    let mut output = Output::create(output)?;
+    let mut renderer = rendering.renderer()?;
+    let counts = rendering.render(posts, &mut renderer, |step| match step {
+        Step::Place(_) => Ok(()),
+        Step::Request(request) => {
+            seen.count(request.analysis);
+            request.write_to(&mut output)
+        }
+        Step::Fault(fault) => seen.add(&fault),
+    })?;
+    output.commit()?;
+    Ok((counts, renderer.tally))
+}
+
+/// Renders into chunk files. Each is in the journal before `yield_chunk` gets it; chunks that the journal holds
+/// already are neither written nor yielded again, but their part of the input is compared.
+pub fn cut(
+    posts: PostReader<'_>,
+    rendering: &Rendering,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    seen: &mut Seen<'_>,
+    yield_chunk: &mut dyn FnMut(Chunk) -> Result<()>,
+) -> Result<(PostCounts, RenderTally)> {
+    let mut cutter = Cutter::new(work.path().to_owned(), rendering.limits, &locked(journal)?.state);
+    let (text, vision) = (&rendering.models.model.value, &rendering.models.multimodal_model.value);
+    let groups: Vec<[Group; 2]> = rendering
+        .set
+        .list
+        .iter()
+        .map(|analysis| [cutter.group(&analysis.name, false, text), cutter.group(&analysis.name, true, vision)])
+        .collect();
+    let mut record = |chunk: Chunk, input| {
+        locked(journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
+        yield_chunk(chunk)
+    };
+    let mut renderer = rendering.renderer()?;
+    let counts = rendering.render(posts, &mut renderer, |step| match step {
+        Step::Place(place) => cutter.read_place(place.bytes),
+        Step::Request(request) => {
+            seen.count(request.analysis);
+            let Some(group) = groups.get(request.analysis).and_then(|pair| pair.get(usize::from(request.vision)))
+            else {
+                return Ok(());
+            };
+            let write = |out: &mut dyn std::io::Write| request.write_to(out);
+            cutter.push(*group, request.index.0, request.bytes, write, &mut record).map(|_| ())
+        }
+        Step::Fault(fault) => seen.add(&fault),
+    })?;
+    let input = cutter.finish(&mut record)?;
+    let mut journal = locked(journal)?;
+    if journal.state.posts.is_none() {
+        journal.append(&Event::Posts { good: counts.posts, input })?;
+    }
+    Ok((counts, renderer.tally))
+}
+
+/// What was changed or left out without being a fault.
+fn tell(tally: &RenderTally, console: &Console) {
+    for (count, what) in [
+        (tally.images_dropped, "images left out: a request holds at most 5"),
+        (tally.surrogates, "lone surrogates became U+FFFD"),
+        (tally.skipped, "rows left out by --skip"),
+    ] {
+        if count > 0 {
+            console.note(format_args!("{count} {what}"));
+        }
+    }
 }

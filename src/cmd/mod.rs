@@ -9,6 +9,7 @@ mod r#gen;
 mod merge;
 mod parse;
 mod run;
+mod setup;
 mod status;
 mod submit;
 

@@ -1,8 +1,23 @@
-//! Request lines → chunks.
+//! Request lines → chunks: files of at most so many lines and bytes, one analysis and one model each.
+//!
+//! A chunk is on disk, whole and synced, before anyone hears of it. Which request goes into which chunk depends on the
+//! order of the requests alone: a group's chunks are filled one after another, and what earlier chunks hold is passed
+//! over by count, so that a killed run goes on where the journal ends.
+
+use std::{
+    collections::HashMap,
+    io::{BufWriter, Write},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::ChunkId;
+use crate::{
+    error::{Error, Result},
+    journal::State,
+    lines::output::{AtomicFile, write_private},
+};
 
 /// A chunk file that is on disk, whole and synced. Printed as one line by `gen -d`, kept in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,4 +44,452 @@ pub struct InputMark {
     pub posts: u64,
     /// Hash of all lines up to there, each with a line feed, in hexadecimal.
     pub blake3: String,
+}
+
+/// The most that a chunk may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub lines: u64,
+    /// Line feeds included.
+    pub bytes: u64,
+}
+
+impl Limits {
+    /// A line of so many bytes may stand in a chunk at all.
+    pub fn admit(self, bytes: u64) -> bool {
+        bytes <= self.bytes
+    }
+
+    /// Another line of so many bytes still fits.
+    pub fn fit(self, lines: u64, bytes: u64, more: u64) -> bool {
+        lines < self.lines && bytes.saturating_add(more) <= self.bytes
+    }
+
+    /// No further line can fit.
+    pub fn are_reached(self, lines: u64, bytes: u64) -> bool {
+        lines >= self.lines || bytes >= self.bytes
+    }
+}
+
+/// The indexes of a chunk's rows, as ranges: what its results may name. At most one range a line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowSet {
+    /// Ascending, apart from each other, ends included.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl RowSet {
+    /// `false`: it was there.
+    pub fn insert(&mut self, index: u64) -> bool {
+        let at = self.ranges.partition_point(|(_, last)| *last < index);
+        if self.ranges.get(at).is_some_and(|(first, _)| *first <= index) {
+            return false;
+        }
+        let joins_after = self.ranges.get(at).is_some_and(|(first, _)| index + 1 == *first);
+        let before = at.checked_sub(1).and_then(|before| self.ranges.get_mut(before));
+        match before.filter(|(_, last)| *last + 1 == index) {
+            Some(before) if !joins_after => before.1 = index,
+            Some(_) => {
+                let (_, last) = self.ranges.remove(at);
+                if let Some(before) = self.ranges.get_mut(at - 1) {
+                    before.1 = last;
+                }
+            }
+            None => match self.ranges.get_mut(at) {
+                Some(after) if joins_after => after.0 = index,
+                _ => self.ranges.insert(at, (index, index)),
+            },
+        }
+        true
+    }
+
+    pub fn contains(&self, index: u64) -> bool {
+        let at = self.ranges.partition_point(|(_, last)| *last < index);
+        self.ranges.get(at).is_some_and(|(first, _)| *first <= index)
+    }
+
+    pub fn len(&self) -> u64 {
+        self.ranges.iter().map(|(first, last)| last - first + 1).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    pub fn to_text(&self) -> String {
+        self.ranges.iter().map(|(first, last)| format!("{first}-{last}\n")).collect()
+    }
+
+    /// # Errors
+    /// A line that is no range, by number.
+    pub fn parse(text: &str) -> std::result::Result<Self, String> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let range = line.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+            match range {
+                Some((first, last)) if first <= last && ranges.last().is_none_or(|(_, end)| *end < first) => {
+                    ranges.push((first, last));
+                }
+                _ => return Err(format!("line {} is not a range of indexes", number + 1)),
+            }
+        }
+        Ok(Self { ranges })
+    }
+}
+
+/// Before the file of an open chunk.
+const BUFFER: usize = 128 << 10;
+
+/// Number of a group in its [`Cutter`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group(usize);
+
+/// Writes requests into chunks. At most one chunk a group is open.
+#[derive(Debug)]
+pub struct Cutter {
+    dir: PathBuf,
+    limits: Limits,
+    groups: Vec<GroupState>,
+    /// Requests that the chunks of the journal hold, by analysis and model.
+    held: HashMap<(String, String), u64>,
+    /// The last part of each name, by analysis and whether it is the multimodal model's.
+    parts: HashMap<(String, bool), u32>,
+    input: blake3::Hasher,
+    places: u64,
+    /// What the journal says of the input, to be found again: in ascending order, from `next_mark`.
+    marks: Vec<(InputMark, String)>,
+    next_mark: usize,
+}
+
+#[derive(Debug)]
+struct GroupState {
+    analysis: String,
+    vision: bool,
+    model: String,
+    /// Requests still to be passed over, since journaled chunks hold them.
+    held: u64,
+    open: Option<OpenChunk>,
+}
+
+#[derive(Debug)]
+struct OpenChunk {
+    file: BufWriter<AtomicFile>,
+    hasher: blake3::Hasher,
+    lines: u64,
+    bytes: u64,
+    rows: RowSet,
+    first: u64,
+    last: u64,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    Written,
+    /// A chunk of the journal holds it.
+    Held,
+    /// The open chunk has a row of this index.
+    Twice,
+}
+
+impl Cutter {
+    /// `dir` is the work directory, `state` what its journal says.
+    pub fn new(dir: PathBuf, limits: Limits, state: &State) -> Self {
+        let mut held: HashMap<(String, String), u64> = HashMap::new();
+        let mut parts: HashMap<(String, bool), u32> = HashMap::new();
+        for job in &state.jobs {
+            let chunk = &job.chunk;
+            *held.entry((chunk.analysis.clone(), chunk.model.clone())).or_default() += chunk.lines;
+            let part = parts.entry((chunk.analysis.clone(), chunk.id.vision)).or_default();
+            *part = chunk.id.part.max(*part);
+        }
+        let mut marks: Vec<_> = state.jobs.iter().map(|job| (job.input.clone(), job.chunk.id.to_string())).collect();
+        marks.extend(state.posts.iter().map(|(_, mark)| (mark.clone(), "the end of the input".to_owned())));
+        marks.sort_by_key(|(mark, _)| mark.posts);
+        Self {
+            dir,
+            limits,
+            groups: Vec::new(),
+            held,
+            parts,
+            input: blake3::Hasher::new(),
+            places: 0,
+            marks,
+            next_mark: 0,
+        }
+    }
+
+    /// The group of an analysis and a model; `vision` marks the names of its chunks.
+    pub fn group(&mut self, analysis: &str, vision: bool, model: &str) -> Group {
+        let known = self.groups.iter().position(|group| group.analysis == analysis && group.model == model);
+        Group(known.unwrap_or_else(|| {
+            let key = (analysis.to_owned(), model.to_owned());
+            let held = self.held.get(&key).copied().unwrap_or_default();
+            self.groups.push(GroupState { analysis: key.0, vision, model: key.1, held, open: None });
+            self.groups.len() - 1
+        }))
+    }
+
+    /// Takes note of a place of the input, before the requests that come of it.
+    ///
+    /// # Errors
+    /// The input is not the one that the journal's chunks were cut from.
+    pub fn read_place(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.next_mark < self.marks.len() {
+            self.check_marks(false)?;
+        }
+        self.input.update(bytes).update(b"\n");
+        self.places += 1;
+        Ok(())
+    }
+
+    fn check_marks(&mut self, at_end: bool) -> Result<()> {
+        while let Some((mark, what)) = self.marks.get(self.next_mark) {
+            if mark.posts > self.places && !at_end {
+                break;
+            }
+            if *mark != self.mark() {
+                return Err(Error::input(format!(
+                    "the input is not the one this work directory was made from: it differs before {what} (post {})",
+                    mark.posts
+                ))
+                .fix("give the same input, or --new to begin again (the old contents are kept in DIR.old-N)"));
+            }
+            self.next_mark += 1;
+        }
+        Ok(())
+    }
+
+    pub fn mark(&self) -> InputMark {
+        InputMark { posts: self.places, blake3: self.input.finalize().to_hex().to_string() }
+    }
+
+    /// Puts a request into its group's chunk. When that makes a chunk complete, `yield_chunk` gets it.
+    pub fn push(
+        &mut self,
+        group: Group,
+        index: u64,
+        bytes: u64,
+        write: impl FnOnce(&mut dyn Write) -> Result<()>,
+        yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>,
+    ) -> Result<Pushed> {
+        let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
+        if state.held > 0 {
+            state.held -= 1;
+            return Ok(Pushed::Held);
+        }
+        if state.open.as_ref().is_some_and(|open| !self.limits.fit(open.lines, open.bytes, bytes)) {
+            self.close(group, yield_chunk)?;
+        }
+        let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
+        let open = match &mut state.open {
+            Some(open) => open,
+            None => state.open.insert(OpenChunk::create(&self.dir, index)?),
+        };
+        if !open.rows.insert(index) {
+            return Ok(Pushed::Twice);
+        }
+        write(&mut Counted { open })?;
+        open.lines += 1;
+        open.bytes += bytes;
+        open.first = open.first.min(index);
+        open.last = open.last.max(index);
+        if self.limits.are_reached(open.lines, open.bytes) {
+            self.close(group, yield_chunk)?;
+        }
+        Ok(Pushed::Written)
+    }
+
+    /// Ends every open chunk and checks that the input ended where the journal says.
+    pub fn finish(&mut self, yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>) -> Result<InputMark> {
+        self.check_marks(true)?;
+        for group in 0..self.groups.len() {
+            self.close(Group(group), yield_chunk)?;
+        }
+        Ok(self.mark())
+    }
+
+    fn close(&mut self, group: Group, yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>) -> Result<()> {
+        let Some(state) = self.groups.get_mut(group.0) else { return Ok(()) };
+        let Some(open) = state.open.take() else { return Ok(()) };
+        let part = self.parts.entry((state.analysis.clone(), state.vision)).or_default();
+        *part += 1;
+        let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
+        let path = format!("requests/{id}.jsonl");
+        let mut chunk = Chunk {
+            id,
+            path,
+            analysis: state.analysis.clone(),
+            model: state.model.clone(),
+            lines: open.lines,
+            bytes: open.bytes,
+            first_index: open.first,
+            last_index: open.last,
+            blake3: open.hasher.finalize().to_hex().to_string(),
+        };
+        write_private(&self.dir.join("rows").join(format!("{}.txt", chunk.id)), open.rows.to_text().as_bytes())?;
+        let file = self.dir.join(&chunk.path);
+        let whole = open.file.into_inner().map_err(|e| Error::io("write", &file, e.error()))?;
+        whole.commit_as(&file)?;
+        chunk.blake3.shrink_to_fit();
+        yield_chunk(chunk, self.mark())
+    }
+}
+
+impl OpenChunk {
+    fn create(dir: &std::path::Path, index: u64) -> Result<Self> {
+        let file = AtomicFile::create_private(&dir.join("requests/chunk"))?;
+        Ok(Self {
+            file: BufWriter::with_capacity(BUFFER, file),
+            hasher: blake3::Hasher::new(),
+            lines: 0,
+            bytes: 0,
+            rows: RowSet::default(),
+            first: index,
+            last: index,
+        })
+    }
+}
+
+/// What goes to the file is hashed.
+struct Counted<'a> {
+    open: &'a mut OpenChunk,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.open.file.write_all(bytes)?;
+        self.open.hasher.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Cuts lines of the given lengths and gives the lines and bytes of each chunk.
+    fn cut(lengths: &[u64], limits: Limits) -> Vec<(u64, u64)> {
+        let dir = tempfile::tempdir().expect("a directory");
+        for folder in ["requests", "rows"] {
+            std::fs::create_dir(dir.path().join(folder)).expect("made");
+        }
+        let mut cutter = Cutter::new(dir.path().to_owned(), limits, &State::default());
+        let group = cutter.group("a", false, "m");
+        let mut chunks = Vec::new();
+        let mut keep = |chunk: Chunk, _: InputMark| {
+            let file = crate::lines::input::read_small(&dir.path().join(&chunk.path), 1 << 20)?;
+            assert_eq!((file.len() as u64, file.lines().count() as u64), (chunk.bytes, chunk.lines));
+            assert_eq!(blake3::hash(file.as_bytes()).to_hex().as_str(), chunk.blake3);
+            chunks.push((chunk.lines, chunk.bytes));
+            Ok(())
+        };
+        for (index, length) in lengths.iter().enumerate() {
+            let line = "x".repeat(*length as usize - 1) + "\n";
+            cutter.read_place(line.as_bytes()).expect("no marks");
+            let write = |out: &mut dyn Write| out.write_all(line.as_bytes()).map_err(|e| Error::io("write", "", &e));
+            cutter.push(group, index as u64, *length, write, &mut keep).expect("pushed");
+        }
+        cutter.finish(&mut keep).expect("finished");
+        chunks
+    }
+
+    #[test]
+    fn lines_at_the_limit_and_around_it() {
+        let limits = Limits { lines: 3, bytes: 1000 };
+        assert_eq!(cut(&[5; 2], limits), [(2, 10)]);
+        assert_eq!(cut(&[5; 3], limits), [(3, 15)]);
+        assert_eq!(cut(&[5; 4], limits), [(3, 15), (1, 5)]);
+        assert_eq!(cut(&[], limits), []);
+    }
+
+    #[test]
+    fn bytes_at_the_limit_and_around_it() {
+        let limits = Limits { lines: 100, bytes: 20 };
+        assert_eq!(cut(&[10, 9], limits), [(2, 19)]);
+        assert_eq!(cut(&[10, 10], limits), [(2, 20)]);
+        assert_eq!(cut(&[10, 11], limits), [(1, 10), (1, 11)]);
+        assert_eq!(cut(&[20, 1], limits), [(1, 20), (1, 1)]);
+    }
+
+    /// The contract's own numbers, with a counting writer in place of half a gigabyte.
+    #[test]
+    fn the_limits_of_the_contract() {
+        let limits = Limits { lines: 10_000, bytes: 500_000_000 };
+        let mut counted = (0, 0);
+        let mut sizes = Vec::new();
+        let line = 49_999;
+        for _ in 0..20_001 {
+            if !limits.fit(counted.0, counted.1, line) {
+                sizes.push(counted);
+                counted = (0, 0);
+            }
+            counted = (counted.0 + 1, counted.1 + line);
+        }
+        assert_eq!(sizes, [(10_000, 499_990_000), (10_000, 499_990_000)], "lines bind first");
+        for (bytes, fits) in [(499_999_999, true), (500_000_000, true), (500_000_001, false)] {
+            assert_eq!(limits.admit(bytes), fits);
+            assert_eq!(limits.fit(1, bytes - 7, 7), fits);
+        }
+        assert!(limits.fit(9_999, 0, 1) && !limits.fit(10_000, 0, 1));
+    }
+
+    #[test]
+    fn another_input_is_told_by_its_first_chunk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let limits = Limits { lines: 3, bytes: 1000 };
+        let mark = |text: &str| InputMark {
+            posts: text.lines().count() as u64,
+            blake3: blake3::hash(text.as_bytes()).to_hex().to_string(),
+        };
+        for (input, told) in
+            [("a\nb\nc\n", None), ("a\nx\nc\n", Some("part1")), ("a\n", Some("part1")), ("a\nb\nx\n", Some("end"))]
+        {
+            let mut cutter = Cutter::new(dir.path().to_owned(), limits, &State::default());
+            cutter.marks = vec![(mark("a\nb\n"), "part1".to_owned()), (mark("a\nb\nc\n"), "the end".to_owned())];
+            let outcome = input
+                .lines()
+                .try_for_each(|line| cutter.read_place(line.as_bytes()))
+                .and_then(|()| cutter.finish(&mut |_, _| Ok(())).map(|_| ()));
+            match (outcome, told) {
+                (Ok(()), None) => {}
+                (Err(error), Some(told)) => assert!(error.to_string().contains(told), "{error}"),
+                (outcome, told) => panic!("{input:?}: {outcome:?}, {told:?}"),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_chunk_is_over_a_limit_and_none_could_take_its_next_line(lengths in proptest::collection::vec(1u64..30, 0..60), lines in 1u64..7, bytes in 30u64..90) {
+            let chunks = cut(&lengths, Limits { lines, bytes });
+            prop_assert!(chunks.iter().all(|(l, b)| *l <= lines && *b <= bytes));
+            prop_assert_eq!(chunks.iter().map(|c| c.0).sum::<u64>(), lengths.len() as u64);
+            let mut at = 0;
+            for (count, size) in &chunks {
+                at += *count as usize;
+                if let Some(next) = lengths.get(at) {
+                    prop_assert!(*count == lines || size + next > bytes);
+                }
+            }
+        }
+
+        #[test]
+        fn rows_are_a_set(mut indexes in proptest::collection::vec(0u64..60, 0..80), probe in 0u64..70) {
+            let mut rows = RowSet::default();
+            let mut set = std::collections::BTreeSet::new();
+            for index in &indexes {
+                prop_assert_eq!(rows.insert(*index), set.insert(*index));
+            }
+            prop_assert_eq!(rows.len(), set.len() as u64);
+            prop_assert_eq!(rows.contains(probe), set.contains(&probe));
+            prop_assert_eq!(RowSet::parse(&rows.to_text()), Ok(rows));
+            indexes.clear();
+        }
+    }
 }

@@ -36,7 +36,7 @@ pub struct ImageFile {
 
 impl Image {
     /// Bytes in the request, exactly.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         match self {
             Self::Url(url) => url.len() as u64,
             Self::File(file) => file.head.len() as u64 + file.bytes.div_ceil(3) * 4,
@@ -44,7 +44,7 @@ impl Image {
     }
 
     /// Writes the URL, or the file as a data URL. May be called again: the file is read from its start.
-    pub fn write_to(&self, out: &mut impl Write) -> Result<()> {
+    pub fn write_to(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
         let failed = |e: &std::io::Error| Error::io("write", "the request", e);
         match self {
             Self::Url(url) => out.write_all(url.as_bytes()).map_err(|e| failed(&e)),
@@ -57,7 +57,7 @@ impl Image {
 }
 
 impl ImageFile {
-    fn encode(&self, out: &mut impl Write) -> Result<()> {
+    fn encode(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
         use std::io::{Seek as _, SeekFrom};
 
         let mut file = &self.file;
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!((images.found.len(), images.faults.len()), (2, 7), "{:?}", images.faults);
         let mut out = Vec::new();
         images.found[0].write_to(&mut out).expect("streamed");
-        assert_eq!(out.len() as u64, images.found[0].len());
+        assert_eq!(out.len() as u64, images.found[0].bytes());
         assert!(out.starts_with(b"data:image/png;base64,iVBORw0KGg"));
     }
 

@@ -25,7 +25,8 @@ pub struct Rows {
 
 impl Rows {
     pub fn wants(&self, post: &Post<'_>, at: usize, analysis: &Analysis) -> bool {
-        !(self.missing && post.has_value(analysis.field_slot)) && !self.skips(post.index, at)
+        let has_it = self.missing && post.has_value(analysis.field_slot);
+        !has_it && !self.skips(post.index, at)
     }
 
     pub fn skips(&self, index: PostIndex, at: usize) -> bool {
@@ -63,7 +64,7 @@ const IMAGE_OPEN: &str = r#",{"type":"image_url","image_url":{"url":""#;
 const IMAGE_CLOSE: &str = r#""}}"#;
 
 impl Request<'_> {
-    pub fn write_to(&self, out: &mut impl Write) -> Result<()> {
+    pub fn write_to(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
         let failed = |e: std::io::Error| Error::io("write", "the request", &e);
         out.write_all(self.head).map_err(failed)?;
         for image in self.images {
@@ -73,6 +74,13 @@ impl Request<'_> {
         }
         out.write_all(self.tail).map_err(failed)
     }
+}
+
+/// What comes out of a post.
+#[derive(Debug)]
+pub enum Rendered<'a> {
+    Request(&'a Request<'a>),
+    Fault(FaultLine),
 }
 
 /// What rendering saw that is no fault.
@@ -93,7 +101,7 @@ pub struct Renderer<'s> {
     set: &'s AnalysisSet,
     frames: Vec<Frame>,
     finder: ImageFinder,
-    rows: Rows,
+    rows: &'s Rows,
     max_bytes: u64,
     /// The multimodal model is another one, so that its requests need files of their own.
     two_models: bool,
@@ -109,7 +117,7 @@ impl<'s> Renderer<'s> {
         models: &Models,
         url: &str,
         data_dir: Option<&Path>,
-        rows: Rows,
+        rows: &'s Rows,
         max_bytes: u64,
     ) -> Result<Self> {
         let (text, vision) = (&models.model.value, &models.multimodal_model.value);
@@ -131,17 +139,8 @@ impl<'s> Renderer<'s> {
         })
     }
 
-    pub fn rows(&self) -> &Rows {
-        &self.rows
-    }
-
     /// Renders every wanted request of a post, in the order of the analyses.
-    pub fn render(
-        &mut self,
-        post: &Post<'_>,
-        mut yield_request: impl FnMut(&Request<'_>) -> Result<()>,
-        mut yield_fault: impl FnMut(FaultLine) -> Result<()>,
-    ) -> Result<()> {
+    pub fn render(&mut self, post: &Post<'_>, each: &mut impl FnMut(Rendered<'_>) -> Result<()>) -> Result<()> {
         self.texts.clear();
         let mut images: Option<Images> = None;
         for (at, (analysis, frame)) in self.set.list.iter().zip(&self.frames).enumerate() {
@@ -151,7 +150,7 @@ impl<'s> Renderer<'s> {
             }
             let mut fault = |fault: Fault, name: Option<&str>| {
                 let (index, analysis) = (Some(post.index.0), name.map(str::to_owned));
-                yield_fault(FaultLine { index, analysis, ..FaultLine::new(fault) })
+                each(Rendered::Fault(FaultLine { index, analysis, ..FaultLine::new(fault) }))
             };
             if let Some(missing) = missing_text(post, analysis) {
                 fault(missing, Some(&analysis.name))?;
@@ -193,7 +192,7 @@ impl<'s> Renderer<'s> {
             }
             self.line.extend_from_slice(close.as_bytes());
             let frames = (IMAGE_OPEN.len() + IMAGE_CLOSE.len()) as u64;
-            let bytes = self.line.len() as u64 + found.iter().map(|image| image.len() + frames).sum::<u64>();
+            let bytes = self.line.len() as u64 + found.iter().map(|image| image.bytes() + frames).sum::<u64>();
             if bytes > self.max_bytes {
                 let detail = format!("its request has {bytes} bytes; a file may hold {}", self.max_bytes);
                 fault(Fault::new(FaultKind::TooLarge, detail), Some(&analysis.name))?;
@@ -201,7 +200,7 @@ impl<'s> Renderer<'s> {
             }
             let (head, tail) = self.line.split_at(tail_at);
             self.tally.requests += 1;
-            yield_request(&Request {
+            each(Rendered::Request(&Request {
                 index: post.index,
                 analysis: at,
                 vision: self.two_models && !found.is_empty(),
@@ -209,7 +208,7 @@ impl<'s> Renderer<'s> {
                 head,
                 images: found,
                 tail,
-            })?;
+            }))?;
         }
         Ok(())
     }
@@ -418,28 +417,26 @@ mod tests {
     fn render(post: &str, only: &[&str], max_bytes: u64) -> (Vec<serde_json::Value>, Vec<FaultLine>, RenderTally) {
         let only = only.iter().map(|name| (*name).to_owned()).collect();
         let set = AnalysisSet::load(&Sources { only, ..Default::default() }).expect("a set");
-        let mut renderer = Renderer::new(&set, &models(), "/v4/chat/completions", None, Rows::default(), max_bytes)
-            .expect("a renderer");
+        let rows = Rows::default();
+        let mut renderer =
+            Renderer::new(&set, &models(), "/v4/chat/completions", None, &rows, max_bytes).expect("a renderer");
         let mut parser = PostParser::new(&set.fields);
         let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
         let (mut lines, mut faults) = (Vec::new(), Vec::new());
-        renderer
-            .render(
-                &post,
-                |request| {
+        let mut each = |rendered: Rendered<'_>| {
+            match rendered {
+                Rendered::Request(request) => {
                     let mut line = Vec::new();
                     request.write_to(&mut line)?;
                     assert_eq!(line.len() as u64, request.bytes);
                     assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                     lines.push(serde_json::from_slice(&line).expect("a JSON line"));
-                    Ok(())
-                },
-                |fault| {
-                    faults.push(fault);
-                    Ok(())
-                },
-            )
-            .expect("rendered");
+                }
+                Rendered::Fault(fault) => faults.push(fault),
+            }
+            Ok(())
+        };
+        renderer.render(&post, &mut each).expect("rendered");
         (lines, faults, renderer.tally)
     }
 
@@ -506,23 +503,21 @@ mod tests {
         let post = r#"{"content":"好"}"#;
         let bytes = {
             let set = AnalysisSet::load(&Sources::default()).expect("a set");
+            let rows = Rows::default();
             let mut renderer =
-                Renderer::new(&set, &models(), "/v4/chat/completions", None, Rows::default(), 1 << 20).expect("ok");
+                Renderer::new(&set, &models(), "/v4/chat/completions", None, &rows, 1 << 20).expect("ok");
             let mut parser = PostParser::new(&set.fields);
             let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
             let mut bytes = 0;
-            renderer
-                .render(
-                    &post,
-                    |r| {
-                        if r.analysis == 1 {
-                            bytes = r.bytes;
-                        }
-                        Ok(())
-                    },
-                    |_| Ok(()),
-                )
-                .expect("ok");
+            let mut each = |rendered: Rendered<'_>| {
+                if let Rendered::Request(request) = rendered
+                    && request.analysis == 1
+                {
+                    bytes = request.bytes;
+                }
+                Ok(())
+            };
+            renderer.render(&post, &mut each).expect("ok");
             bytes
         };
         for (limit, fits) in [(bytes - 1, false), (bytes, true), (bytes + 1, true)] {

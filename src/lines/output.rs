@@ -60,6 +60,12 @@ impl AtomicFile {
         self.temp.as_file_mut()
     }
 
+    /// Appears under another name in the same directory: for a name that is known only at the end.
+    pub fn commit_as(mut self, path: &Path) -> Result<()> {
+        path.clone_into(&mut self.path);
+        self.commit()
+    }
+
     pub fn commit(self) -> Result<()> {
         let path = self.path;
         self.temp.as_file().sync_all().map_err(|e| Error::io("sync", &path, &e))?;
@@ -95,6 +101,13 @@ pub fn sync_directory(dir: &Path) -> Result<()> {
 /// Writes a small file whole.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
+    file.commit()
+}
+
+/// The same, readable by the user alone.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create_private(path)?;
     file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
     file.commit()
 }

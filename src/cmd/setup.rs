@@ -1,0 +1,217 @@
+//! What several verbs need before they begin: how posts become requests, and the work directory they work in.
+
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use super::Console;
+use crate::{
+    analysis::AnalysisSet,
+    cli::{InputArgs, LimitArgs, ModelArgs, OnBadPost, RowArgs, SourceArgs},
+    error::{Error, Result},
+    flow::{
+        FaultKind, FaultLine,
+        chunks::Limits,
+        posts::{Place, PostCounts, PostReader},
+        requests::{Rendered, Renderer, Rows, read_skip},
+    },
+    journal::{self, Journal},
+    provider::Dialect,
+    settings::{Config, Models},
+    workdir::WorkDir,
+};
+
+/// All that decides the requests of a post.
+#[derive(Debug)]
+pub struct Rendering {
+    pub set: AnalysisSet,
+    pub models: Models,
+    pub dialect: &'static Dialect,
+    pub limits: Limits,
+    rows: Rows,
+    data_dir: Option<PathBuf>,
+    on_bad_post: OnBadPost,
+    input: InputArgs,
+}
+
+impl Rendering {
+    pub fn resolve(
+        config: &Config,
+        source: &SourceArgs,
+        model: &ModelArgs,
+        rows: &RowArgs,
+        limits: &LimitArgs,
+        input: &InputArgs,
+        console: &Console,
+    ) -> Result<Self> {
+        let set = config.analyses(source)?;
+        for note in &set.notes {
+            console.note(note);
+        }
+        let models = config.models(model)?;
+        let dialect = Dialect::find(&models.provider.value)?;
+        for model in [&models.model.value, &models.multimodal_model.value] {
+            if !dialect.lists_model(model) {
+                console.note(format_args!(
+                    "{model} is not on the list of batch models of {} that we know; the upload will tell",
+                    dialect.name
+                ));
+            }
+        }
+        let skip = rows.skip.as_deref().map(|path| read_skip(path, &set)).transpose()?.unwrap_or_default();
+        Ok(Self {
+            limits: resolve_limits(config, limits, dialect),
+            rows: Rows { missing: rows.missing, skip },
+            data_dir: config.data_dir(source.data_dir.as_deref())?.map(|dir| dir.value),
+            on_bad_post: rows.on_bad_post,
+            input: input.clone(),
+            set,
+            models,
+            dialect,
+        })
+    }
+
+    pub fn posts(&self, path: Option<&Path>) -> Result<PostReader<'_>> {
+        PostReader::open(path, &self.set.fields, self.input.max_line, self.input.start_index)
+    }
+
+    pub fn renderer(&self) -> Result<Renderer<'_>> {
+        let data_dir = self.data_dir.as_deref();
+        Renderer::new(&self.set, &self.models, self.dialect.line_url, data_dir, &self.rows, self.limits.bytes)
+    }
+
+    /// Reads every post and renders it: for each place of the input first the place, then what comes of it.
+    pub fn render(
+        &self,
+        posts: PostReader<'_>,
+        renderer: &mut Renderer<'_>,
+        mut each: impl FnMut(Step<'_>) -> Result<()>,
+    ) -> Result<PostCounts> {
+        posts.for_each(|place| {
+            each(Step::Place(&place))?;
+            match &place.post {
+                Ok(post) => renderer.render(post, &mut |rendered| match rendered {
+                    Rendered::Request(request) => each(Step::Request(request)),
+                    Rendered::Fault(fault) => {
+                        self.bear(&fault)?;
+                        each(Step::Fault(fault))
+                    }
+                }),
+                Err(fault) => {
+                    self.bear(fault)?;
+                    each(Step::Fault(fault.clone()))
+                }
+            }
+        })
+    }
+
+    /// Under `--on-bad-post stop` a bad post ends the verb.
+    fn bear(&self, fault: &FaultLine) -> Result<()> {
+        if self.on_bad_post == OnBadPost::Stop && fault.kind == FaultKind::BadPost {
+            return Err(Error::input(fault.describe())
+                .fix("mend the post, or leave --on-bad-post stop out to pass over such posts"));
+        }
+        Ok(())
+    }
+
+    pub fn record(&self, emulate: bool) -> journal::Config {
+        let skip = (!self.rows.skip.is_empty()).then(|| {
+            let mut hasher = blake3::Hasher::new();
+            for (index, at) in &self.rows.skip {
+                hasher.update(&index.to_le_bytes()).update(&(*at as u64).to_le_bytes());
+            }
+            hasher.finalize().to_hex().to_string()
+        });
+        journal::Config {
+            input: "posts".to_owned(),
+            analyses: self.set.fingerprints(),
+            temperature: self.models.temperature.value.to_string(),
+            start_index: self.input.start_index,
+            missing: self.rows.missing,
+            skip,
+            ..record_models(&self.models, self.limits, emulate)
+        }
+    }
+}
+
+/// What comes of reading and rendering, in order.
+#[derive(Debug)]
+pub enum Step<'a> {
+    Place(&'a Place<'a>),
+    Request(&'a crate::flow::requests::Request<'a>),
+    Fault(FaultLine),
+}
+
+/// The smaller of what was asked for and what the provider takes.
+pub fn resolve_limits(config: &Config, flags: &LimitArgs, dialect: &Dialect) -> Limits {
+    Limits {
+        lines: config.max_lines(flags.max_lines).value.min(dialect.max_lines),
+        bytes: config.max_bytes(flags.max_bytes).value.min(dialect.max_bytes),
+    }
+}
+
+/// The part of a directory's configuration that every verb which cuts has.
+pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal::Config {
+    journal::Config {
+        input: "requests".to_owned(),
+        analyses: Vec::new(),
+        model: models.model.value.clone(),
+        multimodal_model: models.multimodal_model.value.clone(),
+        temperature: String::new(),
+        provider: models.provider.value.clone(),
+        emulate,
+        max_lines: limits.lines,
+        max_bytes: limits.bytes,
+        start_index: 0,
+        missing: false,
+        skip: None,
+    }
+}
+
+/// Opens the work directory that belongs to this configuration, or makes it.
+///
+/// # Errors
+/// [`crate::error::Kind::Input`] naming the difference if it belongs to another one.
+pub fn claim(
+    dir: &Path,
+    new: bool,
+    record: journal::Config,
+    spooled: bool,
+    console: &Console,
+) -> Result<(WorkDir, Journal)> {
+    let mut work = WorkDir::create(dir)?;
+    let mut journal = open_journal(&work, console)?;
+    if new && journal.state.config.is_some() {
+        drop(journal);
+        work = work.renew()?;
+        journal = work.journal()?;
+    }
+    match &journal.state.config {
+        None => journal.append(&journal::start(run_id(), spooled, record))?,
+        Some(there) => {
+            if let Some(difference) = there.difference(&record) {
+                return Err(Error::input(format!("{} belongs to another job: {difference}", dir.display())).fix(
+                    "use another directory (-d), or --new to begin again (the old contents are kept in DIR.old-N)",
+                ));
+            }
+        }
+    }
+    Ok((work, journal))
+}
+
+pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {
+    let journal = work.journal()?;
+    if journal.torn > 0 {
+        console
+            .note(format_args!("the journal's last line was torn by a crash; its {} bytes are dropped", journal.torn));
+    }
+    Ok(journal)
+}
+
+/// Tells apart the batches of different directories in one account.
+fn run_id() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seed = format!("{} {}", now.as_nanos(), std::process::id());
+    blake3::hash(seed.as_bytes()).to_hex().chars().take(16).collect()
+}

@@ -1,0 +1,601 @@
+//! The state of a work directory on disk: `journal.jsonl`, one event a line, appended and synced before the call
+//! that it announces, never re-written. Everything else that is known of the directory is the fold of it.
+//!
+//! | event | says | then |
+//! |---|---|---|
+//! | `start` | version, run id, [`Config`]: what decides the requests | always the first line |
+//! | `chunk` | a [`Chunk`] is on disk, whole and synced, and how far the input had been read | [`Step::Cut`] |
+//! | `posts` | the input has ended: how many places, how many good posts, hash of all | |
+//! | `uploaded` | the provider keeps the chunk's file | [`Step::Uploaded`] |
+//! | `intent` | a create will now be sent, once | [`Step::Intended`] |
+//! | `refused` | that create was refused for certain: nothing is billed | [`Step::Uploaded`] |
+//! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone | [`Step::Cut`] |
+//! | `created` | the batch exists | [`Step::Created`] |
+//! | `ended` | the batch is terminal; its result files | [`Step::Ended`] |
+//! | `fetched` | its results are on disk, verified and synced; how its rows balance | [`Step::Fetched`] |
+//! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
+//! | `cleaned` | its files at the provider are deleted | |
+//!
+//! A last line without its line feed was torn by a crash and is dropped, with a notice. Anything else that is not
+//! an event, or an event that cannot follow, is refused with its line number and offset (`promises.md` S3).
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    flow::{
+        ChunkId,
+        chunks::{Chunk, InputMark},
+    },
+    lines::{
+        blocks::{Block, LineReader, Shape},
+        input::Input,
+        output::sync_directory,
+    },
+};
+
+pub const FILE: &str = "journal.jsonl";
+const VERSION: u32 = 1;
+/// An event is a line of a few hundred bytes; a longer one is damage.
+const LONGEST_EVENT: u64 = 1 << 20;
+
+/// What decides the requests: a work directory belongs to one of these (`promises.md` S5).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `posts` or `requests`.
+    pub input: String,
+    /// Name and fingerprint of each analysis, in order.
+    #[serde(default)]
+    pub analyses: Vec<(String, String)>,
+    pub model: String,
+    pub multimodal_model: String,
+    pub temperature: String,
+    pub provider: String,
+    /// Answers come from the embedded emulator.
+    pub emulate: bool,
+    pub max_lines: u64,
+    pub max_bytes: u64,
+    pub start_index: u64,
+    pub missing: bool,
+    /// Hash of the rows that `--skip` leaves out.
+    pub skip: Option<String>,
+}
+
+impl Config {
+    /// The first difference, in words: what is there and what is wanted now.
+    pub fn difference(&self, now: &Self) -> Option<String> {
+        if self.analyses != now.analyses {
+            let names = |list: &[(String, String)]| list.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+            let changed = self.analyses.iter().find(|old| !now.analyses.contains(old));
+            return Some(match changed {
+                Some((name, _)) if names(&now.analyses).contains(name) => {
+                    format!("the prompt, rule or reference data of `{name}` has changed")
+                }
+                _ => format!(
+                    "its analyses are {}; now they are {}",
+                    names(&self.analyses).join(", "),
+                    names(&now.analyses).join(", ")
+                ),
+            });
+        }
+        let (there, now) = (serde_json::to_value(self).ok()?, serde_json::to_value(now).ok()?);
+        let there = there.as_object()?.iter();
+        there.zip(now.as_object()?).find_map(|((key, there), (_, now))| {
+            (there != now).then(|| format!("its `{key}` is {there}; now it is {now}"))
+        })
+    }
+}
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    Start {
+        version: u32,
+        /// Part of the mark that a batch carries, so that it can be recognised in a listing.
+        run: String,
+        /// The input is kept in the work directory, since it cannot be read again where it came from.
+        #[serde(default)]
+        spooled: bool,
+        config: Config,
+    },
+    Chunk {
+        #[serde(flatten)]
+        chunk: Chunk,
+        input: InputMark,
+    },
+    Posts {
+        good: u64,
+        input: InputMark,
+    },
+    Uploaded {
+        chunk: ChunkId,
+        file_id: String,
+    },
+    Intent {
+        chunk: ChunkId,
+        file_id: String,
+        /// From 1.
+        attempt: u32,
+        blake3: String,
+    },
+    Refused {
+        chunk: ChunkId,
+        why: String,
+    },
+    Lost {
+        chunk: ChunkId,
+        why: String,
+    },
+    Created {
+        chunk: ChunkId,
+        batch_id: String,
+        /// Found in a listing after a create without an answer.
+        #[serde(default)]
+        adopted: bool,
+    },
+    Ended {
+        chunk: ChunkId,
+        #[serde(flatten)]
+        end: BatchEnd,
+    },
+    Fetched {
+        chunk: ChunkId,
+        #[serde(flatten)]
+        rows: RowBalance,
+    },
+    Again {
+        chunk: ChunkId,
+    },
+    Cleaned {
+        chunk: ChunkId,
+    },
+}
+
+/// What a terminal batch said of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchEnd {
+    pub status: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_file_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_file_id: Option<String>,
+    pub total: u64,
+    pub completed: u64,
+    pub failed: u64,
+    /// Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<u64>,
+    /// Why the provider refused the batch's input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
+}
+
+/// The rows of a chunk after its results were verified: `submitted = results + absent` (`promises.md` S9).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowBalance {
+    /// Rows of the chunk that the output file, the error file holds.
+    pub output: u64,
+    pub error: u64,
+    pub absent: u64,
+    /// Lines that are no row of this chunk, and lines that cannot be read.
+    pub foreign: u64,
+    pub bad: u64,
+    /// A file came shorter than its batch had promised, or not at all.
+    #[serde(default)]
+    pub short: bool,
+}
+
+/// Where a chunk stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    Cut,
+    Uploaded,
+    /// A create was sent and no answer is known.
+    Intended,
+    Created,
+    Ended,
+    Fetched,
+}
+
+/// A chunk and what became of it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub chunk: Chunk,
+    pub input: InputMark,
+    pub step: Step,
+    pub file_id: Option<String>,
+    pub attempt: u32,
+    pub batch_id: Option<String>,
+    pub end: Option<BatchEnd>,
+    pub rows: Option<RowBalance>,
+    pub cleaned: bool,
+    /// The last thing that went wrong with it.
+    pub trouble: Option<String>,
+}
+
+/// The fold. Its size grows with the number of chunks, a ten-thousandth of that of the requests.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub run: String,
+    pub config: Option<Config>,
+    pub spooled: bool,
+    /// The end of the input: good posts, and the mark.
+    pub posts: Option<(u64, InputMark)>,
+    /// In the order in which they were cut.
+    pub jobs: Vec<Job>,
+    places: HashMap<ChunkId, usize>,
+}
+
+impl State {
+    pub fn job(&self, id: &ChunkId) -> Option<&Job> {
+        self.jobs.get(*self.places.get(id)?)
+    }
+
+    /// Place of a chunk among all, from 0.
+    pub fn place(&self, id: &ChunkId) -> Option<usize> {
+        self.places.get(id).copied()
+    }
+
+    /// Requests and batches that were paid for, or may have been.
+    pub fn spent(&self) -> (u64, u64) {
+        let paid = |job: &&Job| job.step >= Step::Intended;
+        let batches = self.jobs.iter().filter(paid).count() as u64;
+        (batches, self.jobs.iter().filter(paid).map(|job| job.chunk.lines).sum())
+    }
+
+    fn apply(&mut self, event: &Event) -> std::result::Result<(), String> {
+        match event {
+            Event::Start { version, run, spooled, config } => {
+                if *version != VERSION {
+                    return Err(format!("version {version}; this zbatch reads version {VERSION}"));
+                }
+                if self.config.is_some() {
+                    return Err("a second start".to_owned());
+                }
+                run.clone_into(&mut self.run);
+                self.spooled = *spooled;
+                self.config = Some(config.clone());
+                return Ok(());
+            }
+            _ if self.config.is_none() => return Err("the first event must be `start`".to_owned()),
+            Event::Chunk { chunk, input } => {
+                if self.places.contains_key(&chunk.id) {
+                    return Err(format!("{} was cut before", chunk.id));
+                }
+                self.places.insert(chunk.id.clone(), self.jobs.len());
+                self.jobs.push(Job {
+                    chunk: chunk.clone(),
+                    input: input.clone(),
+                    step: Step::Cut,
+                    file_id: None,
+                    attempt: 0,
+                    batch_id: None,
+                    end: None,
+                    rows: None,
+                    cleaned: false,
+                    trouble: None,
+                });
+                return Ok(());
+            }
+            Event::Posts { good, input } => {
+                if self.posts.is_some() {
+                    return Err("the input ended before".to_owned());
+                }
+                self.posts = Some((*good, input.clone()));
+                return Ok(());
+            }
+            _ => {}
+        }
+        let id = event.chunk_id().ok_or("an event without a chunk")?;
+        let at = *self.places.get(id).ok_or_else(|| format!("{id} was never cut"))?;
+        let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
+        job.follow(event)
+    }
+}
+
+impl Job {
+    fn follow(&mut self, event: &Event) -> std::result::Result<(), String> {
+        let wrong = |step: Step| format!("{} cannot follow {step:?} of {}", event.name(), self.chunk.id);
+        match (self.step, event) {
+            (Step::Cut, Event::Uploaded { file_id, .. }) => {
+                self.file_id = Some(file_id.clone());
+                self.step = Step::Uploaded;
+            }
+            (Step::Uploaded, Event::Intent { attempt, .. }) => {
+                self.attempt = *attempt;
+                self.step = Step::Intended;
+            }
+            (Step::Intended, Event::Refused { why, .. }) => {
+                self.trouble = Some(why.clone());
+                self.step = Step::Uploaded;
+            }
+            (Step::Uploaded | Step::Intended, Event::Lost { why, .. }) => {
+                self.trouble = Some(why.clone());
+                self.file_id = None;
+                self.step = Step::Cut;
+            }
+            (Step::Intended, Event::Created { batch_id, .. }) => {
+                self.batch_id = Some(batch_id.clone());
+                self.trouble = None;
+                self.step = Step::Created;
+            }
+            (Step::Created, Event::Ended { end, .. }) => {
+                self.end = Some(end.clone());
+                self.step = Step::Ended;
+            }
+            (Step::Ended, Event::Fetched { rows, .. }) => {
+                self.rows = Some(rows.clone());
+                self.step = Step::Fetched;
+            }
+            (Step::Fetched, Event::Again { .. }) => {
+                self.rows = None;
+                self.step = Step::Ended;
+            }
+            (Step::Fetched, Event::Cleaned { .. }) => self.cleaned = true,
+            (step, _) => return Err(wrong(step)),
+        }
+        Ok(())
+    }
+}
+
+impl Event {
+    fn chunk_id(&self) -> Option<&ChunkId> {
+        match self {
+            Self::Start { .. } | Self::Posts { .. } => None,
+            Self::Chunk { chunk, .. } => Some(&chunk.id),
+            Self::Uploaded { chunk, .. }
+            | Self::Intent { chunk, .. }
+            | Self::Refused { chunk, .. }
+            | Self::Lost { chunk, .. }
+            | Self::Created { chunk, .. }
+            | Self::Ended { chunk, .. }
+            | Self::Fetched { chunk, .. }
+            | Self::Again { chunk }
+            | Self::Cleaned { chunk } => Some(chunk),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Start { .. } => "start",
+            Self::Chunk { .. } => "chunk",
+            Self::Posts { .. } => "posts",
+            Self::Uploaded { .. } => "uploaded",
+            Self::Intent { .. } => "intent",
+            Self::Refused { .. } => "refused",
+            Self::Lost { .. } => "lost",
+            Self::Created { .. } => "created",
+            Self::Ended { .. } => "ended",
+            Self::Fetched { .. } => "fetched",
+            Self::Again { .. } => "again",
+            Self::Cleaned { .. } => "cleaned",
+        }
+    }
+}
+
+/// The journal, open for appending, and its fold.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    pub state: State,
+    /// Bytes of a torn last line that were dropped at opening.
+    pub torn: u64,
+}
+
+impl Journal {
+    /// Reads what is there; an absent journal is an empty one. The caller holds the directory's lock.
+    pub fn open(dir: &Path) -> Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+
+        let path = dir.join(FILE);
+        let new = !path.exists();
+        let mut file = File::options()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| Error::io("open", &path, &e))?;
+        if new {
+            sync_directory(dir)?;
+        }
+        let (state, whole) = replay(&file, &path)?;
+        let end = file.seek(SeekFrom::End(0)).map_err(|e| Error::io("seek in", &path, &e))?;
+        if end > whole {
+            file.set_len(whole)
+                .and_then(|()| file.sync_all())
+                .map_err(|e| Error::io("cut the torn end of", &path, &e))?;
+        }
+        Ok(Self { file, path, state, torn: end - whole })
+    }
+
+    /// Writes an event down and syncs it; it is true only when this returns.
+    ///
+    /// # Errors
+    /// An event that cannot follow (a bug), or a disk that refuses.
+    pub fn append(&mut self, event: &Event) -> Result<()> {
+        self.state.apply(event).map_err(|what| Error::input(format!("{}: {what}", self.path.display())))?;
+        let mut line = serde_json::to_vec(event).map_err(|e| Error::io("write", &self.path, &e.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(|e| Error::io("append to", &self.path, &e))?;
+        self.file.sync_data().map_err(|e| Error::io("sync", &self.path, &e))
+    }
+}
+
+/// The journal, shared by the thread that cuts and the tasks that submit.
+///
+/// # Errors
+/// Another thread died while it held the journal: what it wrote last is not known here.
+pub fn locked(journal: &Mutex<Journal>) -> Result<MutexGuard<'_, Journal>> {
+    journal.lock().map_err(|_| Error::input("a thread died while it held the journal; run the same command again"))
+}
+
+pub fn start(run: String, spooled: bool, config: Config) -> Event {
+    Event::Start { version: VERSION, run, spooled, config }
+}
+
+/// Reads a journal without touching it; for verbs that take no lock. A torn last line is passed over.
+pub fn read(dir: &Path) -> Result<State> {
+    let path = dir.join(FILE);
+    let file = File::open(&path).map_err(|e| {
+        Error::input(format!("{} is not a work directory: {e}", dir.display()))
+            .fix("name one with -d; `zbatch gen -d DIR posts.jsonl` makes one")
+    })?;
+    Ok(replay(&file, &path)?.0)
+}
+
+/// The fold and the bytes of whole lines.
+fn replay(file: &File, path: &Path) -> Result<(State, u64)> {
+    let mut whole = file.metadata().map_err(|e| Error::io("look at", path, &e))?.len();
+    whole = end_of_last_line(file, whole).map_err(|e| Error::io("read", path, &e))?;
+    let mut reader = file.try_clone().map_err(|e| Error::io("open", path, &e))?;
+    reader.seek(SeekFrom::Start(0)).map_err(|e| Error::io("seek in", path, &e))?;
+    let input = Input { reader: Box::new(reader.take(whole)), name: path.display().to_string() };
+    let mut lines = LineReader::new(input, Shape::Lines, LONGEST_EVENT, 0);
+    let mut block = Block::default();
+    let mut state = State::default();
+    while lines.fill(&mut block)? {
+        for line in block.lines() {
+            let event = serde_json::from_slice(line.bytes).map_err(|e| e.to_string());
+            event.and_then(|event: Event| state.apply(&event)).map_err(|what| {
+                Error::input(format!("{}, line {}, byte {}: {what}", path.display(), line.number, line.offset)).fix(
+                    "the journal is damaged or of another version: keep the directory, and begin a new one with --new",
+                )
+            })?;
+        }
+    }
+    Ok((state, whole))
+}
+
+fn end_of_last_line(mut file: &File, len: u64) -> std::io::Result<u64> {
+    let start = len.saturating_sub(LONGEST_EVENT);
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = Vec::new();
+    #[expect(clippy::disallowed_methods, reason = "at most LONGEST_EVENT bytes")]
+    file.take(LONGEST_EVENT).read_to_end(&mut tail)?;
+    Ok(memchr::memrchr(b'\n', &tail).map_or(if start == 0 { 0 } else { len }, |at| start + at as u64 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub fn config() -> Config {
+        Config {
+            input: "posts".to_owned(),
+            analyses: vec![("a".to_owned(), "f".to_owned())],
+            model: "m".to_owned(),
+            multimodal_model: "v".to_owned(),
+            temperature: "0.7".to_owned(),
+            provider: "zhipu".to_owned(),
+            emulate: false,
+            max_lines: 10,
+            max_bytes: 1000,
+            start_index: 0,
+            missing: false,
+            skip: None,
+        }
+    }
+
+    fn events() -> Vec<Event> {
+        let id: ChunkId = "a_batch_part1".parse().expect("a chunk");
+        let chunk = Chunk {
+            id: id.clone(),
+            path: "requests/a_batch_part1.jsonl".to_owned(),
+            analysis: "a".to_owned(),
+            model: "m".to_owned(),
+            lines: 2,
+            bytes: 20,
+            first_index: 0,
+            last_index: 1,
+            blake3: "00".to_owned(),
+        };
+        let input = InputMark { posts: 2, blake3: "11".to_owned() };
+        let chunk_id = || id.clone();
+        vec![
+            start("r".to_owned(), false, config()),
+            Event::Chunk { chunk, input: input.clone() },
+            Event::Posts { good: 2, input },
+            Event::Uploaded { chunk: chunk_id(), file_id: "f1".to_owned() },
+            Event::Intent { chunk: chunk_id(), file_id: "f1".to_owned(), attempt: 1, blake3: "00".to_owned() },
+            Event::Lost { chunk: chunk_id(), why: "reset".to_owned() },
+            Event::Uploaded { chunk: chunk_id(), file_id: "f2".to_owned() },
+            Event::Intent { chunk: chunk_id(), file_id: "f2".to_owned(), attempt: 2, blake3: "00".to_owned() },
+            Event::Created { chunk: chunk_id(), batch_id: "b".to_owned(), adopted: true },
+            Event::Ended { chunk: chunk_id(), end: BatchEnd { status: "completed".to_owned(), ..Default::default() } },
+            Event::Fetched { chunk: chunk_id(), rows: RowBalance { output: 2, ..Default::default() } },
+            Event::Cleaned { chunk: chunk_id() },
+        ]
+    }
+
+    #[test]
+    fn s3_a_journal_cut_anywhere_opens_as_its_whole_lines() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = Journal::open(dir.path()).expect("new");
+        for event in events() {
+            journal.append(&event).expect("follows");
+        }
+        let text = crate::lines::input::read_small(&dir.path().join(FILE), 1 << 20).expect("small");
+        for cut in 0..=text.len() {
+            let dir = tempfile::tempdir().expect("a directory");
+            crate::lines::output::write_whole(&dir.path().join(FILE), &text.as_bytes()[..cut]).expect("written");
+            let whole = text.as_bytes()[..cut].iter().filter(|b| **b == b'\n').count();
+            let mut journal = Journal::open(dir.path()).expect("opens");
+            assert_eq!(journal.torn > 0, cut > 0 && text.as_bytes()[cut - 1] != b'\n', "{cut}");
+            for event in events().iter().skip(whole) {
+                journal.append(event).expect("goes on where it stopped");
+            }
+            let job = &journal.state.jobs[0];
+            assert_eq!((job.step, job.batch_id.as_deref(), job.attempt), (Step::Fetched, Some("b"), 2));
+        }
+    }
+
+    #[test]
+    fn s3_damage_elsewhere_is_refused_by_line_and_offset() {
+        for bad in ["nonsense", "{\"event\":\"dance\"}", "{\"event\":\"cleaned\",\"chunk\":\"a_batch_part9\"}"] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let mut journal = Journal::open(dir.path()).expect("new");
+            journal.append(&events()[0]).expect("follows");
+            let first = crate::lines::input::read_small(&dir.path().join(FILE), 1 << 20).expect("small");
+            crate::lines::output::write_whole(&dir.path().join(FILE), format!("{first}{bad}\n").as_bytes())
+                .expect("ok");
+            let error = Journal::open(dir.path()).expect_err("refused").to_string();
+            assert!(error.contains(&format!("line 2, byte {}", first.len())), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_cannot_follow_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = Journal::open(dir.path()).expect("new");
+        let events = events();
+        journal.append(&events[0]).expect("follows");
+        journal.append(&events[1]).expect("follows");
+        assert!(journal.append(&events[4]).is_err(), "an intent without an upload");
+        assert!(journal.append(&events[8]).is_err(), "a batch without an intent");
+        assert!(journal.append(&events[1]).is_err(), "the same chunk twice");
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let there = config();
+        assert_eq!(there.difference(&there), None);
+        let now = Config { max_lines: 11, ..config() };
+        assert_eq!(there.difference(&now).as_deref(), Some("its `max_lines` is 10; now it is 11"));
+        let now = Config { analyses: vec![("a".to_owned(), "g".to_owned())], ..config() };
+        assert!(there.difference(&now).expect("one").contains("`a` has changed"));
+    }
+}

@@ -1,0 +1,185 @@
+//! A work directory: what lies where in it, and the lock that keeps a second process out (`promises.md` S6, K2).
+//!
+//! ```text
+//! DIR/journal.jsonl                 the state (see `journal`)
+//! DIR/lock                          held by the process that works here
+//! DIR/requests/{chunk}.jsonl        while the chunk's batch needs it
+//! DIR/rows/{chunk}.txt              the indexes of the chunk, as ranges
+//! DIR/results/{chunk}.output.jsonl  and .error.jsonl, as the provider wrote them
+//! DIR/input.zst                     the posts, if they came from stdin
+//! DIR/emulator/                     the embedded server's state
+//! ```
+
+use std::{
+    fs::{DirBuilder, File, TryLockError},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{Error, Kind, Result},
+    flow::ChunkId,
+    journal::{self, Journal},
+};
+
+/// A work directory that this process holds.
+#[derive(Debug)]
+pub struct WorkDir {
+    dir: PathBuf,
+    /// The kernel lets go of it when the process ends, however it ends.
+    _lock: File,
+}
+
+/// Which of a batch's two result files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResultFile {
+    Output,
+    Error,
+}
+
+impl ResultFile {
+    pub const BOTH: [Self; 2] = [Self::Output, Self::Error];
+}
+
+const FOLDERS: [&str; 3] = ["requests", "rows", "results"];
+
+impl WorkDir {
+    /// Makes the directory if it is not there, and takes its lock.
+    ///
+    /// # Errors
+    /// [`Kind::TryAgain`] when another process holds it.
+    pub fn create(dir: &Path) -> Result<Self> {
+        make(dir)?;
+        for folder in FOLDERS {
+            make(&dir.join(folder))?;
+        }
+        let lock = lock(dir)?;
+        let work = Self { dir: dir.to_owned(), _lock: lock };
+        work.sweep()?;
+        Ok(work)
+    }
+
+    /// The same for a verb that needs a journal to be there.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if !dir.join(journal::FILE).is_file() {
+            return Err(Error::input(format!(
+                "{} is not a work directory: it has no {}",
+                dir.display(),
+                journal::FILE
+            ))
+            .fix("name one with -d; `zbatch gen -d DIR posts.jsonl` makes one"));
+        }
+        Self::create(dir)
+    }
+
+    /// Moves everything away to `DIR.old-N` and begins an empty directory.
+    pub fn renew(self) -> Result<Self> {
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let old = (1u32..)
+            .map(|n| self.dir.with_file_name(format!("{name}.old-{n}")))
+            .find(|path| !path.exists())
+            .unwrap_or_else(|| self.dir.with_extension("old"));
+        std::fs::rename(&self.dir, &old).map_err(|e| Error::io("move away", &self.dir, &e))?;
+        let dir = self.dir.clone();
+        drop(self);
+        Self::create(&dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn journal(&self) -> Result<Journal> {
+        Journal::open(&self.dir)
+    }
+
+    pub fn rows(&self, chunk: &ChunkId) -> PathBuf {
+        self.dir.join("rows").join(format!("{chunk}.txt"))
+    }
+
+    pub fn results(&self, chunk: &ChunkId, file: ResultFile) -> PathBuf {
+        let which = match file {
+            ResultFile::Output => "output",
+            ResultFile::Error => "error",
+        };
+        self.dir.join("results").join(format!("{chunk}.{which}.jsonl"))
+    }
+
+    pub fn spool(&self) -> PathBuf {
+        self.dir.join("input.zst")
+    }
+
+    /// Removes what a killed process left half-written.
+    fn sweep(&self) -> Result<()> {
+        for folder in FOLDERS.iter().map(|name| self.dir.join(name)).chain([self.dir.clone()]) {
+            let listing = std::fs::read_dir(&folder).map_err(|e| Error::io("list", &folder, &e))?;
+            for entry in listing {
+                let path = entry.map_err(|e| Error::io("list", &folder, &e))?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                if name.starts_with('.') && name.ends_with(".part") {
+                    std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make(dir: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| Error::io("create directory", dir, &e))
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::io("open", &path, &e))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only to name it: whatever can be read is good enough.
+            let _unreadable = (&mut file).take(200).read_to_string(&mut holder);
+            return Err(Error::new(
+                Kind::TryAgain,
+                format!("{} is in use by {}", dir.display(), crate::flow::faults::escape_control(holder.trim())),
+            )
+            .fix("wait for it to end, or use another work directory (-d)"));
+        }
+        Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path, &e)),
+    }
+    let holder = format!("process {}\n", std::process::id());
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(holder.as_bytes()))
+        .map_err(|e| Error::io("write", &path, &e))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s6_a_second_holder_is_told_who_holds_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let work = WorkDir::create(&dir.path().join("w")).expect("free");
+        let error = WorkDir::create(work.path()).expect_err("held");
+        assert_eq!(error.kind(), Kind::TryAgain);
+        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+        let again = work.renew().expect("renewed");
+        assert!(dir.path().join("w.old-1/lock").exists());
+        drop(again);
+        WorkDir::create(&dir.path().join("w")).expect("free again");
+    }
+}
