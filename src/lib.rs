@@ -6,5 +6,6 @@ pub mod cmd;
 pub mod error;
 pub mod flow;
 pub mod lines;
+pub mod provider;
 pub mod report;
 pub mod settings;
