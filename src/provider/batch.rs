@@ -1,0 +1,332 @@
+//! What a server says about a batch, read as tolerantly as `zhipu-batch-api.md` §4 asks: only id and status are
+//! needed, null, `""` and absent are alike, times come in seconds or milliseconds.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    Dialect, Key,
+    error::{harmless, harmless_message},
+};
+use crate::{
+    error::{Error, Result},
+    flow::faults::escape_control,
+};
+
+const MAX_ID_BYTES: usize = 256;
+/// Above this a time is in milliseconds; in seconds it would be the year 5138.
+const SECONDS_END: u64 = 100_000_000_000;
+/// Of the errors a batch may list.
+const ERRORS_KEPT: usize = 20;
+const STATUS_CHARS: usize = 40;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                check_id(text, $what)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+
+            fn try_from(text: String) -> Result<Self> {
+                check_id(&text, $what)?;
+                Ok(Self(text))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+    };
+}
+
+id! {
+    /// A file at the provider. Opaque.
+    FileId, "file id"
+}
+id! {
+    /// A batch at the provider. Opaque.
+    BatchId, "batch id"
+}
+
+/// What can stand in a URL, a journal and a message without harm once it is escaped for the first.
+fn check_id(id: &str, what: &str) -> Result<()> {
+    // `.` and `..` change a path even when percent-encoded.
+    if id.is_empty() || id.len() > MAX_ID_BYTES || id == "." || id == ".." || escape_control(id) != id {
+        let shown: String = escape_control(id).chars().take(STATUS_CHARS).collect();
+        return Err(Error::input(format!("{shown:?} cannot be a {what}")));
+    }
+    Ok(())
+}
+
+/// A batch as the server tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    pub id: BatchId,
+    pub status: BatchStatus,
+    pub input_file_id: Option<FileId>,
+    pub output_file_id: Option<FileId>,
+    pub error_file_id: Option<FileId>,
+    /// Unix milliseconds.
+    pub created_at: Option<u64>,
+    /// Unix milliseconds.
+    pub completed_at: Option<u64>,
+    pub request_counts: RequestCounts,
+    pub metadata: BTreeMap<String, String>,
+    /// Why the input did not validate; fit to be shown.
+    pub errors: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RequestCounts {
+    pub total: u64,
+    pub completed: u64,
+    pub failed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BatchStatus {
+    Validating,
+    InProgress,
+    /// All done, results being written: not finished yet.
+    Finalizing,
+    Completed,
+    /// The input did not validate.
+    Failed,
+    /// Not finished in time; what was finished is kept.
+    Expired,
+    Cancelling,
+    Cancelled,
+    /// A word we do not know; the batch is taken to run. Fit to be shown.
+    Unknown(String),
+}
+
+impl BatchStatus {
+    fn parse(word: &str, dialect: &Dialect, key: &Key) -> Self {
+        let lower = word.trim().to_ascii_lowercase();
+        match lower.as_str() {
+            "validating" => Self::Validating,
+            "in_progress" => Self::InProgress,
+            "finalizing" => Self::Finalizing,
+            "completed" => Self::Completed,
+            "failed" => Self::Failed,
+            "expired" => Self::Expired,
+            "cancelling" | "canceling" => Self::Cancelling,
+            "cancelled" | "canceled" => Self::Cancelled,
+            own if dialect.running_words.contains(&own) => Self::InProgress,
+            _ => Self::Unknown(harmless(key, word, STATUS_CHARS)),
+        }
+    }
+
+    /// Nothing changes any more.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Expired | Self::Cancelled)
+    }
+
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Validating => "validating",
+            Self::InProgress => "in_progress",
+            Self::Finalizing => "finalizing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+            Self::Cancelling => "cancelling",
+            Self::Cancelled => "cancelled",
+            Self::Unknown(word) => word,
+        }
+    }
+}
+
+impl fmt::Display for BatchStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Batch {
+    /// `None`: there is no id or no status to be read.
+    pub(super) fn parse(body: &Value, dialect: &Dialect, key: &Key) -> Option<Self> {
+        let body = unwrap_object(body);
+        let id = |name: &str| body.get(name).and_then(Value::as_str).and_then(|id| id.parse::<FileId>().ok());
+        let time = |name: &str| body.get(name).and_then(number).map(|t| if t > SECONDS_END { t } else { t * 1000 });
+        let counts = body.get("request_counts");
+        let count = |name: &str| {
+            // The documentation shows them at the top.
+            counts.and_then(|counts| counts.get(name)).or_else(|| body.get(name)).and_then(number).unwrap_or(0)
+        };
+        Some(Self {
+            id: body.get("id")?.as_str()?.parse().ok()?,
+            status: BatchStatus::parse(body.get("status")?.as_str()?, dialect, key),
+            input_file_id: id("input_file_id"),
+            output_file_id: id("output_file_id"),
+            error_file_id: id("error_file_id"),
+            created_at: time("created_at"),
+            completed_at: time("completed_at"),
+            request_counts: RequestCounts {
+                total: count("total"),
+                completed: count("completed"),
+                failed: count("failed"),
+            },
+            metadata: metadata(body.get("metadata")),
+            errors: errors(body.get("errors"), key),
+        })
+    }
+}
+
+/// The object itself, where a server wraps it.
+pub(super) fn unwrap_object(body: &Value) -> &Value {
+    if body.get("id").is_some_and(Value::is_string) {
+        return body;
+    }
+    ["data", "job"].iter().filter_map(|key| body.get(*key)).find(|inner| inner.is_object()).unwrap_or(body)
+}
+
+fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+fn metadata(value: Option<&Value>) -> BTreeMap<String, String> {
+    let pairs = value.and_then(Value::as_object).into_iter().flatten();
+    pairs
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect()
+}
+
+/// `{"data":[{"code","line","message"}]}`, a bare list, or a text.
+fn errors(value: Option<&Value>, key: &Key) -> Vec<String> {
+    let Some(value) = value else { return Vec::new() };
+    let list = value.get("data").unwrap_or(value);
+    let one = |error: &Value| {
+        let field = |name: &str| match error.get(name) {
+            Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
+            Some(Value::Number(number)) => Some(number.to_string()),
+            _ => None,
+        };
+        let mut text = String::new();
+        if let Some(line) = field("line") {
+            text.push_str(&format!("line {line}: "));
+        }
+        if let Some(code) = field("code") {
+            text.push_str(&format!("code {code}: "));
+        }
+        text.push_str(&field("message").unwrap_or_else(|| error.as_str().unwrap_or_default().to_owned()));
+        harmless_message(key, &text)
+    };
+    match list {
+        Value::Array(list) => list.iter().take(ERRORS_KEPT).map(one).filter(|text| !text.is_empty()).collect(),
+        Value::Object(_) | Value::String(_) => Some(one(list)).filter(|text| !text.is_empty()).into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(provider: &str, body: &Value) -> Option<Batch> {
+        let key = Key::new("some-long-secret-key").expect("a key");
+        Batch::parse(body, Dialect::find(provider).expect("known"), &key)
+    }
+
+    #[test]
+    fn ids_round_trip_or_are_refused() {
+        let id: FileId = "1788419253_0123/é".parse().expect("an id");
+        assert_eq!(id.to_string().parse::<FileId>().expect("an id"), id);
+        let text = serde_json::to_string(&id).expect("written");
+        assert_eq!(serde_json::from_str::<FileId>(&text).expect("read"), id);
+        for bad in ["", ".", "..", "a\nb", "a\u{1b}", "a\u{202e}b", "x".repeat(257).as_str()] {
+            assert!(bad.parse::<BatchId>().is_err(), "{bad:?}");
+            assert!(serde_json::from_value::<FileId>(json!(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn null_empty_and_absent_are_alike() {
+        let bare = parse("zhipu", &json!({"id": "b", "status": "validating"})).expect("a batch");
+        let nulls = json!({
+            "id": "b", "status": "VALIDATING", "output_file_id": null, "error_file_id": "", "input_file_id": null,
+            "request_counts": {"total": null, "completed": null, "failed": null}, "metadata": null, "errors": null,
+            "created_at": null, "completed_at": null, "news": [1, {"a": 2}],
+        });
+        assert_eq!(parse("zhipu", &nulls), Some(bare));
+        assert_eq!(parse("zhipu", &json!({"id": "b"})), None);
+        assert_eq!(parse("zhipu", &json!({"status": "completed"})), None);
+        assert_eq!(parse("zhipu", &json!({"id": "", "status": "completed"})), None);
+        assert_eq!(parse("zhipu", &json!({"id": 7, "status": "completed"})), None);
+        assert_eq!(parse("zhipu", &json!("b")), None);
+    }
+
+    #[test]
+    fn everything_is_read_where_it_is() {
+        let body = json!({"job": {
+            "id": "b", "status": "in_queue", "input_file_id": "i", "output_file_id": "o", "error_file_id": "e",
+            "created_at": 1_788_419_254, "completed_at": 1_788_419_254_671_u64,
+            "request_counts": {"total": 3, "completed": "2", "failed": null},
+            "metadata": {"job": "run-7", "part": 1, "none": null},
+            "errors": {"object": "list", "data": [
+                {"code": "1210", "line": 4, "message": "bad \u{1b} some-long-secret-key"}, {"message": null}]},
+        }});
+        let batch = parse("siliconflow", &body).expect("a batch");
+        assert_eq!(batch.status, BatchStatus::InProgress);
+        assert_eq!(batch.created_at, Some(1_788_419_254_000));
+        assert_eq!(batch.completed_at, Some(1_788_419_254_671));
+        assert_eq!(batch.request_counts, RequestCounts { total: 3, completed: 2, failed: 0 });
+        assert_eq!(batch.metadata.get("part").map(String::as_str), Some("1"));
+        assert_eq!(batch.metadata.len(), 2);
+        assert_eq!(batch.errors, ["line 4: code 1210: bad \\u{1b} [key]"]);
+        assert_eq!(batch.error_file_id.map(|id| id.to_string()).as_deref(), Some("e"));
+    }
+
+    #[test]
+    fn an_unknown_status_runs_on() {
+        for (word, terminal) in [
+            ("Completed", true),
+            ("FAILED", true),
+            ("expired", true),
+            ("canceled", true),
+            ("finalizing", false),
+            ("cancelling", false),
+            ("paused\u{7}", false),
+            ("", false),
+        ] {
+            let batch = parse("zhipu", &json!({"id": "b", "status": word})).expect("a batch");
+            assert_eq!(batch.status.is_terminal(), terminal, "{word}");
+            assert!(!batch.status.as_str().contains('\u{7}'));
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! What a call to the provider can end with, and what that means.
+//!
+//! The business code of the body speaks first and the HTTP status second: an empty wallet arrives as 429 too
+//! (`promises.md` M4). Text of a server is redacted, escaped and cut before it is kept here (K1, H3).
+
+use std::{fmt, time::Duration};
+
+use serde_json::Value;
+
+use super::{Dialect, Key};
+use crate::{
+    error::{Error, Kind},
+    flow::faults::escape_control,
+};
+
+const MESSAGE_CHARS: usize = 300;
+const CODE_CHARS: usize = 64;
+
+/// What an [`ApiError`] means for what comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// No permission, or a key that is missing, wrong or expired.
+    Key,
+    /// Billing, quota or plan.
+    Account,
+    /// The model is unknown, withdrawn or not in the plan.
+    Model,
+    /// The request or the uploaded file is wrong; sending it again cannot help.
+    BadRequest,
+    NotFound,
+    /// Too many or too frequent requests, or an overloaded model.
+    RateLimited,
+    /// The server's trouble, or a reply that could not be read.
+    Transient,
+    /// The network: no connection, no answer, a broken one.
+    Unreachable,
+    /// A reply that we refuse to take: too large, a redirect, an endless listing.
+    Reply,
+    /// A file of ours.
+    Io,
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    /// What was tried, e.g. `create a batch`.
+    pub call: &'static str,
+    pub status: Option<u16>,
+    /// The business code of the body.
+    pub code: Option<String>,
+    pub message: String,
+    pub class: Class,
+    pub(super) retry_after: Option<Duration>,
+    /// What the server itself says about trying again.
+    pub(super) should_retry: Option<bool>,
+    /// The body was an error object, not a page of some gateway.
+    pub(super) readable: bool,
+    /// Something may have reached the server.
+    pub(super) sent: bool,
+}
+
+impl ApiError {
+    /// An error of our own making, with a text of our own.
+    pub(super) fn new(call: &'static str, class: Class, message: impl Into<String>) -> Self {
+        Self {
+            call,
+            status: None,
+            code: None,
+            message: message.into(),
+            class,
+            retry_after: None,
+            should_retry: None,
+            readable: false,
+            sent: true,
+        }
+    }
+
+    /// No new batch may be created: the next would fail too, or cost money that is not there (`promises.md` M4).
+    pub fn stops_creates(&self) -> bool {
+        matches!(self.class, Class::Key | Class::Account)
+    }
+
+    /// The same call may succeed later (`promises.md` N3). Never asked about a create.
+    pub fn is_retryable(&self) -> bool {
+        match (self.class, self.should_retry) {
+            (Class::Io | Class::Reply | Class::Key | Class::Account, _) => false,
+            (_, Some(said)) => said,
+            (class, None) => matches!(class, Class::RateLimited | Class::Transient | Class::Unreachable),
+        }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.call)?;
+        match (self.status, &self.code) {
+            (Some(status), Some(code)) => write!(f, "HTTP {status}, code {code}: ")?,
+            (Some(status), None) => write!(f, "HTTP {status}: ")?,
+            (None, Some(code)) => write!(f, "code {code}: ")?,
+            (None, None) => {}
+        }
+        f.write_str(if self.message.is_empty() { "no explanation was given" } else { &self.message })
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl From<ApiError> for Error {
+    fn from(error: ApiError) -> Self {
+        let (kind, fix) = match error.class {
+            Class::Key => (Kind::Key, Some("check the key, the base URL it belongs to, and what the account may use")),
+            Class::Account => (Kind::Unavailable, Some("mend the account's balance, quota or plan, then run it again")),
+            Class::Model => (Kind::Unavailable, Some("choose a model that the provider takes for batches")),
+            Class::BadRequest => (Kind::Input, None),
+            Class::NotFound => (Kind::Unavailable, None),
+            Class::Reply => (Kind::Unavailable, Some("check --base-url")),
+            Class::RateLimited | Class::Transient | Class::Unreachable => {
+                (Kind::Unavailable, Some("run the same command again later; it goes on where it stopped"))
+            }
+            Class::Io => (Kind::Io, None),
+        };
+        let whole = Self::new(kind, error.to_string());
+        match fix {
+            Some(fix) => whole.fix(fix),
+            None => whole,
+        }
+    }
+}
+
+/// Why a create failed; what may be done next differs (`promises.md` M1).
+#[derive(Clone, Debug)]
+pub enum CreateError {
+    /// The server said no, and why: there is no batch.
+    Refused(ApiError),
+    /// Nothing reached the server: there is no batch.
+    NotSent(ApiError),
+    /// There may be a batch. Look for it before anything else.
+    Ambiguous(ApiError),
+}
+
+impl CreateError {
+    pub fn error(&self) -> &ApiError {
+        match self {
+            Self::Refused(error) | Self::NotSent(error) | Self::Ambiguous(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error().fmt(f)
+    }
+}
+
+impl std::error::Error for CreateError {}
+
+/// Text of a server, fit to be shown: without the key, without control characters, short.
+pub(super) fn harmless(key: &Key, text: &str, most: usize) -> String {
+    // The key goes first: cut or escaped, what is left of it would not be known again.
+    let text = key.redact(text);
+    let text = escape_control(text.trim());
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// A message of a server, or of the network about it.
+pub(super) fn harmless_message(key: &Key, text: &str) -> String {
+    harmless(key, text, MESSAGE_CHARS)
+}
+
+/// The error a body tells of.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub code: Option<String>,
+    pub message: String,
+}
+
+/// Looks for an error in a body of any status: `{"error":{…}}`, `{"error":"text"}`, and at the top
+/// `{"code","message"}` or `{"code","msg"}` unless the object that was wanted came with them.
+pub(super) fn find_error(body: &Value) -> Option<Told> {
+    let object = body.as_object()?;
+    match object.get("error") {
+        Some(Value::Object(error)) => {
+            let message = text(error.get("message").or_else(|| error.get("msg"))).unwrap_or_default();
+            // OpenAI's code may be null where its type tells the same.
+            let code = text(error.get("code")).or_else(|| text(error.get("type")));
+            return (code.is_some() || !message.is_empty()).then_some(Told { code, message });
+        }
+        Some(Value::String(error)) if !error.is_empty() => {
+            let message = match text(object.get("message").or_else(|| object.get("msg"))) {
+                Some(more) => format!("{error}: {more}"),
+                None => error.clone(),
+            };
+            return Some(Told { code: text(object.get("code")), message });
+        }
+        _ => {}
+    }
+    if object.contains_key("id") || ["data", "job"].iter().any(|key| object.get(*key).is_some_and(|v| !v.is_null())) {
+        return None;
+    }
+    let code = text(object.get("code"))?;
+    let message = text(object.get("message").or_else(|| object.get("msg")))?;
+    // Some gateways say "success" in the same words.
+    (!matches!(code.as_str(), "0" | "200" | "20000")).then_some(Told { code: Some(code), message })
+}
+
+/// A string that is not empty, or a number.
+fn text(value: Option<&Value>) -> Option<String> {
+    match value? {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// Makes an error of a reply. `told` is what its body told, `page` the body that told nothing.
+pub(super) fn from_reply(
+    call: &'static str,
+    dialect: &Dialect,
+    key: &Key,
+    status: http::StatusCode,
+    told: Option<Told>,
+    page: &[u8],
+) -> ApiError {
+    let readable = told.is_some();
+    let Told { code, message } = told.unwrap_or_else(|| Told { code: None, message: page_text(page) });
+    let class = code.as_deref().and_then(|code| dialect.class_of(code)).unwrap_or_else(|| class_of(status));
+    ApiError {
+        status: Some(status.as_u16()),
+        code: code.map(|code| harmless(key, &code, CODE_CHARS)),
+        message: harmless_message(key, &message),
+        readable,
+        ..ApiError::new(call, class, "")
+    }
+}
+
+/// When no business code is known.
+fn class_of(status: http::StatusCode) -> Class {
+    match status.as_u16() {
+        401 | 403 | 434 => Class::Key,
+        402 => Class::Account,
+        404 | 410 => Class::NotFound,
+        429 => Class::RateLimited,
+        // 200 and its like: only asked about when the body was not what it should be.
+        408 | 409 | 425 | 100..=299 | 500..=599 => Class::Transient,
+        300..=399 => Class::Reply,
+        _ => Class::BadRequest,
+    }
+}
+
+/// The words of a body that is no JSON: a gateway's page, without its tags.
+fn page_text(page: &[u8]) -> String {
+    let page = String::from_utf8_lossy(page.get(..PAGE_BYTES).unwrap_or(page));
+    if !page.trim_start().starts_with('<') {
+        return page.into_owned();
+    }
+    let mut text = String::new();
+    let mut in_tag = false;
+    for c in page.chars() {
+        match c {
+            '<' => in_tag = true,
+            '>' => {
+                in_tag = false;
+                text.push(' ');
+            }
+            c if !in_tag => text.push(c),
+            _ => {}
+        }
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Of a page that is looked at for its words.
+const PAGE_BYTES: usize = 8 << 10;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn error(status: u16, body: &str) -> ApiError {
+        let zhipu = Dialect::find("zhipu").expect("known");
+        let key = Key::new("idididididid.secretsecretsecret").expect("a key");
+        let told = serde_json::from_str(body).ok().as_ref().and_then(find_error);
+        let status = http::StatusCode::from_u16(status).expect("a status");
+        from_reply("try", zhipu, &key, status, told, body.as_bytes())
+    }
+
+    #[test]
+    fn the_code_speaks_first_and_the_status_second() {
+        for (status, body, class) in [
+            (401, r#"{"error":{"code":"1001","message":"no key"}}"#, Class::Key),
+            (429, r#"{"error":{"code":"1113","message":"arrears"}}"#, Class::Account),
+            (429, r#"{"error":{"code":1113,"message":"arrears"}}"#, Class::Account),
+            (200, r#"{"code":1112,"msg":"locked"}"#, Class::Account),
+            (429, r#"{"error":{"code":"1308","message":"used up until 18:00"}}"#, Class::Account),
+            (429, r#"{"error":{"code":"1302","message":"slow"}}"#, Class::RateLimited),
+            (429, r#"{"error":{"code":"1305","message":"busy"}}"#, Class::RateLimited),
+            (429, "", Class::RateLimited),
+            (400, r#"{"error":{"code":"1210","message":"model"}}"#, Class::BadRequest),
+            (400, r#"{"error":{"code":"1211","message":"model"}}"#, Class::Model),
+            (400, r#"{"code":"1234","message":"network"}"#, Class::Transient),
+            (500, r#"{"error":{"code":"1234","message":"network"}}"#, Class::Transient),
+            (404, r#"{"error":"Not Found"}"#, Class::NotFound),
+            (434, r#"{"error":{"code":"x","message":"?"}}"#, Class::Key),
+            (435, r#"{"error":{"message":"too large"}}"#, Class::BadRequest),
+            (403, "<html><body>Forbidden</body></html>", Class::Key),
+            (408, "", Class::Transient),
+            (409, "", Class::Transient),
+            (425, "", Class::Transient),
+            (502, "<html>", Class::Transient),
+            (302, "", Class::Reply),
+        ] {
+            assert_eq!(error(status, body).class, class, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn what_stops_creates_is_not_tried_again() {
+        for code in ["1113", "1112", "1121", "1304", "1308", "1309", "1310", "1311", "1001"] {
+            let error = error(429, &json!({"error": {"code": code, "message": "no"}}).to_string());
+            assert!(error.stops_creates() && !error.is_retryable(), "{code}");
+        }
+        for status in [401, 403, 434] {
+            assert!(error(status, "").stops_creates(), "{status}");
+        }
+        for status in [408, 409, 425, 429, 500, 502, 503, 200] {
+            assert!(error(status, "").is_retryable() && !error(status, "").stops_creates(), "{status}");
+        }
+        for status in [400, 404, 413, 435, 302] {
+            assert!(!error(status, "").is_retryable(), "{status}");
+        }
+    }
+
+    #[test]
+    fn errors_are_told_from_successes() {
+        for (body, told) in [
+            (json!({"error": {"code": "1", "message": "m"}}), true),
+            (json!({"error": {"type": "t", "code": null}}), true),
+            (json!({"error": "m"}), true),
+            (json!({"code": 500, "msg": "m"}), true),
+            (json!({"code": "x", "message": "m", "data": null}), true),
+            (json!({"code": 20000, "message": "Ok", "data": {"id": "f"}}), false),
+            (json!({"code": 200, "msg": "ok"}), false),
+            (json!({"id": "b", "status": "failed", "error": null}), false),
+            (json!({"error": {}}), false),
+            (json!([1]), false),
+        ] {
+            assert_eq!(find_error(&body).is_some(), told, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_short_harmless_and_without_the_key() {
+        let long = "字".repeat(1000);
+        let shown = error(400, &json!({"error": {"code": "\u{1b}[2J", "message": long}}).to_string());
+        assert_eq!(shown.message.chars().count(), MESSAGE_CHARS + 1);
+        assert_eq!(shown.code.as_deref(), Some("\\u{1b}[2J"));
+        // The key lies across the cut.
+        let echo = format!("{}idididididid.secretsecretsecret", "x".repeat(MESSAGE_CHARS - 10));
+        let shown = error(401, &json!({"error": {"code": "1001", "message": echo}}).to_string());
+        assert!(!shown.to_string().contains("idididi"), "{shown}");
+        assert_eq!(error(502, "<html><b>Bad\nGateway</b>").message, "Bad Gateway");
+        assert_eq!(error(502, "").to_string(), "try: HTTP 502: no explanation was given");
+    }
+
+    #[test]
+    fn exit_codes_follow_the_class() {
+        let kind = |class| Error::from(ApiError::new("try", class, "m")).kind();
+        assert_eq!(kind(Class::Key), Kind::Key);
+        assert_eq!(kind(Class::Account), Kind::Unavailable);
+        assert_eq!(kind(Class::Model), Kind::Unavailable);
+        assert_eq!(kind(Class::Unreachable), Kind::Unavailable);
+        assert_eq!(kind(Class::BadRequest), Kind::Input);
+        assert_eq!(kind(Class::Io), Kind::Io);
+    }
+}

@@ -1,0 +1,698 @@
+//! The provider: upload a chunk, create its batch, look at it, download what it made.
+//!
+//! A [`Client`] streams both ways, reopens the file on each try, bounds every body, and keeps the key out of every
+//! text. Calls that may be repeated are repeated here ([`retry`]); a create is sent once, and its failure says
+//! whether there may be a batch ([`CreateError`]). What differs between providers is a [`Dialect`].
+
+mod batch;
+mod body;
+mod dialect;
+mod error;
+mod key;
+mod retry;
+mod transport;
+
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, Method, header};
+use serde_json::{Value, json};
+use tokio::{io::AsyncReadExt as _, time::Instant};
+
+pub use batch::{Batch, BatchId, BatchStatus, FileId, RequestCounts};
+pub use dialect::Dialect;
+pub use error::{ApiError, Class, CreateError};
+pub use key::Key;
+pub use transport::Transport;
+
+use crate::{error::Result, lines::output::AtomicFile};
+use body::Decoder;
+use retry::{Policy, Retries};
+use transport::{BaseUrl, Broken, Moved, Patience, Reply};
+
+/// Largest JSON body that is read.
+const MAX_JSON: u64 = 4 << 20;
+/// Largest file that is downloaded: 50,000 long answers are a tenth of it.
+const MAX_DOWNLOAD: u64 = 8 << 30;
+/// A download that begins with this much and is one error object is an error.
+const ERROR_HEAD: usize = 64 << 10;
+/// How often a download may be cut short before what came is kept (`promises.md` N5).
+const CUT_TRIES: u32 = 3;
+/// How much of a file is read, or written, at a time.
+const PIECE: usize = 256 << 10;
+/// The most a listing gives at once.
+const PAGE: usize = 100;
+/// Accounts hold 1,000 files; a listing longer than a million batches does not end.
+const MAX_PAGES: usize = 10_000;
+
+/// Everything a client is made of.
+#[derive(Debug)]
+pub struct ClientSettings {
+    pub dialect: &'static Dialect,
+    /// `None`: the provider's own.
+    pub base_url: Option<String>,
+    pub key: Key,
+    /// One more root certificate to trust.
+    pub ca_cert: Option<PathBuf>,
+    /// Serve the calls in this process instead of sending them.
+    pub direct: Option<axum::Router>,
+}
+
+/// Talks to one provider under one key. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dialect: &'static Dialect,
+    base: BaseUrl,
+    key: Key,
+    transport: Transport,
+    retries: Retries,
+    patience: Patience,
+}
+
+/// A file that was downloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Download {
+    pub bytes: u64,
+    pub blake3: blake3::Hash,
+    /// False: every try was cut short, and the longest was kept.
+    pub complete: bool,
+}
+
+/// What is sent with a request.
+enum Payload<'a> {
+    None,
+    Json(&'a Value),
+    Multipart { path: &'a Path, file_name: &'a str },
+}
+
+impl Client {
+    /// # Errors
+    /// [`crate::error::Kind::Usage`] for a base URL that is not https, or http on loopback;
+    /// [`crate::error::Kind::Input`] for a certificate that cannot be read.
+    pub fn new(settings: ClientSettings) -> Result<Self> {
+        Self::with(settings, Policy::STANDARD, Patience::STANDARD)
+    }
+
+    fn with(settings: ClientSettings, policy: Policy, patience: Patience) -> Result<Self> {
+        let ClientSettings { dialect, base_url, key, ca_cert, direct } = settings;
+        let base = BaseUrl::parse(base_url.as_deref().unwrap_or(dialect.base_url))?;
+        let transport = match direct {
+            Some(router) => Transport::Direct(router),
+            None => Transport::http(&base, ca_cert.as_deref())?,
+        };
+        Ok(Self(Arc::new(Inner { dialect, base, key, transport, retries: Retries::new(policy), patience })))
+    }
+
+    pub fn dialect(&self) -> &'static Dialect {
+        self.0.dialect
+    }
+
+    /// Streams a file of request lines to the provider; `file_name` ends in `.jsonl`.
+    pub async fn upload(&self, path: &Path, file_name: &str) -> Result<FileId, ApiError> {
+        const CALL: &str = "upload a file";
+        let mut tries = self.0.retries.start();
+        loop {
+            let sent = self.ask(CALL, Method::POST, "files", Payload::Multipart { path, file_name }).await;
+            let error = match sent {
+                Ok(body) => match batch::unwrap_object(&body).get("id").and_then(Value::as_str).map(str::parse) {
+                    Some(Ok(id)) => return Ok(id),
+                    _ => unreadable(CALL, "no file id in the answer"),
+                },
+                Err(error) => error,
+            };
+            tries.pause(error).await?;
+        }
+    }
+
+    /// Creates a batch of an uploaded file. Sent once, whatever happens.
+    pub async fn create(&self, file: &FileId, metadata: &[(&str, String)]) -> Result<Batch, CreateError> {
+        const CALL: &str = "create a batch";
+        let dialect = self.0.dialect;
+        let metadata: serde_json::Map<String, Value> =
+            metadata.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        let mut body = json!({"input_file_id": file.as_str(), "endpoint": dialect.line_url});
+        if let Some(fields) = body.as_object_mut() {
+            if let Some(window) = dialect.completion_window {
+                fields.insert("completion_window".to_owned(), json!(window));
+            }
+            if dialect.sends_auto_delete {
+                fields.insert("auto_delete_input_file".to_owned(), json!(false));
+            }
+            if !metadata.is_empty() {
+                fields.insert("metadata".to_owned(), Value::Object(metadata));
+            }
+        }
+        match self.ask(CALL, Method::POST, "batches", Payload::Json(&body)).await {
+            Ok(body) => self.read_batch(CALL, &body).map_err(CreateError::Ambiguous),
+            Err(error) if !error.sent => Err(CreateError::NotSent(error)),
+            Err(error) if self.is_definite(&error) => Err(CreateError::Refused(error)),
+            Err(error) => Err(CreateError::Ambiguous(error)),
+        }
+    }
+
+    /// The server said no in words of its own, so that there can be no batch.
+    fn is_definite(&self, error: &ApiError) -> bool {
+        let known = || error.code.as_deref().is_some_and(|code| self.0.dialect.class_of(code).is_some());
+        error.readable
+            && error.class != Class::Transient
+            && match error.status {
+                Some(400..=499) => true,
+                Some(200..=299) => known(),
+                _ => false,
+            }
+    }
+
+    pub async fn batch(&self, id: &BatchId) -> Result<Batch, ApiError> {
+        const CALL: &str = "look at a batch";
+        self.ask_batch(CALL, Method::GET, &format!("batches/{}", percent_escape(id.as_str()))).await
+    }
+
+    /// Asks for the end of a batch. It ends later, as `cancelled`.
+    pub async fn cancel(&self, id: &BatchId) -> Result<Batch, ApiError> {
+        const CALL: &str = "cancel a batch";
+        self.ask_batch(CALL, Method::POST, &format!("batches/{}/cancel", percent_escape(id.as_str()))).await
+    }
+
+    /// The batches of the account that are wanted, found by paging to the end of the listing.
+    pub async fn find_batches(&self, wanted: impl Fn(&Batch) -> bool) -> Result<Vec<Batch>, ApiError> {
+        const CALL: &str = "list the batches";
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        let mut path = format!("batches?limit={PAGE}");
+        for _ in 0..MAX_PAGES {
+            let (page, more) = self.page(CALL, &path).await?;
+            let last = page.last().map(|batch| batch.id.clone());
+            let mut news = false;
+            for batch in page {
+                if seen.insert(batch.id.clone()) {
+                    news = true;
+                    if wanted(&batch) {
+                        found.push(batch);
+                    }
+                }
+            }
+            match last {
+                Some(last) if more && news => {
+                    path = format!("batches?limit={PAGE}&after={}", percent_escape(last.as_str()));
+                }
+                _ => return Ok(found),
+            }
+        }
+        Err(ApiError::new(CALL, Class::Reply, format!("the listing does not end after {MAX_PAGES} pages")))
+    }
+
+    /// One page, and whether more may follow.
+    async fn page(&self, call: &'static str, path: &str) -> Result<(Vec<Batch>, bool), ApiError> {
+        let mut tries = self.0.retries.start();
+        loop {
+            let error = match self.ask(call, Method::GET, path, Payload::None).await {
+                Ok(body) => match self.read_page(&body) {
+                    Some(page) => return Ok(page),
+                    // A batch that is overlooked here may be paid for twice.
+                    None => unreadable(call, "the listing cannot be read"),
+                },
+                Err(error) => error,
+            };
+            tries.pause(error).await?;
+        }
+    }
+
+    fn read_page(&self, body: &Value) -> Option<(Vec<Batch>, bool)> {
+        // Some wrap the list in `data` once more.
+        let body = body.get("data").filter(|inner| inner.is_object()).unwrap_or(body);
+        let batches = match body.get("data")? {
+            Value::Array(list) => {
+                list.iter().map(|batch| Batch::parse(batch, self.0.dialect, &self.0.key)).collect::<Option<Vec<_>>>()?
+            }
+            Value::Null => Vec::new(),
+            _ => return None,
+        };
+        // Where it is not said, one more page is asked for.
+        Some((batches, body.get("has_more").and_then(Value::as_bool).unwrap_or(true)))
+    }
+
+    /// Streams a file of the provider to `to`, which appears whole.
+    pub async fn download(&self, file: &FileId, to: &Path) -> Result<Download, ApiError> {
+        let mut tries = self.0.retries.start();
+        let mut longest: Option<Landing> = None;
+        let mut cuts = 0;
+        loop {
+            let cut = match self.download_once(file, to).await {
+                Ok(landing) => return landing.commit(true).await,
+                Err(cut) => cut,
+            };
+            if let Some(landing) = cut.landing.filter(|landing| landing.bytes > 0) {
+                cuts += 1;
+                if longest.as_ref().is_none_or(|longest| longest.bytes < landing.bytes) {
+                    longest = Some(landing);
+                }
+                if cuts >= CUT_TRIES
+                    && let Some(landing) = longest.take()
+                {
+                    return landing.commit(false).await;
+                }
+            }
+            tries.pause(cut.error).await?;
+        }
+    }
+
+    async fn download_once(&self, file: &FileId, to: &Path) -> Result<Landing, Cut> {
+        const CALL: &str = "download a file";
+        let path = format!("files/{}/content", percent_escape(file.as_str()));
+        let mut reply = self.send(CALL, Method::GET, &path, Payload::None).await?;
+        let is_page =
+            reply.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+        if reply.status != http::StatusCode::OK || is_page {
+            return Err(self.read_refusal(CALL, reply).await.into());
+        }
+        let expected = content_length(&reply.headers);
+        let landing = Landing::create(to.to_owned()).await?;
+        let mut decoder = Decoder::new(&reply.headers, landing, MAX_DOWNLOAD).map_err(|encoding| {
+            let encoding = error::harmless(&self.0.key, &encoding, 40);
+            ApiError::new(CALL, Class::Reply, format!("the reply has the unknown encoding {encoding}"))
+        })?;
+        let mut piece = BytesMut::with_capacity(PIECE);
+        let broken = loop {
+            match reply.body.next(self.0.patience).await {
+                Ok(Some(bytes)) => {
+                    piece.extend_from_slice(&bytes);
+                    if piece.len() >= PIECE {
+                        decoder = put(CALL, decoder, piece.split().freeze()).await?;
+                    }
+                }
+                Ok(None) => break None,
+                Err(broken) => break Some(broken),
+            }
+        };
+        decoder = put(CALL, decoder, piece.freeze()).await?;
+        let cut = match (broken, expected) {
+            (Some(broken), _) => Some(self.broken(CALL, &broken)),
+            (None, Some(expected)) if decoder.wire != expected => Some(ApiError::new(
+                CALL,
+                Class::Unreachable,
+                format!("it is cut short: {} of {expected} bytes came", decoder.wire),
+            )),
+            _ => None,
+        };
+        if let Some(error) = cut {
+            // Half a compressed file is of no use.
+            let landing = decoder.is_plain().then(|| decoder.into_inner()).flatten();
+            return Err(Cut { error, landing });
+        }
+        let landing = finish(CALL, decoder).await?;
+        if let Some(told) = landing.error_object() {
+            let status = http::StatusCode::OK;
+            let mut error = error::from_reply(CALL, self.0.dialect, &self.0.key, status, Some(told), &[]);
+            self.note_retry(&mut error, &reply.headers);
+            return Err(error.into());
+        }
+        Ok(landing)
+    }
+
+    /// Deletes a file at the provider; one that is not there is as good as deleted.
+    pub async fn delete(&self, file: &FileId) -> Result<(), ApiError> {
+        const CALL: &str = "delete a file";
+        let path = format!("files/{}", percent_escape(file.as_str()));
+        let mut tries = self.0.retries.start();
+        loop {
+            match self.ask(CALL, Method::DELETE, &path, Payload::None).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.class == Class::NotFound => return Ok(()),
+                Err(error) => tries.pause(error).await?,
+            }
+        }
+    }
+
+    async fn ask_batch(&self, call: &'static str, method: Method, path: &str) -> Result<Batch, ApiError> {
+        let mut tries = self.0.retries.start();
+        loop {
+            let answer = self.ask(call, method.clone(), path, Payload::None).await;
+            match answer.and_then(|body| self.read_batch(call, &body)) {
+                Ok(batch) => return Ok(batch),
+                Err(error) => tries.pause(error).await?,
+            }
+        }
+    }
+
+    fn read_batch(&self, call: &'static str, body: &Value) -> Result<Batch, ApiError> {
+        Batch::parse(body, self.0.dialect, &self.0.key).ok_or_else(|| unreadable(call, "no batch in the answer"))
+    }
+
+    /// One call, tried once; the JSON it answers.
+    async fn ask(
+        &self,
+        call: &'static str,
+        method: Method,
+        path: &str,
+        payload: Payload<'_>,
+    ) -> Result<Value, ApiError> {
+        let reply = self.send(call, method, path, payload).await?;
+        if !reply.status.is_success() {
+            return Err(self.read_refusal(call, reply).await);
+        }
+        let (status, headers) = (reply.status, reply.headers.clone());
+        let (body, broken) = self.collect(call, reply).await?;
+        if let Some(broken) = broken {
+            return Err(ApiError { status: Some(status.as_u16()), ..self.broken(call, &broken) });
+        }
+        let mut error = match parse_json(&body) {
+            Some(value) => match error::find_error(&value) {
+                None => return Ok(value),
+                told => error::from_reply(call, self.0.dialect, &self.0.key, status, told, &[]),
+            },
+            // A DELETE may answer with nothing at all.
+            None if body.is_empty() => return Ok(Value::Null),
+            None => error::from_reply(call, self.0.dialect, &self.0.key, status, None, &body),
+        };
+        self.note_retry(&mut error, &headers);
+        Err(error)
+    }
+
+    /// Makes an error of a reply that is one by its status, or by being a page.
+    async fn read_refusal(&self, call: &'static str, reply: Reply) -> ApiError {
+        let (status, headers) = (reply.status, reply.headers.clone());
+        // A refusal whose words cannot be read still has its status.
+        let (body, broken) = self.collect(call, reply).await.unwrap_or_default();
+        let parsed = parse_json(&body).filter(|_| broken.is_none());
+        let told = parsed.as_ref().and_then(error::find_error);
+        let mut error = error::from_reply(call, self.0.dialect, &self.0.key, status, told, &body);
+        if status.is_redirection() {
+            error.message = "the server sends us elsewhere, where the key must not go".to_owned();
+        }
+        self.note_retry(&mut error, &headers);
+        error
+    }
+
+    fn note_retry(&self, error: &mut ApiError, headers: &HeaderMap) {
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        error.retry_after =
+            text(header::RETRY_AFTER).and_then(|value| retry::parse_retry_after(value, SystemTime::now()));
+        error.should_retry =
+            text(HeaderName::from_static("x-should-retry")).and_then(|value| value.trim().parse().ok());
+    }
+
+    /// Reads a body that should be small; the second part tells how it broke off.
+    async fn collect(&self, call: &'static str, mut reply: Reply) -> Result<(Vec<u8>, Option<Broken>), ApiError> {
+        let refuse = |why: String| ApiError::new(call, Class::Reply, why);
+        let mut decoder = Decoder::new(&reply.headers, Vec::new(), MAX_JSON).map_err(|encoding| {
+            let encoding = error::harmless(&self.0.key, &encoding, 40);
+            refuse(format!("the reply has the unknown encoding {encoding}"))
+        })?;
+        let broken = loop {
+            match reply.body.next(self.0.patience).await {
+                Ok(Some(bytes)) => {
+                    if let Err(e) = decoder.put(&bytes) {
+                        if decoder.is_over() {
+                            return Err(refuse(format!("the reply is larger than {MAX_JSON} bytes")));
+                        }
+                        break Some(Broken { sent: true, why: e.to_string() });
+                    }
+                }
+                Ok(None) => {
+                    break decoder.finish().err().map(|e| Broken { sent: true, why: e.to_string() });
+                }
+                Err(broken) => break Some(broken),
+            }
+        };
+        Ok((std::mem::take(&mut decoder.capped_mut().inner), broken))
+    }
+
+    /// One request, sent once; the head of its reply.
+    async fn send(
+        &self,
+        call: &'static str,
+        method: Method,
+        path: &str,
+        payload: Payload<'_>,
+    ) -> Result<Reply, ApiError> {
+        let cannot = |e: http::Error| ApiError { sent: false, ..ApiError::new(call, Class::BadRequest, e.to_string()) };
+        let mut request = http::Request::builder()
+            .method(method.clone())
+            .uri(self.0.base.join(path))
+            .header(header::ACCEPT, "*/*")
+            // Lengths can be checked, and what is not compressed cannot explode.
+            .header(header::ACCEPT_ENCODING, "identity");
+        if let Some(key) = self.0.key.header() {
+            request = request.header(header::AUTHORIZATION, key);
+        }
+        let (request, moved) = match payload {
+            Payload::None => {
+                // A POST without a body says so; some gateways answer 411 otherwise.
+                if method == Method::POST {
+                    request = request.header(header::CONTENT_LENGTH, 0);
+                }
+                (request.body(reqwest::Body::default()), Arc::new(Moved::whole()))
+            }
+            Payload::Json(body) => {
+                let request = request.header(header::CONTENT_TYPE, "application/json");
+                (request.body(reqwest::Body::from(body.to_string())), Arc::new(Moved::whole()))
+            }
+            Payload::Multipart { path, file_name } => {
+                let form = Form::open(call, path, file_name).await?;
+                let request = request
+                    .header(header::CONTENT_TYPE, format!("multipart/form-data; boundary={}", form.boundary))
+                    .header(header::CONTENT_LENGTH, form.bytes);
+                let moved = Arc::clone(&form.moved);
+                (request.body(form.into_body()), moved)
+            }
+        };
+        let request = request.map_err(cannot)?;
+        let start = Instant::now();
+        let reply = self.0.transport.send(request, &moved, self.0.patience).await;
+        let ms = start.elapsed().as_millis();
+        // Queries hold only ids, but a habit of logging them would hold secrets one day.
+        let shown = path.split('?').next().unwrap_or_default();
+        match &reply {
+            Ok(reply) => tracing::debug!(%method, path = shown, status = reply.status.as_u16(), ms, "{call}"),
+            Err(broken) => tracing::debug!(%method, path = shown, sent = broken.sent, ms, "{call}: no reply"),
+        }
+        reply.map_err(|broken| match moved.failed() {
+            Some(why) => ApiError::new(call, Class::Io, why),
+            None => self.broken(call, &broken),
+        })
+    }
+
+    fn broken(&self, call: &'static str, broken: &Broken) -> ApiError {
+        let why = error::harmless_message(&self.0.key, &broken.why);
+        ApiError { sent: broken.sent, ..ApiError::new(call, Class::Unreachable, why) }
+    }
+}
+
+/// A 200 that does not say what it should; the server may do better the next time.
+fn unreadable(call: &'static str, why: &str) -> ApiError {
+    ApiError { status: Some(200), ..ApiError::new(call, Class::Transient, why) }
+}
+
+/// Some gateways put a byte order mark before their JSON.
+fn parse_json(body: &[u8]) -> Option<Value> {
+    serde_json::from_slice(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)).ok()
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Escapes everything that is not unreserved in a URL.
+fn percent_escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            let _infallible = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+/// A multipart form whose file is read as it is sent, with a length that is known before.
+struct Form {
+    boundary: String,
+    bytes: u64,
+    moved: Arc<Moved>,
+    head: Bytes,
+    file: tokio::fs::File,
+    path: PathBuf,
+    /// Of the file, not yet sent.
+    left: u64,
+    tail: Bytes,
+}
+
+impl Form {
+    /// A fresh handle each time, so that a retry begins at the beginning.
+    async fn open(call: &'static str, path: &Path, file_name: &str) -> Result<Self, ApiError> {
+        let fail = |e: io::Error| ApiError {
+            sent: false,
+            ..ApiError::new(call, Class::Io, format!("open {}: {e}", path.display()))
+        };
+        let file = tokio::fs::File::open(path).await.map_err(fail)?;
+        let left = file.metadata().await.map_err(fail)?.len();
+        let boundary = format!("zbatch-{:016x}{:016x}", retry::random_bits(), retry::random_bits());
+        let name: String = file_name.chars().filter(|c| !c.is_control() && !matches!(c, '"' | '\\')).collect();
+        let head = Bytes::from(format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n\
+             --{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
+             Content-Type: application/octet-stream\r\n\r\n"
+        ));
+        let tail = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+        let bytes = head.len() as u64 + left + tail.len() as u64;
+        let moved = Arc::new(Moved::streamed());
+        Ok(Self { boundary, bytes, moved, head, file, path: path.to_owned(), left, tail })
+    }
+
+    fn into_body(self) -> reqwest::Body {
+        reqwest::Body::wrap_stream(futures::stream::try_unfold(self, async |mut form| {
+            let piece = form.next().await?;
+            Ok::<_, io::Error>((!piece.is_empty()).then_some((piece, form)))
+        }))
+    }
+
+    /// The next piece; an empty one at the end.
+    async fn next(&mut self) -> io::Result<Bytes> {
+        let head = std::mem::take(&mut self.head);
+        if !head.is_empty() {
+            self.moved.touch(false);
+            return Ok(head);
+        }
+        if self.left > 0 {
+            let most = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);
+            let mut piece = BytesMut::with_capacity(most);
+            let read = (&mut self.file).take(most as u64).read_buf(&mut piece).await;
+            let read = read.and_then(|n| if n == 0 { Err(io::Error::other("it became shorter")) } else { Ok(n) });
+            match read {
+                Ok(n) => self.left -= n as u64,
+                Err(e) => {
+                    self.moved.fail(format!("read {}: {e}", self.path.display()));
+                    return Err(e);
+                }
+            }
+            self.moved.touch(false);
+            return Ok(piece.freeze());
+        }
+        self.moved.touch(true);
+        Ok(std::mem::take(&mut self.tail))
+    }
+}
+
+/// A download that failed, and what came of it.
+struct Cut {
+    error: ApiError,
+    landing: Option<Landing>,
+}
+
+impl From<ApiError> for Cut {
+    fn from(error: ApiError) -> Self {
+        Self { error, landing: None }
+    }
+}
+
+/// Where a download goes: a file that has not appeared yet.
+struct Landing {
+    file: AtomicFile,
+    hasher: blake3::Hasher,
+    bytes: u64,
+    /// The beginning, as long as all of it may be one error object.
+    head: Vec<u8>,
+    /// Why our own file could not be written.
+    failed: Option<String>,
+}
+
+impl Write for Landing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Err(e) = self.file.write_all(bytes) {
+            self.failed = Some(format!("write {}: {e}", self.file.path().display()));
+            return Err(e);
+        }
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        if self.bytes <= ERROR_HEAD as u64 {
+            self.head.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Landing {
+    async fn create(to: PathBuf) -> Result<Self, ApiError> {
+        let file = blocking(move || AtomicFile::create_private(&to).map_err(|e| local(&e))).await?;
+        Ok(Self { file, hasher: blake3::Hasher::new(), bytes: 0, head: Vec::new(), failed: None })
+    }
+
+    /// The error that the whole file tells of; a result line always has a `custom_id`.
+    fn error_object(&self) -> Option<error::Told> {
+        if self.bytes > ERROR_HEAD as u64 {
+            return None;
+        }
+        let body: Value = serde_json::from_slice(&self.head).ok()?;
+        if body.get("custom_id").is_some() || body.get("response").is_some() {
+            return None;
+        }
+        error::find_error(&body)
+    }
+
+    async fn commit(self, complete: bool) -> Result<Download, ApiError> {
+        let download = Download { bytes: self.bytes, blake3: self.hasher.finalize(), complete };
+        let file = self.file;
+        blocking(move || file.commit().map_err(|e| local(&e))).await?;
+        Ok(download)
+    }
+}
+
+/// Hands bytes to the file, away from the async threads.
+async fn put(call: &'static str, mut decoder: Decoder<Landing>, bytes: Bytes) -> Result<Decoder<Landing>, ApiError> {
+    blocking(move || match decoder.put(&bytes) {
+        Ok(()) => Ok(decoder),
+        Err(e) => Err(not_put(call, &mut decoder, &e)),
+    })
+    .await
+}
+
+async fn finish(call: &'static str, mut decoder: Decoder<Landing>) -> Result<Landing, ApiError> {
+    blocking(move || match decoder.finish() {
+        Ok(()) => decoder.into_inner().ok_or_else(|| ApiError::new(call, Class::Unreachable, "it is cut short")),
+        Err(e) => Err(not_put(call, &mut decoder, &e)),
+    })
+    .await
+}
+
+fn not_put(call: &'static str, decoder: &mut Decoder<Landing>, error: &io::Error) -> ApiError {
+    if let Some(why) = decoder.capped_mut().inner.failed.take() {
+        return ApiError::new(call, Class::Io, why);
+    }
+    if decoder.is_over() {
+        return ApiError::new(call, Class::Reply, format!("the file is larger than {MAX_DOWNLOAD} bytes, or explodes"));
+    }
+    ApiError::new(call, Class::Transient, format!("the compressed reply is damaged: {error}"))
+}
+
+fn local(error: &crate::error::Error) -> ApiError {
+    ApiError::new("download a file", Class::Io, error.to_string())
+}
+
+/// Runs file work where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // A panic goes on where it can be seen; the runtime only ends when the program does.
+        Err(lost) => match lost.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(ApiError::new("work on a file", Class::Io, "the program is ending")),
+        },
+    }
+}

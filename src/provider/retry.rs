@@ -1,0 +1,241 @@
+//! Trying again: full jitter, `Retry-After`, and one budget that all calls of a client share, so that a server
+//! in trouble is not asked by everybody at once (`promises.md` N3). A create never comes here.
+
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
+
+use super::{ApiError, Class};
+
+/// The constants; a value only so that tests need not wait.
+#[derive(Clone, Debug)]
+pub(super) struct Policy {
+    /// Of one call, the first included.
+    pub tries: u32,
+    /// Upper end of the first pause; it doubles each time.
+    pub first: Duration,
+    /// The same for a server that says: too fast.
+    pub first_limited: Duration,
+    pub longest: Duration,
+    /// Most that a server may ask for.
+    pub longest_asked: Duration,
+}
+
+impl Policy {
+    pub const STANDARD: Self = Self {
+        tries: 6,
+        first: Duration::from_millis(500),
+        first_limited: Duration::from_secs(2),
+        longest: Duration::from_secs(60),
+        longest_asked: Duration::from_secs(120),
+    };
+}
+
+/// Retries that may follow each other at once, over all calls.
+const BUDGET: f64 = 20.0;
+/// How fast the budget fills again.
+const BUDGET_PER_SECOND: f64 = 1.0;
+/// A call that would wait longer than this for the budget gives up instead.
+const LONGEST_QUEUE: Duration = Duration::from_secs(120);
+
+/// What all calls of one client share.
+#[derive(Debug)]
+pub(super) struct Retries {
+    policy: Policy,
+    bucket: Mutex<Bucket>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    /// Negative: taken in advance by calls that wait.
+    tokens: f64,
+    at: Option<Instant>,
+}
+
+impl Bucket {
+    /// Takes one token, and says how long to wait for it; `None`: too long, nothing was taken.
+    fn take(&mut self, now: Instant) -> Option<Duration> {
+        let since = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.at = Some(now);
+        self.tokens = (self.tokens + since.as_secs_f64() * BUDGET_PER_SECOND).min(BUDGET);
+        let wait = Duration::from_secs_f64((1.0 - self.tokens).max(0.0) / BUDGET_PER_SECOND);
+        if wait > LONGEST_QUEUE {
+            return None;
+        }
+        self.tokens -= 1.0;
+        Some(wait)
+    }
+}
+
+impl Retries {
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, bucket: Mutex::new(Bucket { tokens: BUDGET, at: None }) }
+    }
+
+    /// The tries of one call.
+    pub fn start(&self) -> Tries<'_> {
+        Tries { retries: self, made: 1 }
+    }
+}
+
+/// How often one call was tried.
+#[derive(Debug)]
+pub(super) struct Tries<'a> {
+    retries: &'a Retries,
+    made: u32,
+}
+
+impl Tries<'_> {
+    /// Waits until the call may be tried again.
+    ///
+    /// # Errors
+    /// The error it was given, when it is not worth another try.
+    pub async fn pause(&mut self, error: ApiError) -> Result<(), ApiError> {
+        let Some(wait) = self.wait(&error) else { return Err(error) };
+        tracing::debug!(call = error.call, tries = self.made, wait_ms = wait.as_millis(), "trying again: {error}");
+        self.made += 1;
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    fn wait(&self, error: &ApiError) -> Option<Duration> {
+        let policy = &self.retries.policy;
+        if self.made >= policy.tries || !error.is_retryable() {
+            return None;
+        }
+        let queued = self.retries.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
+        let first = if error.class == Class::RateLimited { policy.first_limited } else { policy.first };
+        let doubled = first.saturating_mul(1 << (self.made - 1).min(16)).min(policy.longest);
+        // Full jitter; what the server asked for is the least.
+        let drawn = doubled.mul_f64(random());
+        let asked = error.retry_after.map_or(Duration::ZERO, |asked| asked.min(policy.longest_asked));
+        Some(queued.max(drawn).max(asked))
+    }
+}
+
+/// In [0, 1). Not for secrets.
+fn random() -> f64 {
+    let bits = random_bits() >> 11;
+    #[expect(clippy::cast_precision_loss, reason = "53 bits fit exactly")]
+    let fraction = bits as f64 / (1_u64 << 53) as f64;
+    fraction
+}
+
+/// Not for secrets: each `RandomState` has keys of its own.
+pub(super) fn random_bits() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Reads `Retry-After`: seconds, or a date.
+pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse::<f64>() {
+        return (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    }
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(parse_http_date(value)?))?;
+    // A date that is past asks for nothing.
+    Some(at.duration_since(now).unwrap_or_default())
+}
+
+/// `Wed, 21 Oct 2015 07:28:00 GMT` in Unix seconds.
+fn parse_http_date(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let mut words = text.split_once(", ")?.1.split(' ');
+    let day: u64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
+    let name = words.next()?;
+    let month = MONTHS.iter().position(|month| *month == name)? as u64 + 1;
+    let year: u64 = words.next()?.parse().ok().filter(|year| (1970..=9999).contains(year))?;
+    let mut clock = words.next()?.split(':').map(|part| part.parse::<u64>().ok().filter(|part| *part < 61));
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    // Days from the civil date, with the year that starts in March.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(class: Class) -> ApiError {
+        ApiError::new("try", class, "")
+    }
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let retries = Retries::new(Policy::STANDARD);
+        let mut tries = retries.start();
+        for most in [500, 1000, 2000, 4000, 8000] {
+            let wait = tries.wait(&error(Class::Transient)).expect("another try");
+            assert!(wait <= Duration::from_millis(most), "{wait:?}");
+            tries.made += 1;
+        }
+        assert_eq!(tries.wait(&error(Class::Transient)), None);
+        assert_eq!(retries.start().wait(&error(Class::Account)), None);
+    }
+
+    #[test]
+    fn the_server_is_heard_within_bounds() {
+        let retries = Retries::new(Policy::STANDARD);
+        let mut limited = error(Class::RateLimited);
+        limited.retry_after = Some(Duration::from_secs(90));
+        assert_eq!(retries.start().wait(&limited), Some(Duration::from_secs(90)));
+        limited.retry_after = Some(Duration::MAX);
+        assert_eq!(retries.start().wait(&limited), Some(Duration::from_secs(120)));
+        limited.should_retry = Some(false);
+        assert_eq!(retries.start().wait(&limited), None);
+        let mut bad = error(Class::BadRequest);
+        assert_eq!(retries.start().wait(&bad), None);
+        bad.should_retry = Some(true);
+        assert!(retries.start().wait(&bad).is_some());
+        let mut broke = error(Class::Account);
+        broke.should_retry = Some(true);
+        assert_eq!(retries.start().wait(&broke), None, "an empty wallet stays empty");
+    }
+
+    #[test]
+    fn the_budget_is_one_for_all() {
+        let mut bucket = Bucket { tokens: BUDGET, at: None };
+        let now = Instant::now();
+        for _ in 0..20 {
+            assert_eq!(bucket.take(now), Some(Duration::ZERO));
+        }
+        assert_eq!(bucket.take(now), Some(Duration::from_secs(1)));
+        assert_eq!(bucket.take(now), Some(Duration::from_secs(2)));
+        assert_eq!(bucket.take(now + Duration::from_secs(10)), Some(Duration::ZERO));
+        bucket.tokens = -200.0;
+        assert_eq!(bucket.take(now + Duration::from_secs(10)), None);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_445_412_480 - 30);
+        for (text, seconds) in [
+            ("7", Some(7.0)),
+            (" 0.5 ", Some(0.5)),
+            ("-1", None),
+            ("soon", None),
+            ("NaN", None),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", Some(30.0)),
+            ("Tue, 20 Oct 2015 07:28:00 GMT", Some(0.0)),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0.0)),
+            ("Wed, 21 Foo 2015 07:28:00 GMT", None),
+        ] {
+            assert_eq!(parse_retry_after(text, now), seconds.map(Duration::from_secs_f64), "{text}");
+        }
+        assert_eq!(parse_http_date("Thu, 29 Feb 2024 23:59:59 GMT"), Some(1_709_251_199));
+        assert_eq!(parse_retry_after("1e300", now), Some(Duration::MAX));
+    }
+
+    #[test]
+    fn random_is_spread() {
+        let drawn: Vec<f64> = (0..1000).map(|_| random()).collect();
+        assert!(drawn.iter().all(|x| (0.0..1.0).contains(x)));
+        let mean = drawn.iter().sum::<f64>() / 1000.0;
+        assert!((0.4..0.6).contains(&mean), "{mean}");
+    }
+}
