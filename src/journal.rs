@@ -209,6 +209,10 @@ pub enum Step {
     Fetched,
 }
 
+impl Step {
+    pub const ALL: [Self; 6] = [Self::Cut, Self::Uploaded, Self::Intended, Self::Created, Self::Ended, Self::Fetched];
+}
+
 /// A chunk and what became of it.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -236,6 +240,10 @@ pub struct State {
     /// In the order in which they were cut.
     pub jobs: Vec<Job>,
     places: HashMap<ChunkId, usize>,
+    /// Chunks at each step.
+    counts: [u64; Step::ALL.len()],
+    /// Batches and requests that were paid for, or may have been.
+    spent: (u64, u64),
 }
 
 impl State {
@@ -248,11 +256,33 @@ impl State {
         self.places.get(id).copied()
     }
 
-    /// Requests and batches that were paid for, or may have been.
+    /// Batches and requests that were paid for, or may have been.
     pub fn spent(&self) -> (u64, u64) {
-        let paid = |job: &&Job| job.step >= Step::Intended;
-        let batches = self.jobs.iter().filter(paid).count() as u64;
-        (batches, self.jobs.iter().filter(paid).map(|job| job.chunk.lines).sum())
+        self.spent
+    }
+
+    /// Chunks at a step.
+    pub fn at(&self, step: Step) -> u64 {
+        self.counts.get(step as usize).copied().unwrap_or_default()
+    }
+
+    /// Chunks that have not come as far.
+    pub fn below(&self, step: Step) -> u64 {
+        self.counts.iter().take(step as usize).sum()
+    }
+
+    fn move_one(&mut self, from: Option<Step>, to: Step, lines: u64) {
+        for (step, up) in from.map(|step| (step, false)).into_iter().chain([(to, true)]) {
+            if let Some(count) = self.counts.get_mut(step as usize) {
+                *count = if up { *count + 1 } else { *count - 1 };
+            }
+        }
+        let paid = |step: Step| step >= Step::Intended;
+        match (from.is_some_and(paid), paid(to)) {
+            (false, true) => self.spent = (self.spent.0 + 1, self.spent.1 + lines),
+            (true, false) => self.spent = (self.spent.0 - 1, self.spent.1 - lines),
+            _ => {}
+        }
     }
 
     fn apply(&mut self, event: &Event) -> std::result::Result<(), String> {
@@ -287,6 +317,7 @@ impl State {
                     cleaned: false,
                     trouble: None,
                 });
+                self.move_one(None, Step::Cut, chunk.lines);
                 return Ok(());
             }
             Event::Posts { good, input } => {
@@ -301,7 +332,11 @@ impl State {
         let id = event.chunk_id().ok_or("an event without a chunk")?;
         let at = *self.places.get(id).ok_or_else(|| format!("{id} was never cut"))?;
         let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
-        job.follow(event)
+        let (from, lines) = (job.step, job.chunk.lines);
+        job.follow(event)?;
+        let to = job.step;
+        self.move_one(Some(from), to, lines);
+        Ok(())
     }
 }
 

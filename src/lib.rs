@@ -7,6 +7,7 @@ pub mod error;
 pub mod flow;
 pub mod journal;
 pub mod lines;
+pub mod progress;
 pub mod provider;
 pub mod report;
 pub mod settings;

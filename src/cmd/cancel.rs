@@ -1,11 +1,43 @@
 //! Cancels what runs.
 
-use super::{Console, Ended};
-use crate::{
-    cli::CancelArgs,
-    error::{Error, Result},
+use super::{
+    Console, Ended,
+    remote::{check_provider, client, runtime},
+    setup::open_journal,
 };
+use crate::{cli::CancelArgs, error::Result, journal::Step, provider::BatchId, settings::Config, workdir::WorkDir};
 
-pub fn run(_args: &CancelArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`cancel` is not built yet"))
+pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    let work = WorkDir::open(&dir)?;
+    let journal = open_journal(&work, console)?;
+    check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
+    let client = client(&config, &args.provider, &args.remote)?;
+    let runtime = runtime()?;
+    let running = journal.state.jobs.iter().filter(|job| job.step == Step::Created);
+    let (mut asked, mut trouble) = (0, None);
+    for job in running {
+        let Some(id) = &job.batch_id else { continue };
+        let id: BatchId = id.parse()?;
+        match runtime.block_on(client.cancel(&id)) {
+            Ok(batch) => {
+                asked += 1;
+                console.note(format_args!("{}: {id} is {}", job.chunk.id, batch.status.as_str()));
+            }
+            Err(error) => {
+                console.always(format_args!("{}: {error}", job.chunk.id));
+                trouble.get_or_insert(error);
+            }
+        }
+    }
+    let unsure = journal.state.at(Step::Intended);
+    if unsure > 0 {
+        console.note(format_args!(
+            "{unsure} creates have no known answer; `zbatch submit -d {}` looks them up",
+            dir.display()
+        ));
+    }
+    console.note(format_args!("{asked} batches asked to cancel; next: zbatch fetch -d {}", dir.display()));
+    trouble.map_or(Ok(Ended::Finished), |error| Err(error.into()))
 }

@@ -3,9 +3,69 @@
 use super::{Console, Ended};
 use crate::{
     cli::ConfigArgs,
-    error::{Error, Result},
+    error::Result,
+    lines::output::Output,
+    provider::Dialect,
+    settings::{Config, Sourced},
 };
 
-pub fn run(_args: &ConfigArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`config` is not built yet"))
+pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let models = config.models(&args.model)?;
+    let dialect = Dialect::find(&models.provider.value)?;
+    let mut rows: Vec<(&str, String, String)> = Vec::new();
+    let mut row = |key: &'static str, value: String, origin: &dyn std::fmt::Display| {
+        rows.push((key, value, origin.to_string()));
+    };
+    fn text<T: std::fmt::Display>(it: &Sourced<T>) -> String {
+        it.value.to_string()
+    }
+    let file = config.path().map_or("none".to_owned(), |path| path.display().to_string());
+    row("config file", file, &"");
+    row("batch.model", text(&models.model), &models.model.origin);
+    row("batch.multimodal_model", text(&models.multimodal_model), &models.multimodal_model.origin);
+    row("batch.temperature", text(&models.temperature), &models.temperature.origin);
+    row("batch.provider", text(&models.provider), &models.provider.origin);
+    match &models.base_url {
+        Some(url) => row("batch.base_url", url.value.clone(), &url.origin),
+        None => row("batch.base_url", dialect.base_url.to_owned(), &"provider"),
+    }
+    let concurrent = config.max_concurrent(None);
+    row("batch.max_concurrent_tasks", text(&concurrent), &concurrent.origin);
+    let poll = config.poll_interval(None);
+    row("batch.poll_interval", format!("{:?}", poll.value), &poll.origin);
+    let lines = config.max_lines(args.limits.max_lines);
+    row("batch.max_lines", capped(lines.value, dialect.max_lines, dialect), &lines.origin);
+    let bytes = config.max_bytes(args.limits.max_bytes);
+    row("batch.max_bytes", capped(bytes.value, dialect.max_bytes, dialect), &bytes.origin);
+    match config.data_dir(args.source.data_dir.as_deref())? {
+        Some(dir) => row("paths.data_dir", dir.value.display().to_string(), &dir.origin),
+        None => row("paths.data_dir", "embedded data".to_owned(), &"default"),
+    }
+    let output = config.enhanced_output();
+    row("paths.enhanced_output", output.value.display().to_string(), &output.origin);
+    let work = config.work_dir(args.work.work_dir.as_deref());
+    row("paths.work_dir", work.value.display().to_string(), &work.origin);
+    let set = config.analyses(&args.source)?;
+    row("analyses", set.names().join(", "), &"");
+    let key = dialect.key_variables.iter().find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    match key {
+        Some(name) => row("key", "set".to_owned(), &format_args!("${name}")),
+        None => row("key", format!("not set ({})", dialect.key_variables.join(", ")), &""),
+    }
+    let width = rows.iter().map(|(_, value, _)| value.chars().count()).max().unwrap_or_default().min(48);
+    let mut stdout = Output::create(None)?;
+    for (key, value, origin) in &rows {
+        stdout.put(format!("{key:26} {value:width$}  {origin}").trim_end().as_bytes())?;
+        stdout.put(b"\n")?;
+    }
+    stdout.commit()?;
+    for note in &set.notes {
+        console.note(note);
+    }
+    Ok(Ended::Finished)
+}
+
+fn capped(value: u64, cap: u64, dialect: &Dialect) -> String {
+    if value > cap { format!("{value}, but {} takes {cap}", dialect.name) } else { value.to_string() }
 }

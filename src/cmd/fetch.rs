@@ -1,11 +1,169 @@
 //! Batches → results files.
 
-use super::{Console, Ended};
+use std::{path::Path, sync::Mutex};
+
+use tokio::sync::mpsc;
+
+use super::{
+    Console, Ended,
+    remote::{check_provider, client, conclude, job_settings, runtime, watch_for_stops},
+    setup::open_journal,
+};
 use crate::{
     cli::FetchArgs,
     error::{Error, Result},
+    flow::{
+        ChunkId, CustomId,
+        jobs::{Driver, Goal},
+        results::read_custom_id,
+        rows::{LONGEST_RESULT, RowSet},
+    },
+    journal::{Event, Job, Journal, RowBalance, Step, locked},
+    lines::{
+        blocks::{Block, LineReader, Shape},
+        input::Input,
+        output::Output,
+    },
+    progress::Progress,
+    settings::Config,
+    snapshots,
+    workdir::{ResultFile, WorkDir},
 };
 
-pub fn run(_args: &FetchArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`fetch` is not built yet"))
+/// Places of fetched chunks that the emitting thread has not come to.
+const AHEAD: usize = 16;
+
+pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    let work = WorkDir::open(&dir)?;
+    let mut journal = open_journal(&work, console)?;
+    check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
+    let client = client(&config, &args.provider, &args.remote)?;
+    again(&args.again, &mut journal, console)?;
+    let settings = job_settings(&config, Goal::Fetched, &args.remote, None, false);
+    let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
+    let journal = Mutex::new(journal);
+    let runtime = runtime()?;
+    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let (send, receive) = mpsc::channel(AHEAD);
+    let fetched = args.output.is_some().then_some(send);
+    let driver =
+        Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched };
+    let (_, none) = mpsc::channel(1);
+    let end = std::thread::scope(|scope| {
+        let emitter = args.output.as_deref().map(|path| scope.spawn(|| emit_all(path, &work, &journal, receive)));
+        let end = runtime.block_on(driver.drive(none));
+        drop(driver);
+        match emitter.map(std::thread::ScopedJoinHandle::join) {
+            None | Some(Ok(Ok(()))) => end,
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(_)) => Err(Error::input("the thread that writes the results died; run the same command again")),
+        }
+    })?;
+    snapshots::write_download_info(&work, &locked(&journal)?.state)?;
+    let ended = conclude(end, &journal, Goal::Fetched, &format!("zbatch fetch -d {}", dir.display()), console)?;
+    let rows = totals(&locked(&journal)?.state.jobs);
+    console.note(format_args!(
+        "{} results, {} errors, {} absent rows, {} foreign lines, {} unreadable lines",
+        rows.output, rows.error, rows.absent, rows.foreign, rows.bad
+    ));
+    Ok(match ended {
+        Ended::Finished if rows.absent + rows.foreign + rows.bad > 0 => Ended::WithFaults,
+        ended => ended,
+    })
+}
+
+/// The rows of all chunks together.
+pub fn totals(jobs: &[Job]) -> RowBalance {
+    let mut sum = RowBalance::default();
+    for rows in jobs.iter().filter_map(|job| job.rows.as_ref()) {
+        sum.output += rows.output;
+        sum.error += rows.error;
+        sum.absent += rows.absent;
+        sum.foreign += rows.foreign;
+        sum.bad += rows.bad;
+        sum.short |= rows.short;
+    }
+    sum
+}
+
+/// Marks chunks whose results are to be downloaded once more.
+fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<()> {
+    let mut chunks = Vec::new();
+    for name in names {
+        if name == "failed" {
+            let short = |job: &&Job| job.rows.as_ref().is_some_and(|rows| rows.short);
+            chunks.extend(journal.state.jobs.iter().filter(short).map(|job| job.chunk.id.clone()));
+            continue;
+        }
+        let id: ChunkId = name.parse().map_err(Error::usage)?;
+        let job = journal
+            .state
+            .job(&id)
+            .ok_or_else(|| Error::usage(format!("there is no chunk {id}")).fix("`zbatch status` lists the chunks"))?;
+        if job.cleaned {
+            return Err(Error::input(format!("the files of {id} at the provider are deleted already"))
+                .fix("--keep-remote keeps them; what is here is in results/"));
+        }
+        if job.step == Step::Fetched {
+            chunks.push(id);
+        }
+    }
+    for chunk in &chunks {
+        journal.append(&Event::Again { chunk: chunk.clone() })?;
+    }
+    if !names.is_empty() {
+        console.note(format_args!("{} chunks are downloaded again", chunks.len()));
+    }
+    Ok(())
+}
+
+/// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as
+/// they come.
+fn emit_all(path: &Path, work: &WorkDir, journal: &Mutex<Journal>, mut places: mpsc::Receiver<usize>) -> Result<()> {
+    let mut output = Output::create(Some(path))?;
+    let job = |place: usize| -> Result<Option<Job>> { Ok(locked(journal)?.state.jobs.get(place).cloned()) };
+    let here: Vec<usize> = {
+        let jobs = &locked(journal)?.state.jobs;
+        let fetched = jobs.iter().enumerate().filter(|(_, job)| job.step == Step::Fetched);
+        fetched.map(|(place, _)| place).collect()
+    };
+    for place in &here {
+        if let Some(job) = job(*place)? {
+            emit(&job, work, &mut output)?;
+        }
+    }
+    while let Some(place) = places.blocking_recv() {
+        match job(place)? {
+            Some(job) if !here.contains(&place) => emit(&job, work, &mut output)?,
+            _ => {}
+        }
+    }
+    output.commit()
+}
+
+/// A line of another chunk's row stays behind: behind a pipe nobody could tell.
+fn emit(job: &Job, work: &WorkDir, output: &mut Output) -> Result<()> {
+    let rows = RowSet::read(&work.rows(&job.chunk.id))?;
+    let mut block = Block::default();
+    for path in ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file)) {
+        if !path.exists() {
+            continue;
+        }
+        let mut reader = LineReader::new(Input::open(Some(&path), "")?, Shape::Lines, LONGEST_RESULT, 0);
+        while reader.fill(&mut block)? {
+            for line in block.lines() {
+                let id = read_custom_id(line.bytes);
+                let id = id.as_deref().map(CustomId::parse);
+                let foreign = matches!(id, Some(None))
+                    || matches!(id, Some(Some(id)) if id.analysis != job.chunk.analysis || !rows.contains(id.index.0));
+                if !foreign && !line.too_long {
+                    output.put(line.bytes)?;
+                    output.put(b"\n")?;
+                }
+            }
+        }
+    }
+    output.flush()
 }

@@ -8,6 +8,7 @@ mod fetch;
 mod r#gen;
 mod merge;
 mod parse;
+mod remote;
 mod run;
 mod setup;
 mod status;
@@ -80,6 +81,11 @@ impl Console {
     /// What went wrong.
     pub fn always(&self, text: impl fmt::Display) {
         let _closed_stderr = writeln!(std::io::stderr().lock(), "zbatch: {text}");
+    }
+
+    /// A line for a program that reads stderr (`--progress json`).
+    pub fn raw(&self, line: impl fmt::Display) {
+        let _closed_stderr = writeln!(std::io::stderr().lock(), "{line}");
     }
 
     pub fn is_quiet(&self) -> bool {

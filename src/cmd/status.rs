@@ -1,11 +1,102 @@
 //! Where a work directory stands.
 
-use super::{Console, Ended};
+use std::{path::Path, time::Duration};
+
+use serde_json::json;
+
+use super::{Console, Ended, fetch::totals, remote::state};
 use crate::{
     cli::StatusArgs,
-    error::{Error, Result},
+    error::Result,
+    flow::faults::escape_control,
+    journal::{FILE, State, Step},
+    lines::output::Output,
+    settings::Config,
 };
 
-pub fn run(_args: &StatusArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`status` is not built yet"))
+/// Between two looks of `--watch`.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub fn run(args: &StatusArgs, _console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    let mut shown = 0;
+    loop {
+        let length = std::fs::metadata(dir.join(FILE)).map_or(0, |meta| meta.len());
+        if length != shown || !args.watch {
+            shown = length;
+            let state = state(&dir)?;
+            let mut stdout = Output::create(None)?;
+            stdout.put(if args.json { as_json(&dir, &state) } else { as_text(&dir, &state) }.as_bytes())?;
+            stdout.commit()?;
+            let done = state.posts.is_some() && state.below(Step::Fetched) == 0;
+            if !args.watch || done {
+                return Ok(Ended::Finished);
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn name(step: Step) -> &'static str {
+    match step {
+        Step::Cut => "cut",
+        Step::Uploaded => "uploaded",
+        Step::Intended => "unclear",
+        Step::Created => "running",
+        Step::Ended => "ended",
+        Step::Fetched => "fetched",
+    }
+}
+
+fn as_text(dir: &Path, state: &State) -> String {
+    let rows = totals(&state.jobs);
+    let mut text = format!("{}: ", dir.display());
+    match &state.posts {
+        Some((good, input)) => text += &format!("{} posts read, {good} good, all cut\n", input.posts),
+        None => text += "cutting\n",
+    }
+    let width = state.jobs.iter().map(|job| job.chunk.id.to_string().len()).max().unwrap_or_default();
+    for job in &state.jobs {
+        let id = job.chunk.id.to_string();
+        let end = job.end.as_ref().map_or("", |end| end.status.as_str());
+        let batch = job.batch_id.as_deref().unwrap_or_default();
+        let trouble = job.trouble.as_deref().unwrap_or_default();
+        let line =
+            format!("{id:width$}  {:>8}  {:>6} rows  {end:10} {batch} {trouble}", name(job.step), job.chunk.lines);
+        text += &escape_control(line.trim_end());
+        text.push('\n');
+    }
+    let counts: Vec<String> = Step::ALL.iter().map(|step| format!("{} {}", state.at(*step), name(*step))).collect();
+    text += &format!("{} chunks: {}\n", state.jobs.len(), counts.join(", "));
+    text += &format!(
+        "rows: {} results, {} errors, {} absent, {} foreign, {} unreadable\n",
+        rows.output, rows.error, rows.absent, rows.foreign, rows.bad
+    );
+    text
+}
+
+fn as_json(dir: &Path, state: &State) -> String {
+    let rows = totals(&state.jobs);
+    let chunks: Vec<_> = state
+        .jobs
+        .iter()
+        .map(|job| {
+            json!({
+                "chunk": job.chunk.id, "step": name(job.step), "analysis": job.chunk.analysis, "model": job.chunk.model,
+                "lines": job.chunk.lines, "bytes": job.chunk.bytes, "file_id": job.file_id, "batch_id": job.batch_id,
+                "attempt": job.attempt, "batch": job.end, "rows": job.rows, "cleaned": job.cleaned,
+                "trouble": job.trouble,
+            })
+        })
+        .collect();
+    let counts: serde_json::Map<_, _> =
+        Step::ALL.iter().map(|step| (name(*step).to_owned(), state.at(*step).into())).collect();
+    let (batches, requests) = state.spent();
+    let value = json!({
+        "work_dir": dir.display().to_string(), "config": state.config, "posts": state.posts.as_ref().map(|(_, m)| m.posts),
+        "good_posts": state.posts.as_ref().map(|(good, _)| good), "counts": counts, "rows": rows,
+        "batches_created": batches, "requests_submitted": requests, "chunks": chunks,
+    });
+    format!("{value}\n")
 }

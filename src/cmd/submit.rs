@@ -1,11 +1,57 @@
 //! Chunks → batches.
 
-use super::{Console, Ended};
+use std::sync::Mutex;
+
+use tokio::sync::mpsc;
+
+use super::{
+    Console, Ended,
+    remote::{announce, check_provider, client, conclude, job_settings, runtime, watch_for_stops},
+    setup::open_journal,
+};
 use crate::{
     cli::SubmitArgs,
-    error::{Error, Result},
+    error::Result,
+    flow::jobs::{Driver, Goal, check_caps},
+    journal::{Step, locked},
+    progress::Progress,
+    settings::Config,
+    snapshots,
+    workdir::WorkDir,
 };
 
-pub fn run(_args: &SubmitArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`submit` is not built yet"))
+pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    let work = WorkDir::open(&dir)?;
+    let journal = open_journal(&work, console)?;
+    check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
+    let client = client(&config, &args.provider, &args.remote)?;
+    let settings = job_settings(&config, Goal::Submitted, &args.remote, Some(&args.spend), false);
+    let waiting = journal.state.jobs.iter().filter(|job| job.step < Step::Intended);
+    let (requests, bytes) =
+        waiting.fold((0, 0), |(lines, bytes), job| (lines + job.chunk.lines, bytes + job.chunk.bytes));
+    let chunks = journal.state.at(Step::Cut) + journal.state.at(Step::Uploaded);
+    if chunks > 0 {
+        announce(console, chunks, requests, bytes, &settings);
+    }
+    let (batches_spent, requests_spent) = journal.state.spent();
+    if let Some(error) = check_caps(&settings, batches_spent + chunks, requests_spent + requests) {
+        return Err(error);
+    }
+    let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
+    let journal = Mutex::new(journal);
+    let runtime = runtime()?;
+    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let driver =
+        Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched: None };
+    // All chunks are in the journal: none comes later.
+    let (_, none) = mpsc::channel(1);
+    let end = runtime.block_on(driver.drive(none))?;
+    snapshots::write_batch_results(&work, &locked(&journal)?.state)?;
+    let ended = conclude(end, &journal, Goal::Submitted, &format!("zbatch submit -d {}", dir.display()), console)?;
+    if ended == Ended::Finished {
+        console.note(format_args!("every chunk has a batch; next: zbatch fetch -d {}", dir.display()));
+    }
+    Ok(ended)
 }

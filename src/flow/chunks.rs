@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::ChunkId;
+use super::{ChunkId, rows::RowSet};
 use crate::{
     error::{Error, Result},
     journal::State,
@@ -68,72 +68,6 @@ impl Limits {
     /// No further line can fit.
     pub fn are_reached(self, lines: u64, bytes: u64) -> bool {
         lines >= self.lines || bytes >= self.bytes
-    }
-}
-
-/// The indexes of a chunk's rows, as ranges: what its results may name. At most one range a line.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RowSet {
-    /// Ascending, apart from each other, ends included.
-    ranges: Vec<(u64, u64)>,
-}
-
-impl RowSet {
-    /// `false`: it was there.
-    pub fn insert(&mut self, index: u64) -> bool {
-        let at = self.ranges.partition_point(|(_, last)| *last < index);
-        if self.ranges.get(at).is_some_and(|(first, _)| *first <= index) {
-            return false;
-        }
-        let joins_after = self.ranges.get(at).is_some_and(|(first, _)| index + 1 == *first);
-        let before = at.checked_sub(1).and_then(|before| self.ranges.get_mut(before));
-        match before.filter(|(_, last)| *last + 1 == index) {
-            Some(before) if !joins_after => before.1 = index,
-            Some(_) => {
-                let (_, last) = self.ranges.remove(at);
-                if let Some(before) = self.ranges.get_mut(at - 1) {
-                    before.1 = last;
-                }
-            }
-            None => match self.ranges.get_mut(at) {
-                Some(after) if joins_after => after.0 = index,
-                _ => self.ranges.insert(at, (index, index)),
-            },
-        }
-        true
-    }
-
-    pub fn contains(&self, index: u64) -> bool {
-        let at = self.ranges.partition_point(|(_, last)| *last < index);
-        self.ranges.get(at).is_some_and(|(first, _)| *first <= index)
-    }
-
-    pub fn len(&self) -> u64 {
-        self.ranges.iter().map(|(first, last)| last - first + 1).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
-    }
-
-    pub fn to_text(&self) -> String {
-        self.ranges.iter().map(|(first, last)| format!("{first}-{last}\n")).collect()
-    }
-
-    /// # Errors
-    /// A line that is no range, by number.
-    pub fn parse(text: &str) -> std::result::Result<Self, String> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let range = line.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-            match range {
-                Some((first, last)) if first <= last && ranges.last().is_none_or(|(_, end)| *end < first) => {
-                    ranges.push((first, last));
-                }
-                _ => return Err(format!("line {} is not a range of indexes", number + 1)),
-            }
-        }
-        Ok(Self { ranges })
     }
 }
 
@@ -477,19 +411,6 @@ mod tests {
                     prop_assert!(*count == lines || size + next > bytes);
                 }
             }
-        }
-
-        #[test]
-        fn rows_are_a_set(mut indexes in proptest::collection::vec(0u64..60, 0..80), probe in 0u64..70) {
-            let mut rows = RowSet::default();
-            let mut set = std::collections::BTreeSet::new();
-            for index in &indexes {
-                prop_assert_eq!(rows.insert(*index), set.insert(*index));
-            }
-            prop_assert_eq!(rows.len(), set.len() as u64);
-            prop_assert_eq!(rows.contains(probe), set.contains(&probe));
-            prop_assert_eq!(RowSet::parse(&rows.to_text()), Ok(rows));
-            indexes.clear();
         }
     }
 }

@@ -6,7 +6,7 @@
 //! downloads meanwhile. Whoever stops it (a signal, a deadline) stops it between calls; only a create is waited for.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     collections::{HashMap, HashSet, VecDeque},
     future::Future,
     path::PathBuf,
@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, sync::watch, time::sleep};
 
 use super::{
     chunks::Chunk,
-    results::{Rows, verify},
+    rows::{RowSet, verify},
 };
 use crate::{
     cli::OnAmbiguous,
@@ -102,7 +102,11 @@ enum Reached {
 enum Gave {
     Stopped,
     /// What remains of the chunk is not done; `place` is its place.
-    Up { place: usize, scope: Scope, error: Error },
+    Up {
+        place: usize,
+        scope: Scope,
+        error: Error,
+    },
     /// Nothing can go on: the disk or the journal failed.
     Broken(Error),
 }
@@ -233,8 +237,8 @@ impl Driver<'_> {
 
     fn all_created(&self, floor: &Floor) -> Result<bool> {
         let state = &locked(self.journal)?.state;
-        let open = state.jobs.iter().enumerate().filter(|(_, job)| job.step < Step::Created);
-        Ok(open.into_iter().all(|(place, _)| floor.left.contains(&place)))
+        let is_open = |place: &&usize| state.jobs.get(**place).is_some_and(|job| job.step < Step::Created);
+        Ok(state.below(Step::Created) == floor.left.iter().filter(is_open).count() as u64)
     }
 
     /// The next chunk for which there is room.
@@ -372,7 +376,8 @@ impl Driver<'_> {
         if self.adopt(job).await?.map_err(give_up)? {
             return Ok(());
         }
-        self.progress.note(format_args!("{id}: {LISTINGS} listings do not show its batch; uploading and creating anew"));
+        self.progress
+            .note(format_args!("{id}: {LISTINGS} listings do not show its batch; uploading and creating anew"));
         self.append(&Event::Lost { chunk: id.clone(), why: "no listing shows the batch".to_owned() })?;
         Ok(())
     }
@@ -394,7 +399,8 @@ impl Driver<'_> {
         self.created(job, &oldest.id, true)?;
         for other in found {
             let outcome = self.unless_stopped(self.client.cancel(&other.id)).await?;
-            let outcome = outcome.map_or_else(|e| format!("could not be cancelled: {e}"), |_| "is cancelled".to_owned());
+            let outcome =
+                outcome.map_or_else(|e| format!("could not be cancelled: {e}"), |_| "is cancelled".to_owned());
             self.progress.note(format_args!("{}: a second batch {} {outcome}", job.chunk.id, other.id));
         }
         Ok(Ok(true))
@@ -449,9 +455,7 @@ impl Driver<'_> {
         let job = self.job(place)?;
         let chunk = &job.chunk;
         let end = job.end.clone().unwrap_or_default();
-        let rows_path = self.work.rows(&chunk.id);
-        let rows = blocking(move || Rows::read(&rows_path)).await?;
-        let rows = RefCell::new(rows);
+        let files = ResultFile::BOTH.map(|file| self.work.results(&chunk.id, file));
         let mut missed: Option<Error> = None;
         for tries in 1..=DOWNLOADS {
             missed = None;
@@ -474,10 +478,8 @@ impl Driver<'_> {
                     }
                 }
             }
-            let files = ResultFile::BOTH.map(|file| self.work.results(&chunk.id, file));
-            let taken = rows.take();
-            let (taken, mut balance) = blocking(move || verify(&files, taken)).await?;
-            rows.replace(taken);
+            let (files, analysis, rows) = (files.clone(), chunk.analysis.clone(), self.work.rows(&chunk.id));
+            let mut balance = blocking(move || verify(&files, &analysis, &RowSet::read(&rows)?)).await?;
             balance.short = !whole || is_short(&balance, &end);
             if !balance.short || tries == DOWNLOADS || missed.is_some() {
                 if balance.short {

@@ -9,6 +9,7 @@ pub mod jobs;
 pub mod posts;
 pub mod requests;
 pub mod results;
+pub mod rows;
 
 use std::{fmt, str::FromStr};
 

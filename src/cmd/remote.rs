@@ -1,0 +1,183 @@
+//! What the verbs that talk to a provider share: the client, signals and deadlines, and how their end is told.
+
+use std::{path::Path, sync::Mutex, time::Duration};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use super::{Console, Ended};
+use crate::{
+    cli::{ProviderArgs, RemoteArgs, SpendArgs},
+    error::{Error, Kind, Result},
+    flow::jobs::{Goal, JobSettings, JobsEnd, Stop},
+    journal::{self, Journal, State, Step, locked},
+    provider::{Client, ClientSettings, Dialect, Key},
+    settings::Config,
+};
+
+/// How long a create without an answer is looked for in listings.
+const SETTLE: Duration = Duration::from_secs(120);
+/// For an emulator in the same process, which hides nothing.
+const EMULATED_POLL: Duration = Duration::from_millis(50);
+
+pub fn runtime() -> Result<Runtime> {
+    let built = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
+    built.map_err(|e| Error::new(Kind::Io, format!("start the runtime: {e}")))
+}
+
+/// A client for the provider that flags and config name, with its key.
+pub fn client(config: &Config, provider: &ProviderArgs, remote: &RemoteArgs) -> Result<Client> {
+    let (name, base_url) = config.provider(provider)?;
+    let dialect = Dialect::find(&name.value)?;
+    Client::new(ClientSettings {
+        dialect,
+        base_url: base_url.map(|url| url.value),
+        key: Key::load(dialect, remote.key_file.as_deref())?,
+        ca_cert: remote.ca_cert.clone(),
+        direct: None,
+    })
+}
+
+/// Refuses to go on with a directory under another provider than it began with: its batches are not there.
+pub fn check_provider(state: &State, dir: &Path, provider: &str) -> Result<()> {
+    let Some(there) = &state.config else {
+        return Err(Error::input(format!("{} holds no chunks", dir.display()))
+            .fix("make some with `zbatch gen -d DIR posts.jsonl`"));
+    };
+    if there.emulate {
+        return Err(Error::input(format!("{} was made by `run --emulate`", dir.display()))
+            .fix("go on with the same `zbatch run --emulate` command"));
+    }
+    if there.provider != provider {
+        return Err(Error::input(format!("{} belongs to {}, not to {provider}", dir.display(), there.provider))
+            .fix(format!("add --provider {}", there.provider)));
+    }
+    Ok(())
+}
+
+pub fn job_settings(
+    config: &Config,
+    goal: Goal,
+    remote: &RemoteArgs,
+    spend: Option<&SpendArgs>,
+    emulate: bool,
+) -> JobSettings {
+    let poll = config.poll_interval(remote.poll_interval);
+    let untold = remote.poll_interval.is_none();
+    let settle = spend.and_then(|spend| spend.settle);
+    JobSettings {
+        goal,
+        max_concurrent: config.max_concurrent(spend.and_then(|spend| spend.max_concurrent_tasks)).value.get() as usize,
+        poll_interval: if emulate && untold { EMULATED_POLL } else { poll.value },
+        settle: settle.unwrap_or(if emulate { Duration::ZERO } else { SETTLE }),
+        on_ambiguous: spend.map(|spend| spend.on_ambiguous).unwrap_or_default(),
+        max_batches: spend.and_then(|spend| spend.max_batches),
+        max_requests: spend.and_then(|spend| spend.max_requests),
+        no_wait: remote.no_wait,
+        keep_requests: remote.keep_requests,
+        keep_remote: remote.keep_remote,
+    }
+}
+
+/// Turns signals and the deadline into a [`Stop`]. The first signal asks; the second ends the process at once.
+pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<watch::Receiver<Option<Stop>>> {
+    let (tell, stop) = watch::channel(None);
+    let _context = runtime.enter();
+    let listen = |kind: SignalKind| signal(kind).map_err(|e| Error::new(Kind::Io, format!("listen for signals: {e}")));
+    let (mut int, mut term, mut hup) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+    runtime.spawn(async move {
+        let mut asked = false;
+        let deadline = async {
+            match timeout {
+                Some(timeout) => tokio::time::sleep(timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(deadline);
+        loop {
+            let number = tokio::select! {
+                _ = int.recv() => 2,
+                _ = term.recv() => 15,
+                _ = hup.recv() => 1,
+                () = &mut deadline, if !asked => {
+                    tell.send_replace(Some(Stop::TimedOut));
+                    asked = true;
+                    continue;
+                }
+            };
+            if matches!(*tell.borrow(), Some(Stop::Signal(_))) {
+                #[expect(clippy::exit, reason = "asked for twice; the journal is whole at any instant")]
+                std::process::exit(128 + number);
+            }
+            tell.send_replace(Some(Stop::Signal(number)));
+            asked = true;
+        }
+    });
+    Ok(stop)
+}
+
+/// Says what the jobs will take before the first of them is created.
+pub fn announce(console: &Console, chunks: u64, requests: u64, bytes: u64, settings: &JobSettings) {
+    /// More rounds than this are worth a hint.
+    const MANY_ROUNDS: u64 = 10;
+
+    #[expect(clippy::cast_precision_loss, reason = "megabytes for people to read")]
+    let megabytes = bytes as f64 / 1e6;
+    console.note(format_args!("{chunks} chunks, {requests} requests, {megabytes:.1} MB"));
+    let at_once = settings.max_concurrent as u64;
+    if chunks > MANY_ROUNDS * at_once {
+        console.note(format_args!("{chunks} chunks, {at_once} at once; --max-concurrent-tasks raises it"));
+    }
+}
+
+/// Turns the end of the jobs into that of the verb, and says what remains.
+pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str, console: &Console) -> Result<Ended> {
+    let state = &locked(journal)?.state;
+    let unfinished = match goal {
+        Goal::Submitted => state.below(Step::Created),
+        Goal::Fetched | Goal::Done => state.below(Step::Fetched),
+    };
+    if unfinished > 0 || end.stopped.is_some() {
+        say_what_runs(state, again, console);
+    }
+    if let Some(Stop::Signal(number)) = end.stopped {
+        return Err(Error::new(Kind::Interrupted(number), "interrupted; nothing is lost"));
+    }
+    match end.trouble {
+        Some(trouble) => Err(trouble),
+        None if unfinished > 0 => Ok(Ended::Remains),
+        None => Ok(Ended::Finished),
+    }
+}
+
+/// Batches named when a verb is stopped.
+const NAMED: usize = 10;
+
+fn say_what_runs(state: &State, again: &str, console: &Console) {
+    let running: Vec<String> = state
+        .jobs
+        .iter()
+        .filter(|job| job.step == Step::Created)
+        .filter_map(|job| Some(format!("{} ({})", job.batch_id.as_ref()?, job.chunk.id)))
+        .take(NAMED)
+        .collect();
+    let more = state.at(Step::Created).saturating_sub(running.len() as u64);
+    if !running.is_empty() {
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        console.note(format_args!("these batches run on: {}{more}", running.join(", ")));
+    }
+    let waiting = state.below(Step::Created);
+    if waiting > 0 {
+        console.note(format_args!("{waiting} chunks have no batch yet"));
+    }
+    console.note(format_args!("to go on: {again}"));
+}
+
+/// A state for verbs that take no lock.
+pub fn state(dir: &Path) -> Result<State> {
+    journal::read(dir)
+}

@@ -1,0 +1,157 @@
+//! The rows of a chunk, and how much of them its results files hold: what was submitted is answered, faulted or absent,
+//! and nothing else counts (`promises.md` S9).
+
+use std::path::{Path, PathBuf};
+
+use super::{CustomId, results::read_custom_id};
+use crate::{
+    error::{Error, Result},
+    journal::RowBalance,
+    lines::{
+        blocks::{Block, LineReader, Shape},
+        input::{Input, read_small},
+    },
+};
+
+/// A file of ranges: at most 50,000 lines.
+const LARGEST: u64 = 16 << 20;
+/// A result line holds one answer; a longer one is damage, and is read past in constant memory.
+pub const LONGEST_RESULT: u64 = 64 << 20;
+
+/// The indexes of a chunk's rows, as ranges: what its results may name. At most one range a line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowSet {
+    /// Ascending, apart from each other, ends included.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl RowSet {
+    /// `false`: it was there.
+    pub fn insert(&mut self, index: u64) -> bool {
+        let at = self.ranges.partition_point(|(_, last)| *last < index);
+        if self.ranges.get(at).is_some_and(|(first, _)| *first <= index) {
+            return false;
+        }
+        let joins_after = self.ranges.get(at).is_some_and(|(first, _)| index + 1 == *first);
+        let before = at.checked_sub(1).and_then(|before| self.ranges.get_mut(before));
+        match before.filter(|(_, last)| *last + 1 == index) {
+            Some(before) if !joins_after => before.1 = index,
+            Some(_) => {
+                let (_, last) = self.ranges.remove(at);
+                if let Some(before) = self.ranges.get_mut(at - 1) {
+                    before.1 = last;
+                }
+            }
+            None => match self.ranges.get_mut(at) {
+                Some(after) if joins_after => after.0 = index,
+                _ => self.ranges.insert(at, (index, index)),
+            },
+        }
+        true
+    }
+
+    pub fn contains(&self, index: u64) -> bool {
+        let at = self.ranges.partition_point(|(_, last)| *last < index);
+        self.ranges.get(at).is_some_and(|(first, _)| *first <= index)
+    }
+
+    pub fn len(&self) -> u64 {
+        self.ranges.iter().map(|(first, last)| last - first + 1).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    pub fn to_text(&self) -> String {
+        self.ranges.iter().map(|(first, last)| format!("{first}-{last}\n")).collect()
+    }
+
+    /// # Errors
+    /// The file is not there, or is not what [`RowSet::to_text`] wrote.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(&read_small(path, LARGEST)?).map_err(|what| Error::input(format!("{}: {what}", path.display())))
+    }
+
+    /// # Errors
+    /// A line that is no range, by number.
+    pub fn parse(text: &str) -> std::result::Result<Self, String> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let range = line.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+            match range {
+                Some((first, last)) if first <= last && ranges.last().is_none_or(|(_, end)| *end < first) => {
+                    ranges.push((first, last));
+                }
+                _ => return Err(format!("line {} is not a range of indexes", number + 1)),
+            }
+        }
+        Ok(Self { ranges })
+    }
+}
+
+/// Counts the lines of a chunk's results files that are there, output first. A row counts where it is first seen.
+pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<RowBalance> {
+    let mut balance = RowBalance::default();
+    let mut seen = RowSet::default();
+    for (at, path) in files.iter().enumerate() {
+        if !path.exists() {
+            continue;
+        }
+        let input = Input::open(Some(path), "")?;
+        let mut reader = LineReader::new(input, Shape::Lines, LONGEST_RESULT, 0);
+        let mut block = Block::default();
+        while reader.fill(&mut block)? {
+            for line in block.lines() {
+                let id = read_custom_id(line.bytes).filter(|_| !line.too_long);
+                let Some(id) = id else {
+                    balance.bad += 1;
+                    continue;
+                };
+                match CustomId::parse(&id).filter(|id| id.analysis == analysis && rows.contains(id.index.0)) {
+                    None => balance.foreign += 1,
+                    Some(id) if !seen.insert(id.index.0) => {}
+                    Some(_) if at == 0 => balance.output += 1,
+                    Some(_) => balance.error += 1,
+                }
+            }
+        }
+    }
+    balance.absent = rows.len() - seen.len();
+    Ok(balance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn s9_rows_balance() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let line = |id: &str| format!("{{\"custom_id\":\"{id}\",\"response\":{{}}}}\n");
+        let output =
+            [line("a_0001"), line("a_2"), line("a_0001"), line("a_9"), line("b_1"), "torn {\n".to_owned()].concat();
+        let files = ["output", "error"].map(|name| dir.path().join(name));
+        crate::lines::output::write_whole(&files[0], output.as_bytes()).expect("written");
+        crate::lines::output::write_whole(&files[1], line("a_3").as_bytes()).expect("written");
+        let rows = RowSet::parse("1-4\n").expect("ranges");
+        let balance = verify(&files, "a", &rows).expect("read");
+        assert_eq!(balance, RowBalance { output: 2, error: 1, absent: 1, foreign: 2, bad: 1, short: false });
+    }
+
+    proptest! {
+        #[test]
+        fn rows_are_a_set(mut indexes in proptest::collection::vec(0u64..60, 0..80), probe in 0u64..70) {
+            let mut rows = RowSet::default();
+            let mut set = std::collections::BTreeSet::new();
+            for index in &indexes {
+                prop_assert_eq!(rows.insert(*index), set.insert(*index));
+            }
+            prop_assert_eq!(rows.len(), set.len() as u64);
+            prop_assert_eq!(rows.contains(probe), set.contains(&probe));
+            prop_assert_eq!(RowSet::parse(&rows.to_text()), Ok(rows));
+            indexes.clear();
+        }
+    }
+}
