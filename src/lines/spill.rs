@@ -415,7 +415,13 @@ impl<'a> Entry<'a> {
         let len = usize::try_from(take_varint(&mut rest)?).ok()?;
         let (payload, rest) = rest.split_at_checked(len)?;
         *bytes = rest;
-        Some(Self { offset, analysis: usize::try_from(analysis >> 1).ok()?, is_value: analysis & 1 == 1, rank, payload })
+        Some(Self {
+            offset,
+            analysis: usize::try_from(analysis >> 1).ok()?,
+            is_value: analysis & 1 == 1,
+            rank,
+            payload,
+        })
     }
 }
 
@@ -573,5 +579,154 @@ impl Table {
         }
         self.arena.truncate(end);
         self.garbage = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// index, analysis, rank, a value or a fault, its payload.
+    type Answer = (u64, usize, u64, bool, Vec<u8>);
+    type Cells = BTreeMap<(u64, usize), (bool, u64, Vec<u8>, bool)>;
+
+    const ANALYSES: usize = 3;
+
+    fn answers() -> impl Strategy<Value = Vec<Answer>> {
+        let index =
+            prop_oneof![0u64..30, 0u64..300, (1u64 << 40)..(1 << 40) + 20, u64::MAX - 3..=u64::MAX, any::<u64>()];
+        let payload = prop_oneof![
+            proptest::collection::vec(b'a'..b'c', 0..3),
+            (b'x'..=b'z', 0usize..2000).prop_map(|(byte, len)| vec![byte; len])
+        ];
+        proptest::collection::vec((index, 0..ANALYSES, 0u64..6, any::<bool>(), payload), 0..200)
+    }
+
+    /// The rule of the contract, in the words of the contract.
+    fn naive(answers: &[Answer]) -> Cells {
+        let mut places: BTreeMap<(u64, usize), Vec<&Answer>> = BTreeMap::new();
+        for answer in answers {
+            places.entry((answer.0, answer.1)).or_default().push(answer);
+        }
+        places
+            .into_iter()
+            .map(|(place, all)| {
+                let values: Vec<_> = all.iter().filter(|a| a.3).collect();
+                let of = if values.is_empty() { all.iter().collect() } else { values };
+                let first = of.iter().min_by_key(|a| (a.2, &a.4)).expect("one at least");
+                (place, (first.3, 0, first.4.clone(), first.3 && of.iter().any(|a| a.4 != first.4)))
+            })
+            .collect()
+    }
+
+    fn fill(mut store: AnswerStore, answers: &[Answer]) -> Joined {
+        for (index, analysis, rank, is_value, payload) in answers {
+            match is_value {
+                true => store.push_value(*index, *analysis, *rank, payload).expect("pushed"),
+                false => store.push_fault(*index, *analysis, *rank, payload).expect("pushed"),
+            }
+            assert!(store.level.used <= store.shape.memory, "over the budget");
+        }
+        store.join()
+    }
+
+    fn take(joined: &mut Joined, index: u64, cells: &mut Cells) {
+        let row = joined.row(index).expect("a row");
+        for analysis in 0..ANALYSES {
+            let (is_value, payload) = match row.cell(analysis) {
+                Cell::Absent => continue,
+                Cell::Value(payload) => (true, payload.to_vec()),
+                Cell::Fault(payload) => (false, payload.to_vec()),
+            };
+            cells.insert((index, analysis), (is_value, 0, payload, row.conflict(analysis)));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn joining_is_the_naive_join(
+            answers in answers(),
+            shuffled in any::<u64>(),
+            (memory, leaf_shift, fan) in (prop_oneof![Just(1u64), Just(64), Just(1 << 10), Just(1 << 20)], 0u32..6, 2u64..20),
+            posts in 0u64..400,
+        ) {
+            let expected = naive(&answers);
+            let mut answers = answers;
+            answers.sort_by_key(|a| (a.0 ^ a.2 ^ a.4.len() as u64).wrapping_mul(shuffled | 1));
+            let dir = std::env::temp_dir();
+            let store = AnswerStore::with_shape(ANALYSES, memory, &dir, leaf_shift, fan).expect("a store");
+            let mut joined = fill(store, &answers);
+            let mut cells = Cells::new();
+            for index in 0..posts {
+                take(&mut joined, index, &mut cells);
+            }
+            let mut beyond = Vec::new();
+            joined.beyond(posts, |index, analysis| { beyond.push((index, analysis)); Ok(()) }).expect("the rest");
+            let (before, after): (Cells, Cells) = expected.into_iter().partition(|((index, _), _)| *index < posts);
+            prop_assert_eq!(cells, before);
+            prop_assert_eq!(beyond, after.into_keys().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn gaps_are_passed_over(answers in answers(), step in 1u64..50) {
+            let expected = naive(&answers);
+            let store = AnswerStore::with_shape(ANALYSES, 256, &std::env::temp_dir(), 2, 8).expect("a store");
+            let mut joined = fill(store, &answers);
+            let mut cells = Cells::new();
+            for index in (0..400).step_by(usize::try_from(step).expect("small")) {
+                take(&mut joined, index, &mut cells);
+            }
+            let asked = |(index, _): &(u64, usize)| *index < 400 && index % step == 0;
+            prop_assert_eq!(cells, expected.into_iter().filter(|(place, _)| asked(place)).collect());
+        }
+
+        #[test]
+        fn varints_round_trip(value: u64) {
+            let mut bytes = Vec::new();
+            put_varint(value, &mut bytes);
+            for end in 0..bytes.len() {
+                prop_assert_eq!(take_varint(&mut &bytes[..end]), None);
+            }
+            prop_assert_eq!(take_varint(&mut bytes.as_slice()), Some(value));
+        }
+    }
+
+    #[test]
+    fn duplicates_of_one_cell_do_not_grow() {
+        let store = AnswerStore::with_shape(2, 64 << 10, &std::env::temp_dir(), 4, 16).expect("a store");
+        let value = |n: u64| vec![b'0' + u8::try_from(n % 7).expect("small"); 1000];
+        // The rank falls, so that each different value wins over the one before.
+        let answers: Vec<Answer> = (0..5_000).map(|n| (3, 1, 5_000 - n, true, value(n))).collect();
+        let mut joined = fill(store, &answers);
+        let row = joined.row(3).expect("a row");
+        assert_eq!((row.cell(1), row.conflict(1)), (Cell::Value(&value(4_999)), true));
+        assert!(joined.table.arena.len() < 3 * GARBAGE_BYTES, "{} bytes for one cell", joined.table.arena.len());
+    }
+
+    #[test]
+    fn many_far_indexes_take_no_longer_than_near_ones() {
+        let mut store = AnswerStore::new(6, 1 << 20, &std::env::temp_dir()).expect("a store");
+        let far = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for n in 1..=50_000 {
+            store.push_value(far(n), 5, n, b"1").expect("pushed");
+        }
+        let mut last = 0;
+        let mut count = 0;
+        let each = |index, analysis| {
+            assert!(index > last && analysis == 5, "in order");
+            (last, count) = (index, count + 1);
+            Ok(())
+        };
+        store.join().beyond(0, each).expect("all of them");
+        assert_eq!(count, 50_000);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_said_at_once() {
+        let error = AnswerStore::new(6, 1, Path::new("/nowhere")).expect_err("refused");
+        assert!(error.to_string().contains("/nowhere") && error.to_string().contains("--tmp-dir"), "{error}");
+        assert_eq!(error.kind(), Kind::Io);
     }
 }
