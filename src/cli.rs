@@ -182,7 +182,7 @@ pub struct WorkArgs {
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
     /// Memory for answers that wait for their posts; the rest of them is spilled to --tmp-dir
-    #[arg(long, value_name = "SIZE", default_value = "24MiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_bytes)]
     pub memory: u64,
     /// Directory for what is spilled [default: $TMPDIR or /tmp; for run the work directory]
     #[arg(long, value_name = "DIR")]

@@ -157,7 +157,7 @@ fn read_answers(
                 line: Some(line.number),
                 offset: Some(line.offset),
                 excerpt: Some(excerpt(line.bytes)),
-                ..fault
+                ..*fault
             };
             seen.add_fault(analysis, &fault)?;
         }
@@ -170,23 +170,23 @@ fn place_answer<'a>(
     line: &Line<'a>,
     start_index: u64,
     set: &AnalysisSet,
-) -> Result<(u64, usize, Option<&'a str>), FaultLine> {
+) -> Result<(u64, usize, Option<&'a str>), Box<FaultLine>> {
     if line.too_long {
-        return Err(FaultLine::new(Fault::new(FaultKind::BadLine, "the line is longer than --max-line")));
+        return Err(FaultLine::new(Fault::new(FaultKind::BadLine, "the line is longer than --max-line")).into());
     }
-    let answer = parse_answer(line.bytes).map_err(FaultLine::new)?;
+    let answer = parse_answer(line.bytes).map_err(|fault| Box::new(FaultLine::new(fault)))?;
     let index = answer.index.0;
     let why = match set.find(&answer.analysis) {
         Some(at) if index >= start_index => return Ok((index, at, answer.value)),
         Some(_) => "the index is before --start-index",
         None => "no such analysis is in force",
     };
-    Err(FaultLine {
+    Err(Box::new(FaultLine {
         index: Some(index),
         // A name that is none of ours may be anything: it is kept short and harmless.
         analysis: Some(excerpt(answer.analysis.as_bytes())),
         ..FaultLine::new(Fault::new(FaultKind::UnknownId, why))
-    })
+    }))
 }
 
 /// Streams the posts past the answers.
