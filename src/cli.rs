@@ -181,8 +181,8 @@ pub struct WorkArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
-    /// Memory for all answers that wait to be joined; the rest is spilled
-    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_bytes)]
+    /// Memory for answers that wait for their posts; the rest of them is spilled to --tmp-dir
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_bytes)]
     pub memory: u64,
     /// Directory for what is spilled [default: $TMPDIR or /tmp; for run the work directory]
     #[arg(long, value_name = "DIR")]

@@ -1,11 +1,325 @@
-//! Posts ⋈ answers → enhanced posts.
+//! Posts ⋈ answers → enhanced posts. Answers are read first, in whatever order they come, into a store of bounded
+//! memory; then the posts stream past it, in order, and each takes its own.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
 
 use super::{Console, Ended};
 use crate::{
-    cli::MergeArgs,
+    analysis::AnalysisSet,
+    cli::{Format, MergeArgs, SourceArgs},
     error::{Error, Result},
+    flow::{
+        Fault, FaultKind, FaultLine,
+        enhanced::{parse_answer, write_enhanced, write_unreadable},
+        faults::{FaultLog, excerpt},
+        posts::{PostCounts, PostReader},
+    },
+    lines::{
+        blocks::{Block, Line, LineReader, Shape},
+        input::{Input, is_stdin},
+        output::{Output, is_array_name, write_whole},
+        spill::{AnswerStore, Cell, Joined},
+    },
+    report::{AnalysisTally, Tally},
+    settings::Config,
 };
 
-pub fn run(_args: &MergeArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`merge` is not built yet"))
+pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
+    let answers: Vec<Option<&Path>> = match args.answers.as_slice() {
+        [] => vec![None],
+        paths => paths.iter().map(|path| Some(path.as_path())).collect(),
+    };
+    let from_stdin = |path: &Option<&Path>| path.is_none_or(|path| path == Path::new("-"));
+    if answers.iter().filter(|path| from_stdin(path)).count() + usize::from(is_stdin(Some(&args.posts))) > 1 {
+        return Err(Error::usage("merge: only one of its inputs can be stdin")
+            .fix("name the others, e.g. zbatch merge posts.jsonl - < answers.jsonl"));
+    }
+    let set = Config::load(args.source.config.as_deref())?.analyses(&args.source)?;
+    for text in &set.notes {
+        console.note(text);
+    }
+    // Inputs and outputs are opened before the work, so that a wrong path is known at once.
+    let reader = PostReader::open(Some(&args.posts), &set.fields, args.input.max_line, args.input.start_index)?;
+    let output = args.output.output.as_deref();
+    let as_array = match args.output.format {
+        Some(format) => format == Format::Json,
+        None => output.is_some_and(is_array_name),
+    };
+    let mut writer = PostWriter { output: Output::create(output)?, as_array, began: false };
+    let mut seen = Seen { tally: Tally::new(set.list.len()), log: FaultLog::create(args.faults.faults.as_deref())? };
+    let tmp_dir = args.memory.tmp_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let mut store = AnswerStore::new(set.list.len(), args.memory.memory, &tmp_dir)?;
+    let mut rank = 0;
+    for path in answers {
+        let input = Input::open(path, "zbatch parse results/*.jsonl | zbatch merge posts.jsonl -")?;
+        read_answers(input, args, &set, &mut store, &mut rank, &mut seen)?;
+    }
+    let posts_name = reader.name().to_owned();
+    let counts = write_posts(reader, args.input.start_index, &set, store.join(), &mut writer, &mut seen)?;
+    counts.check(&posts_name)?;
+    writer.commit()?;
+    seen.log.commit()?;
+    if let Some(path) = &args.faults.report {
+        let report = serde_json::to_string_pretty(&report(&set, &seen.tally, counts))
+            .map_err(|e| Error::io("write", path, &e.into()))?;
+        write_whole(path, (report + "\n").as_bytes())?;
+    }
+    summarize(args, &set, &seen.tally, counts, console);
+    console.show_faults(&seen.log);
+    let rows = counts.places.saturating_mul(set.list.len() as u64);
+    Ok(Ended::judge(args.faults.max_faults, seen.log.total(), rows))
+}
+
+/// What went by, counted, and what was wrong with it.
+struct Seen {
+    tally: Tally,
+    log: FaultLog,
+}
+
+impl Seen {
+    fn add_fault(&mut self, analysis: Option<usize>, fault: &FaultLine) -> Result<()> {
+        self.tally.add_fault(analysis, fault);
+        self.log.add(fault)
+    }
+
+    /// A fault of one row of the join.
+    fn add_row(&mut self, set: &AnalysisSet, index: u64, at: usize, kind: FaultKind, detail: &str) -> Result<()> {
+        let fault = FaultLine {
+            index: Some(index),
+            analysis: set.list.get(at).map(|analysis| analysis.name.clone()),
+            ..FaultLine::new(Fault::new(kind, detail))
+        };
+        self.add_fault(Some(at), &fault)
+    }
+}
+
+/// Posts on their way out: lines, or one array with a post a line.
+struct PostWriter {
+    output: Output,
+    as_array: bool,
+    began: bool,
+}
+
+impl PostWriter {
+    fn put(&mut self, post: &[u8]) -> Result<()> {
+        let before: &[u8] = match (self.as_array, self.began) {
+            (true, false) => b"[\n",
+            (true, true) => b",\n",
+            (false, false) => b"",
+            (false, true) => b"\n",
+        };
+        self.began = true;
+        self.output.put(before)?;
+        self.output.put(post)
+    }
+
+    fn commit(mut self) -> Result<()> {
+        self.output.put(match (self.as_array, self.began) {
+            (true, false) => b"[\n]\n",
+            (true, true) => b"\n]\n",
+            (false, false) => b"",
+            (false, true) => b"\n",
+        })?;
+        self.output.commit()
+    }
+}
+
+/// Puts the answers of one file into the store; `rank` counts lines, over all files.
+fn read_answers(
+    input: Input,
+    args: &MergeArgs,
+    set: &AnalysisSet,
+    store: &mut AnswerStore,
+    rank: &mut u64,
+    seen: &mut Seen,
+) -> Result<()> {
+    let mut lines = LineReader::new(input, Shape::Lines, args.input.max_line, 0);
+    let mut block = Block::default();
+    while lines.fill(&mut block)? {
+        for line in block.lines() {
+            *rank += 1;
+            let fault = match place_answer(&line, args.input.start_index, set) {
+                Ok((index, at, Some(value))) => {
+                    store.push_value(index, at, *rank, value.as_bytes())?;
+                    continue;
+                }
+                Ok((index, at, None)) => {
+                    store.push_fault(index, at, *rank, b"")?;
+                    continue;
+                }
+                Err(fault) => fault,
+            };
+            let analysis = fault.analysis.as_deref().and_then(|name| set.find(name));
+            let fault = FaultLine {
+                file: Some(lines.name().to_owned()),
+                line: Some(line.number),
+                offset: Some(line.offset),
+                excerpt: Some(excerpt(line.bytes)),
+                ..*fault
+            };
+            seen.add_fault(analysis, &fault)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where an answer belongs (index and place in the set), and its value.
+fn place_answer<'a>(
+    line: &Line<'a>,
+    start_index: u64,
+    set: &AnalysisSet,
+) -> Result<(u64, usize, Option<&'a str>), Box<FaultLine>> {
+    if line.too_long {
+        return Err(FaultLine::new(Fault::new(FaultKind::BadLine, "the line is longer than --max-line")).into());
+    }
+    let answer = parse_answer(line.bytes).map_err(|fault| Box::new(FaultLine::new(fault)))?;
+    let index = answer.index.0;
+    let why = match set.find(&answer.analysis) {
+        Some(at) if index >= start_index => return Ok((index, at, answer.value)),
+        Some(_) => "the index is before --start-index",
+        None => "no such analysis is in force",
+    };
+    Err(Box::new(FaultLine {
+        index: Some(index),
+        // A name that is none of ours may be anything: it is kept short and harmless.
+        analysis: Some(excerpt(answer.analysis.as_bytes())),
+        ..FaultLine::new(Fault::new(FaultKind::UnknownId, why))
+    }))
+}
+
+/// Streams the posts past the answers.
+fn write_posts(
+    reader: PostReader<'_>,
+    start_index: u64,
+    set: &AnalysisSet,
+    mut joined: Joined,
+    writer: &mut PostWriter,
+    seen: &mut Seen,
+) -> Result<PostCounts> {
+    let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
+    let counts = reader.for_each(|place| {
+        let index = place.index.0;
+        let row = joined.row(index)?;
+        enhanced.clear();
+        match &place.post {
+            Ok(post) => {
+                write_enhanced(post, set, row, &mut enhanced, &mut filled);
+                for (at, &filled) in filled.iter().enumerate() {
+                    if row.conflict(at) {
+                        let detail = "different answers; the first of them is kept";
+                        seen.add_row(set, index, at, FaultKind::Conflict, detail)?;
+                    }
+                    if !filled && row.cell(at) == Cell::Absent {
+                        seen.add_row(set, index, at, FaultKind::Absent, "no answer, and no value in the post")?;
+                    }
+                }
+            }
+            Err(bad) => {
+                seen.add_fault(None, bad)?;
+                write_unreadable(set, &mut enhanced);
+                filled.clear();
+                filled.resize(set.list.len(), false);
+                for at in (0..set.list.len()).filter(|at| row.cell(*at) != Cell::Absent) {
+                    let detail = "an answer for a post that cannot be read";
+                    seen.add_row(set, index, at, FaultKind::UnknownId, detail)?;
+                }
+            }
+        }
+        for (tally, &filled) in seen.tally.analyses.iter_mut().zip(&filled) {
+            tally.note_post(index, filled);
+        }
+        writer.put(&enhanced)
+    })?;
+    joined.beyond(start_index.saturating_add(counts.places), |index, at| {
+        seen.add_row(set, index, at, FaultKind::UnknownId, "the input has no such post")
+    })?;
+    Ok(counts)
+}
+
+/// Posts, what is missing, and the command that asks for it.
+fn summarize(args: &MergeArgs, set: &AnalysisSet, tally: &Tally, counts: PostCounts, console: &Console) {
+    let unreadable = counts.places - counts.posts;
+    let missing: u64 = tally.analyses.iter().map(|analysis| analysis.missing).sum();
+    let fields = set.list.len();
+    console.note(match (unreadable, missing) {
+        (0, 0) => format!("{} posts, all {fields} fields filled", counts.places),
+        (0, _) => format!("{} posts, {missing} fields missing", counts.places),
+        _ => format!("{} posts ({unreadable} unreadable), {missing} fields missing", counts.places),
+    });
+    for (analysis, seen) in set.list.iter().zip(&tally.analyses).filter(|(_, seen)| seen.missing > 0) {
+        let absent = seen.faults.count(FaultKind::Absent);
+        // What is neither absent nor unreadable was answered by a fault, which `parse` counted.
+        let faulted = seen.missing.saturating_sub(absent + unreadable);
+        let of = [(absent, "absent"), (faulted, "faults"), (unreadable, "unreadable")];
+        let of: Vec<String> = of.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        let name = &analysis.name;
+        console.note(format_args!("{name}: {} filled, {} missing ({})", seen.filled, seen.missing, of.join(", ")));
+    }
+    if missing > 0 {
+        console.note(format_args!("next: {}", next_command(args)));
+    }
+}
+
+/// Asks for what is missing in our output, under the settings that were in force here.
+fn next_command(args: &MergeArgs) -> String {
+    let mut command = "zbatch gen --missing ".to_owned();
+    match args.output.output.as_deref().filter(|path| *path != Path::new("-")) {
+        Some(path) => command += &shell_word(&path.display().to_string()),
+        None => command += "ENHANCED",
+    }
+    let SourceArgs { config, data_dir, analyses, only } = &args.source;
+    let mut flag = |name: &str, path: Option<&PathBuf>| {
+        if let Some(path) = path {
+            command += &format!(" {name} {}", shell_word(&path.display().to_string()));
+        }
+    };
+    flag("--skip", args.faults.faults.as_ref());
+    flag("--config", config.as_ref());
+    flag("--data-dir", data_dir.as_ref());
+    flag("--analyses", analyses.as_ref());
+    if !only.is_empty() {
+        command += &format!(" --only {}", only.join(","));
+    }
+    if args.input.start_index > 0 {
+        command += &format!(" --start-index {}", args.input.start_index);
+    }
+    command
+}
+
+/// A word as a POSIX shell reads it.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "._-/+=:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Share of posts with a value from which a field counts as completed, in percent.
+const COMPLETED_PERCENT: f64 = 90.0;
+
+/// `--report`: what of each field is there.
+fn report(set: &AnalysisSet, tally: &Tally, counts: PostCounts) -> serde_json::Value {
+    let field = |seen: &AnalysisTally| {
+        #[expect(clippy::cast_precision_loss, reason = "a share of posts; 2^53 of them are beyond us")]
+        let rate = seen.filled as f64 * 100.0 / counts.places.max(1) as f64;
+        let status = match seen.filled {
+            0 => "not_processed",
+            _ if rate >= COMPLETED_PERCENT => "completed",
+            _ => "incomplete",
+        };
+        json!({
+            "total_posts": counts.places,
+            "processed_posts": seen.filled,
+            "missing_posts": seen.missing,
+            "completeness_rate": (rate * 100.0).round() / 100.0,
+            "missing_indices": seen.first_missing,
+            "status": status,
+        })
+    };
+    let mut stats = serde_json::Map::from_iter([("total_posts".to_owned(), counts.places.into())]);
+    stats.extend(set.list.iter().zip(&tally.analyses).map(|(analysis, seen)| (analysis.name.clone(), field(seen))));
+    json!({ "integration_stats": stats })
 }

@@ -156,7 +156,7 @@ impl FaultLine {
             part(&mut text, format_args!("index {index}"));
         }
         if let Some(analysis) = &self.analysis {
-            part(&mut text, format_args!("{analysis}"));
+            part(&mut text, format_args!("{}", escape_control(analysis)));
         }
         if !text.is_empty() {
             text.push_str(": ");

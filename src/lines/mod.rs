@@ -4,3 +4,4 @@ mod array;
 pub mod blocks;
 pub mod input;
 pub mod output;
+pub mod spill;
