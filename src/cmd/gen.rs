@@ -149,7 +149,7 @@ pub fn cut(
 }
 
 /// What was changed or left out without being a fault.
-fn tell(tally: &RenderTally, console: &Console) {
+pub fn tell(tally: &RenderTally, console: &Console) {
     for (count, what) in [
         (tally.images_dropped, "images left out: a request holds at most 5"),
         (tally.surrogates, "lone surrogates became U+FFFD"),

@@ -11,6 +11,7 @@ mod parse;
 mod remote;
 mod run;
 mod setup;
+mod source;
 mod status;
 mod submit;
 

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -25,7 +26,7 @@ use crate::{
 /// All that decides the requests of a post.
 #[derive(Debug)]
 pub struct Rendering {
-    pub set: AnalysisSet,
+    pub set: Arc<AnalysisSet>,
     pub models: Models,
     pub dialect: &'static Dialect,
     pub limits: Limits,
@@ -66,7 +67,7 @@ impl Rendering {
             data_dir: config.data_dir(source.data_dir.as_deref())?.map(|dir| dir.value),
             on_bad_post: rows.on_bad_post,
             input: input.clone(),
-            set,
+            set: Arc::new(set),
             models,
             dialect,
         })

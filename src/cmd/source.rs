@@ -1,0 +1,118 @@
+//! Where the posts of a `run` come from. They are read three times (to plan, to cut, to join), and again after a crash; what
+//! cannot be read again is kept in the work directory first.
+
+use std::{
+    io::{IsTerminal as _, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use super::Console;
+use crate::{
+    cli::RunArgs,
+    error::{Error, Result},
+    lines::{
+        input::{Input, read_small},
+        output::{AtomicFile, write_private},
+    },
+    settings::Config,
+    workdir::WorkDir,
+};
+
+/// The spool's compression: fast, and enough for text.
+const LEVEL: i32 = 1;
+const BUFFER: usize = 256 << 10;
+
+/// The input as the user named it.
+#[derive(Debug)]
+pub enum Source {
+    /// A file that stays as it is.
+    File(PathBuf),
+    /// `None`: stdin. A pipe, or a file that the output will replace, has a path.
+    Spooled(Option<PathBuf>),
+}
+
+impl Source {
+    pub fn find(args: &RunArgs, config: &Config, output: &Path) -> Result<Self> {
+        let path = match &args.posts {
+            Some(path) if path == Path::new("-") => return Ok(Self::Spooled(None)),
+            Some(path) => path.clone(),
+            None => {
+                let dir = config.data_dir(args.source.data_dir.as_deref())?;
+                let Some(dir) = dir else {
+                    return Err(Error::usage("no posts: there is no data dir with a posts.json")
+                        .fix("name a file: zbatch run posts.jsonl -o enhanced.jsonl"));
+                };
+                dir.value.join("posts.json")
+            }
+        };
+        let meta = std::fs::metadata(&path).map_err(|e| {
+            Error::input(format!("cannot open {}: {e}", path.display())).fix("check the path; `-` is stdin")
+        })?;
+        if meta.is_dir() {
+            return Err(Error::input(format!("{} is a directory", path.display())).fix("name a file"));
+        }
+        let real = |path: &Path| std::fs::canonicalize(path).ok();
+        let is_output = real(output).is_some_and(|output| Some(output) == real(&path));
+        Ok(if meta.is_file() && !is_output { Self::File(path) } else { Self::Spooled(Some(path)) })
+    }
+
+    pub fn is_spooled(&self) -> bool {
+        matches!(self, Self::Spooled(_))
+    }
+
+    /// The file to read posts from, from now on.
+    ///
+    /// # Errors
+    /// The directory holds other posts than those that are piped in now.
+    pub fn settle(&self, work: &WorkDir, was_spooled: bool, console: &Console) -> Result<PathBuf> {
+        let from = match self {
+            // The output may have replaced its input since: the directory keeps what it began with.
+            Self::File(_) if was_spooled && work.spool().exists() => return Ok(work.spool()),
+            Self::File(path) => return Ok(path.clone()),
+            Self::Spooled(from) => from.as_deref(),
+        };
+        let spool = work.spool();
+        let sum = work.join("input.blake3");
+        if spool.exists() {
+            let replaced = from.is_some_and(Path::is_file);
+            if !replaced && (from.is_some() || !std::io::stdin().is_terminal()) {
+                let hash = copy(Input::open(from, "")?, &mut std::io::sink())?;
+                let is_same = hash.is_none() || hash == Some(read_small(&sum, BUFFER as u64)?.trim().to_owned());
+                if !is_same {
+                    return Err(Error::input(format!("{} was made from other posts", work.path().display())).fix(
+                        "pipe in the same ones (or nothing, to go on), use another directory (-d), or --new",
+                    ));
+                }
+            }
+            console.note(format_args!("going on with the posts kept in {}", spool.display()));
+            return Ok(spool);
+        }
+        let failed = |e: std::io::Error| Error::io("write", &spool, &e);
+        let input = Input::open(from, "cat posts.jsonl | zbatch run - -o enhanced.jsonl")?;
+        let mut encoder = zstd::Encoder::new(AtomicFile::create_private(&spool)?, LEVEL).map_err(failed)?;
+        let hash = copy(input, &mut encoder)?.unwrap_or_default();
+        let file = encoder.finish().map_err(failed)?;
+        write_private(&sum, format!("{hash}\n").as_bytes())?;
+        file.commit()?;
+        Ok(spool)
+    }
+}
+
+/// Copies all, and gives the hash of it, if it was anything.
+fn copy(mut input: Input, to: &mut impl std::io::Write) -> Result<Option<String>> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut any = false;
+    loop {
+        let read = match input.reader.read(&mut buffer) {
+            Ok(0) => return Ok(any.then(|| hasher.finalize().to_hex().to_string())),
+            Ok(read) => read,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::io("read", &input.name, &e)),
+        };
+        any = true;
+        let bytes = buffer.get(..read).unwrap_or_default();
+        hasher.update(bytes);
+        to.write_all(bytes).map_err(|e| Error::io("write", "the kept posts", &e))?;
+    }
+}
