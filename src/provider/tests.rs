@@ -30,7 +30,7 @@ fn policy() -> Policy {
 }
 
 fn patience() -> Patience {
-    let short = Duration::from_millis(300);
+    let short = Duration::from_millis(600);
     Patience { first_byte: short, first_byte_upload: short, idle: short }
 }
 
@@ -197,6 +197,7 @@ async fn a_create_over_a_bad_connection_is_sent_once() {
     ] {
         let (base, connections) = serve_raw(answer, read_first).await;
         assert_eq!(create(&over_http(base)).await, Ending::Ambiguous, "{answer:?}");
+        // A second one would come at once.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(connections.load(Ordering::SeqCst), 1, "{answer:?}");
     }
@@ -431,7 +432,7 @@ async fn a_transfer_that_moves_has_no_limit() {
     let router = Router::new().fallback(async |request: Request| {
         let mut body = request.into_body();
         while let Some(Ok(_)) = body.frame().await {
-            tokio::time::sleep(Duration::from_millis(60)).await;
+            tokio::time::sleep(Duration::from_millis(120)).await;
         }
         r#"{"id":"file_1"}"#
     });
@@ -651,4 +652,75 @@ async fn all_calls_can_move_between_threads() {
     movable(client.download(&file_id(), &dir.path().join("out"))).await.expect("downloaded");
     movable(client.delete(&file_id())).await.expect("deleted");
     movable(client.find_batches(|_| true)).await.expect_err("no listing");
+}
+
+/// Bad inputs that others wrote; not part of the project, read where they are.
+fn corpora() -> Option<PathBuf> {
+    let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpora"));
+    let dir = std::env::var_os("ZBATCH_CORPORA").map_or_else(beside, PathBuf::from);
+    if !dir.is_dir() {
+        eprintln!("skipped: no corpora at {}; ZBATCH_CORPORA names another place", dir.display());
+        return None;
+    }
+    Some(dir)
+}
+
+#[tokio::test]
+async fn no_body_is_too_strange() {
+    use std::io::Read as _;
+
+    let Some(corpora) = corpora() else { return };
+    let body = Arc::new(Mutex::new((200, Vec::new())));
+    let served = Arc::clone(&body);
+    let router = Router::new().fallback(async move || {
+        let (status, body) = served.lock().expect("unpoisoned").clone();
+        (StatusCode::from_u16(status).expect("a status"), body)
+    });
+    let once = Policy { tries: 1, ..policy() };
+    let client = Client::with(settings("zhipu", None, Some(router)), once, patience()).expect("a client");
+    let mut files = 0;
+    for folder in ["test_parsing", "test_transform"] {
+        for entry in std::fs::read_dir(corpora.join("JSONTestSuite").join(folder)).expect("listed") {
+            let path = entry.expect("an entry").path();
+            let mut text = Vec::new();
+            let file = std::fs::File::open(&path).expect("opened");
+            #[expect(clippy::disallowed_methods, reason = "not UTF-8, and the limit is there")]
+            file.take(4 << 20).read_to_end(&mut text).expect("read");
+            files += 1;
+            for status in [200, 400] {
+                *body.lock().expect("unpoisoned") = (status, text.clone());
+                let error = client.batch(&batch_id()).await.expect_err("no batch").to_string();
+                assert_eq!(crate::flow::faults::escape_control(&error), error, "{}", path.display());
+                let listing = client.find_batches(|_| true).await;
+                assert!(listing.is_err(), "{}", path.display());
+            }
+        }
+    }
+    let naughty = crate::lines::input::read_small(&corpora.join("blns/blns.json"), 4 << 20).expect("read");
+    let naughty: Vec<String> = serde_json::from_str(&naughty).expect("JSON");
+    for text in &naughty {
+        let answer = json!({"error": {"code": text, "message": text}, "id": text, "status": text, "metadata": text});
+        *body.lock().expect("unpoisoned") = (400, answer.to_string().into_bytes());
+        let error = client.batch(&batch_id()).await.expect_err("refused").to_string();
+        assert_eq!(crate::flow::faults::escape_control(&error), error);
+        let answer =
+            json!({"id": "b", "status": text, "metadata": {text: text}, "errors": [text], "output_file_id": text});
+        *body.lock().expect("unpoisoned") = (200, answer.to_string().into_bytes());
+        let batch = client.batch(&batch_id()).await.expect("a batch");
+        assert_eq!(crate::flow::faults::escape_control(batch.status.as_str()), batch.status.as_str());
+    }
+    assert!(files >= 300 && naughty.len() >= 500, "{files} files, {} strings", naughty.len());
+}
+
+#[tokio::test]
+async fn a_reply_that_stops_half_way_is_left() {
+    let router = Router::new().fallback(async || {
+        let begun = futures::stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"{\"id\":"))]);
+        Body::from_stream(begun.chain(futures::stream::pending()))
+    });
+    let once = Policy { tries: 1, ..policy() };
+    let client = Client::with(settings("zhipu", None, Some(router)), once, patience()).expect("a client");
+    let error = client.batch(&batch_id()).await.expect_err("half an answer");
+    assert_eq!(error.class, Class::Unreachable);
+    assert_eq!(create(&client).await, Ending::Ambiguous);
 }
