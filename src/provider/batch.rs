@@ -99,6 +99,7 @@ pub struct Batch {
     /// Unix milliseconds.
     pub completed_at: Option<u64>,
     pub request_counts: RequestCounts,
+    /// As it came: to be compared, not to be shown.
     pub metadata: BTreeMap<String, String>,
     /// Why the input did not validate; fit to be shown.
     pub errors: Vec<String>,
@@ -175,7 +176,7 @@ impl Batch {
     /// `None`: there is no id or no status to be read.
     pub(super) fn parse(body: &Value, dialect: &Dialect, key: &Key) -> Option<Self> {
         let body = unwrap_object(body);
-        let id = |name: &str| body.get(name).and_then(Value::as_str).and_then(|id| id.parse::<FileId>().ok());
+        let id = |name: &str| parse_id::<FileId>(body.get(name), key);
         let time = |name: &str| body.get(name).and_then(number).map(|t| if t > SECONDS_END { t } else { t * 1000 });
         let counts = body.get("request_counts");
         let count = |name: &str| {
@@ -183,7 +184,7 @@ impl Batch {
             counts.and_then(|counts| counts.get(name)).or_else(|| body.get(name)).and_then(number).unwrap_or(0)
         };
         Some(Self {
-            id: body.get("id")?.as_str()?.parse().ok()?,
+            id: parse_id(body.get("id"), key)?,
             status: BatchStatus::parse(body.get("status")?.as_str()?, dialect, key),
             input_file_id: id("input_file_id"),
             output_file_id: id("output_file_id"),
@@ -199,6 +200,11 @@ impl Batch {
             errors: errors(body.get("errors"), key),
         })
     }
+}
+
+/// An id of a server, unless it is an echo of the key: ids go into the journal.
+pub(super) fn parse_id<T: FromStr>(value: Option<&Value>, key: &Key) -> Option<T> {
+    value?.as_str().filter(|id| !key.is_in(id))?.parse().ok()
 }
 
 /// The object itself, where a server wraps it.
@@ -289,6 +295,7 @@ mod tests {
         assert_eq!(parse("zhipu", &json!({"id": "", "status": "completed"})), None);
         assert_eq!(parse("zhipu", &json!({"id": 7, "status": "completed"})), None);
         assert_eq!(parse("zhipu", &json!("b")), None);
+        assert_eq!(parse("zhipu", &json!({"id": "some-long-secret-key", "status": "completed"})), None);
     }
 
     #[test]

@@ -85,6 +85,11 @@ impl Key {
         Some(value)
     }
 
+    /// The key is in `text`, in some form.
+    pub(super) fn is_in(&self, text: &str) -> bool {
+        self.forms.iter().any(|form| text.contains(form.expose_secret()))
+    }
+
     /// `text` without the key, in whatever form it is there.
     pub fn redact(&self, text: &str) -> String {
         let mut text = text.to_owned();
@@ -100,7 +105,8 @@ impl Key {
 /// The key, its long parts, percent-encoded, and in base64 at each of the three alignments it can have inside a
 /// longer encoded text.
 fn forms(key: &str) -> Vec<SecretString> {
-    let mut forms = vec![key.to_owned(), percent_escape(key)];
+    let mut forms =
+        vec![key.to_owned(), percent_escape(key), percent_escape(key).replace("%2B", "%2b").replace("%2F", "%2f")];
     forms.extend(key.split('.').filter(|part| part.len() >= MIN_PART).map(str::to_owned));
     for engine in [base64::engine::general_purpose::STANDARD_NO_PAD, base64::engine::general_purpose::URL_SAFE_NO_PAD] {
         for shift in 0..3_usize {

@@ -124,9 +124,9 @@ impl Client {
         loop {
             let sent = self.ask(CALL, Method::POST, "files", Payload::Multipart { path, file_name }).await;
             let error = match sent {
-                Ok(body) => match batch::unwrap_object(&body).get("id").and_then(Value::as_str).map(str::parse) {
-                    Some(Ok(id)) => return Ok(id),
-                    _ => unreadable(CALL, "no file id in the answer"),
+                Ok(body) => match batch::parse_id(batch::unwrap_object(&body).get("id"), &self.0.key) {
+                    Some(id) => return Ok(id),
+                    None => unreadable(CALL, "no file id in the answer"),
                 },
                 Err(error) => error,
             };
@@ -696,3 +696,6 @@ async fn blocking<T: Send + 'static>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

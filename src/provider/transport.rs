@@ -29,14 +29,20 @@ const MAX_CA: u64 = 1 << 20;
 /// How long a server may be silent. There is no limit on a transfer that moves.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    /// From the end of the request to the first byte of the reply: an upload of 100 MB is validated in between.
+    /// From the end of the request to the first byte of the reply.
     pub first_byte: Duration,
+    /// The same for an upload: 100 MB are validated in between.
+    pub first_byte_upload: Duration,
     /// Between two pieces of a body, in either direction.
     pub idle: Duration,
 }
 
 impl Patience {
-    pub const STANDARD: Self = Self { first_byte: Duration::from_secs(300), idle: Duration::from_secs(90) };
+    pub const STANDARD: Self = Self {
+        first_byte: Duration::from_secs(120),
+        first_byte_upload: Duration::from_secs(300),
+        idle: Duration::from_secs(90),
+    };
 }
 
 pub enum Transport {
@@ -106,6 +112,8 @@ impl Transport {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("zbatch/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
+            // A call we give up takes its connection with it; on a shared one the next would hang where it hung.
+            .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false);
@@ -202,6 +210,7 @@ pub(super) struct Moved(Mutex<Motion>);
 #[derive(Debug)]
 struct Motion {
     last: Instant,
+    streamed: bool,
     ended: bool,
     /// Why our own file could not be read.
     failed: Option<String>,
@@ -210,12 +219,12 @@ struct Motion {
 impl Moved {
     /// For a body that is there whole.
     pub fn whole() -> Self {
-        Self(Mutex::new(Motion { last: Instant::now(), ended: true, failed: None }))
+        Self(Mutex::new(Motion { last: Instant::now(), streamed: false, ended: true, failed: None }))
     }
 
     /// For a body that will move.
     pub fn streamed() -> Self {
-        Self(Mutex::new(Motion { last: Instant::now(), ended: false, failed: None }))
+        Self(Mutex::new(Motion { last: Instant::now(), streamed: true, ended: false, failed: None }))
     }
 
     pub fn touch(&self, ended: bool) {
@@ -234,7 +243,12 @@ impl Moved {
 
     fn limit(&self, patience: Patience) -> Instant {
         let motion = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        motion.last + if motion.ended { patience.first_byte } else { patience.idle }
+        let silence = match (motion.ended, motion.streamed) {
+            (false, _) => patience.idle,
+            (true, true) => patience.first_byte_upload,
+            (true, false) => patience.first_byte,
+        };
+        motion.last + silence
     }
 }
 
