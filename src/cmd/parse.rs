@@ -1,11 +1,191 @@
-//! Result lines → answers, one for one.
+//! Result lines → answers, one for one, in order. A line that belongs to no row is a fault and gives no answer line.
+
+use std::{io::Write as _, path::Path};
+
+use serde_json::{Value, json};
 
 use super::{Console, Ended};
 use crate::{
+    analysis::AnalysisSet,
     cli::ParseArgs,
     error::{Error, Result},
+    flow::{
+        Fault, FaultKind, FaultLine, PostIndex,
+        answers::{AnswerReader, Outcome, Rung},
+        faults::{FaultLog, excerpt},
+        results::Usage,
+    },
+    lines::{
+        blocks::{Block, Line, LineReader, Shape},
+        input::{Input, is_stdin},
+        output::{Output, write_whole},
+    },
+    report::{FaultCounts, Tally},
+    settings::Config,
 };
 
-pub fn run(_args: &ParseArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`parse` is not built yet"))
+const EXAMPLE: &str = "zbatch parse results/*.jsonl, or zbatch fetch -d work -o - | zbatch parse";
+
+pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let set = config.analyses(&args.source)?;
+    set.notes.iter().for_each(|note| console.note(note));
+    check_inputs(args)?;
+
+    let mut parser = Parser {
+        set: &set,
+        reader: AnswerReader::new(&set),
+        tally: Tally::new(set.list.len()),
+        output: Output::create(args.output.as_deref())?,
+        faults: FaultLog::create(args.faults.faults.as_deref())?,
+        lines: 0,
+        placed: 0,
+        answer: Vec::new(),
+    };
+    if args.results.is_empty() {
+        parser.read(None, args.max_line)?;
+    }
+    for path in &args.results {
+        parser.read(Some(path), args.max_line)?;
+    }
+    let Parser { tally, output, mut faults, lines, placed, .. } = parser;
+    if lines > 0 && placed == 0 {
+        let first = faults.first().first().map(FaultLine::describe).unwrap_or_default();
+        return Err(Error::input(format!("none of {lines} lines has a custom_id that can be read; {first}"))
+            .fix("are these result files? Each line is {\"custom_id\":…,\"response\":…}"));
+    }
+    output.commit()?;
+    faults.commit()?;
+    if let Some(path) = &args.faults.report {
+        let report = serde_json::to_vec_pretty(&describe(&set, &tally)).unwrap_or_default();
+        write_whole(path, &report)?;
+    }
+    console.show_faults(&faults);
+    Ok(Ended::judge(args.faults.max_faults, faults.total(), lines))
+}
+
+/// A file that is missing is better noticed before the first hour's output than after it.
+fn check_inputs(args: &ParseArgs) -> Result<()> {
+    if args.results.iter().filter(|path| is_stdin(Some(path))).count() > 1 {
+        return Err(Error::usage("`-` is given twice: stdin can be read once").fix("name it once"));
+    }
+    for path in args.results.iter().filter(|path| !is_stdin(Some(path))) {
+        if !std::fs::metadata(path).is_ok_and(|meta| !meta.is_dir()) {
+            Input::open(Some(path), EXAMPLE)?;
+        }
+    }
+    Ok(())
+}
+
+struct Parser<'s> {
+    set: &'s AnalysisSet,
+    reader: AnswerReader<'s>,
+    tally: Tally,
+    output: Output,
+    faults: FaultLog,
+    lines: u64,
+    /// Lines whose custom_id could be read.
+    placed: u64,
+    /// The answer line being written.
+    answer: Vec<u8>,
+}
+
+impl Parser<'_> {
+    fn read(&mut self, path: Option<&Path>, max_line: u64) -> Result<()> {
+        let mut lines = LineReader::new(Input::open(path, EXAMPLE)?, Shape::Lines, max_line, 0);
+        let mut block = Block::default();
+        while lines.fill(&mut block)? {
+            for line in block.lines() {
+                self.parse(lines.name(), &line)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn parse(&mut self, file: &str, line: &Line<'_>) -> Result<()> {
+        self.lines += 1;
+        let outcome = if line.too_long {
+            let fault = Fault::new(FaultKind::BadLine, "the line is longer than --max-line");
+            Outcome::Fault { index: None, analysis: None, name: None, fault }
+        } else {
+            self.reader.read(line.bytes, &mut self.tally)
+        };
+        self.answer.clear();
+        match outcome {
+            Outcome::Answer { index, analysis, value, usage } => {
+                self.placed += 1;
+                let name = self.set.list.get(analysis).map_or("", |known| known.name.as_str());
+                write_answer(&mut self.answer, index, name, value, usage);
+                self.output.put(&self.answer)
+            }
+            Outcome::Fault { index, analysis, name, fault } => {
+                self.placed += u64::from(fault.kind != FaultKind::BadLine);
+                if let (Some(index), Some(name)) = (index, &name) {
+                    write_fault(&mut self.answer, index, name, &fault);
+                    self.output.put(&self.answer)?;
+                }
+                let fault = FaultLine {
+                    index: index.map(|index| index.0),
+                    analysis: name.map(|name| name.into_owned()),
+                    file: Some(file.to_owned()),
+                    line: Some(line.number),
+                    offset: Some(line.offset),
+                    excerpt: Some(excerpt(line.bytes)),
+                    ..FaultLine::new(fault)
+                };
+                self.tally.add_fault(analysis, &fault);
+                self.faults.add(&fault)
+            }
+        }
+    }
+}
+
+/// The name of an analysis in force needs no escape: `[a-z][a-z0-9_]*`.
+fn write_answer(out: &mut Vec<u8>, index: PostIndex, name: &str, value: &[u8], usage: Option<Usage>) {
+    // Writing to a Vec cannot fail.
+    let _infallible = write!(out, r#"{{"index":{index},"analysis":"{name}","value":"#);
+    out.extend_from_slice(value);
+    if let Some(Usage { prompt_tokens, completion_tokens, total_tokens }) = usage {
+        let _infallible = write!(
+            out,
+            r#","usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens},"total_tokens":{total_tokens}}}"#
+        );
+    }
+    out.extend_from_slice(b"}\n");
+}
+
+fn write_fault(out: &mut Vec<u8>, index: PostIndex, name: &str, fault: &Fault) {
+    let quote = |text: &str| Value::from(text).to_string();
+    let kind = fault.kind.as_str();
+    let (name, detail) = (quote(name), quote(&fault.detail));
+    // Writing to a Vec cannot fail.
+    let _infallible =
+        writeln!(out, r#"{{"index":{index},"analysis":{name},"fault":{{"kind":"{kind}","detail":{detail}}}}}"#);
+}
+
+/// What `--report` writes.
+fn describe(set: &AnalysisSet, tally: &Tally) -> Value {
+    let faults = |counts: &FaultCounts| -> Value {
+        let kind = |(kind, count, samples): (FaultKind, u64, &[FaultLine])| {
+            (kind.as_str().to_owned(), json!({"count": count, "samples": samples}))
+        };
+        counts.iter().map(kind).collect::<serde_json::Map<_, _>>().into()
+    };
+    let per_analysis = set.list.iter().zip(&tally.analyses).map(|(analysis, counts)| {
+        let rungs = Rung::ALL.iter().zip(counts.rungs).map(|(rung, count)| (rung.as_str().to_owned(), count.into()));
+        let counts = json!({
+            "rows": counts.rows,
+            "answers": counts.answers,
+            "faults": faults(&counts.faults),
+            "rungs": rungs.collect::<serde_json::Map<_, _>>(),
+            "unknown_labels": counts.unknown_labels,
+            "tokens": counts.usage,
+        });
+        (analysis.name.clone(), counts)
+    });
+    json!({
+        "integration_stats": per_analysis.collect::<serde_json::Map<_, _>>(),
+        "unplaced_faults": faults(&tally.unplaced),
+        "surrogates": tally.surrogates,
+    })
 }

@@ -1,18 +1,21 @@
-//! Results file → result lines.
+//! Results file → result lines: which row a line answers, and the text the model wrote or why there is none.
+//!
+//! Reads what Zhipu and OpenAI write, output and error files alike (`zhipu-batch-api.md` §5). A line whose
+//! custom_id can be read belongs to that row whatever else is in it; only one without is a fault of no row.
+//! Everything is borrowed from the line; the usual line is read in one pass, an odd one level by level.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Serialize,
+    de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
 
-/// The custom_id of a result line, if it has one that can be read.
-pub fn read_custom_id(line: &[u8]) -> Option<Cow<'_, str>> {
-    #[derive(Deserialize)]
-    struct IdOnly<'a> {
-        #[serde(borrow)]
-        custom_id: Cow<'a, str>,
-    }
-    serde_json::from_slice(line).ok().map(|line: IdOnly<'_>| line.custom_id)
-}
+use super::{Fault, FaultKind, faults::escape_control, posts::JSON_SPACE};
+
+/// Longest piece of a server's text that goes into a fault, in characters.
+const DETAIL_CHARS: usize = 200;
 
 /// Tokens that a request was billed for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,4 +23,660 @@ pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
     pub total_tokens: u64,
+}
+
+impl Usage {
+    pub fn add(&mut self, other: Self) {
+        self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+        self.total_tokens = self.total_tokens.saturating_add(other.total_tokens);
+    }
+}
+
+/// One line of an output or error file whose custom_id could be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResultLine<'a> {
+    /// As it was sent back; not yet known to be one of ours.
+    pub custom_id: Cow<'a, str>,
+    /// The model's text, or why there is none.
+    pub content: Result<JsonText<'a>, Fault>,
+    pub usage: Option<Usage>,
+}
+
+/// A JSON string as it stands in the line, quotes included. Decoding waits for a buffer that is used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JsonText<'a>(&'a str);
+
+impl<'a> JsonText<'a> {
+    fn new(raw: &'a str) -> Option<Self> {
+        raw.starts_with('"').then_some(Self(raw))
+    }
+
+    /// The text. A lone surrogate becomes U+FFFD and is counted; `buffer` is used only if there are escapes.
+    pub fn decode<'b>(self, buffer: &'b mut String, surrogates: &mut u64) -> &'b str
+    where
+        'a: 'b,
+    {
+        let body = self.0.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
+        if memchr::memchr(b'\\', body.as_bytes()).is_none() {
+            return body;
+        }
+        buffer.clear();
+        decode_escapes(body, buffer, surrogates);
+        buffer
+    }
+
+    fn to_cow(self) -> Cow<'a, str> {
+        let body = self.0.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
+        if !body.contains('\\') {
+            return Cow::Borrowed(body);
+        }
+        let mut text = String::new();
+        decode_escapes(body, &mut text, &mut 0);
+        Cow::Owned(text)
+    }
+}
+
+/// Appends the text of a JSON string's body, which serde has found to be well formed but for its surrogates.
+fn decode_escapes(body: &str, out: &mut String, surrogates: &mut u64) {
+    let mut rest = body;
+    while let Some((before, escape)) = rest.split_once('\\') {
+        out.push_str(before);
+        let mut chars = escape.chars();
+        let plain = match chars.next() {
+            Some('b') => '\u{8}',
+            Some('f') => '\u{c}',
+            Some('n') => '\n',
+            Some('r') => '\r',
+            Some('t') => '\t',
+            Some('u') => {
+                let (decoded, after) = decode_unicode(escape);
+                rest = after;
+                *surrogates += u64::from(decoded.is_none());
+                out.push(decoded.unwrap_or(char::REPLACEMENT_CHARACTER));
+                continue;
+            }
+            Some(other) => other,
+            None => break,
+        };
+        out.push(plain);
+        rest = chars.as_str();
+    }
+    out.push_str(rest);
+}
+
+/// The character of `uXXXX` or `uXXXX\uXXXX` at the start, if it is one, and what follows it.
+fn decode_unicode(escape: &str) -> (Option<char>, &str) {
+    let unit = |text: &str| text.strip_prefix('u')?.get(..4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let after = escape.get(5..).unwrap_or_default();
+    match unit(escape) {
+        Some(high @ 0xd800..=0xdbff) => match after.strip_prefix('\\').and_then(unit) {
+            Some(low @ 0xdc00..=0xdfff) => {
+                let code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+                (char::from_u32(code), after.get(6..).unwrap_or_default())
+            }
+            _ => (None, after),
+        },
+        Some(code) => (char::from_u32(code), after),
+        None => (None, after),
+    }
+}
+
+/// Reads one line of a results file.
+///
+/// # Errors
+/// A `bad_line` for bytes that are not one JSON object with a string `custom_id`: nobody can say whose they are.
+pub fn parse_result(line: &[u8]) -> Result<ResultLine<'_>, Fault> {
+    let bad = |detail: String| Fault::new(FaultKind::BadLine, detail);
+    let line = std::str::from_utf8(line).map_err(|e| bad(format!("not UTF-8 at byte {}", e.valid_up_to())))?;
+    if !line.trim_start_matches(JSON_SPACE).starts_with('{') {
+        return Err(bad(match serde_json::from_str::<IgnoredAny>(line) {
+            Ok(_) => "not a JSON object".to_owned(),
+            Err(e) => not_json(&e),
+        }));
+    }
+    let parts = match serde_json::from_str::<Envelope<'_>>(line) {
+        Ok(envelope) => Parts::from_envelope(&envelope),
+        Err(_) => Parts::pick_from(line).map_err(|e| bad(not_json(&e)))?,
+    };
+    let custom_id = match parts.custom_id {
+        None => return Err(bad("it has no custom_id".to_owned())),
+        Some(raw) => JsonText::new(raw).ok_or_else(|| bad("its custom_id is not a string".to_owned()))?.to_cow(),
+    };
+    Ok(ResultLine { custom_id, content: parts.content(), usage: parts.usage() })
+}
+
+/// The custom_id of a result line, if it has one that can be read.
+pub fn read_custom_id(line: &[u8]) -> Option<Cow<'_, str>> {
+    parse_result(line).ok().map(|line| line.custom_id)
+}
+
+fn not_json(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    format!("not JSON: {what} at byte {}", error.column())
+}
+
+/// The values of a line that matter, as they are written; what is absent or null is `None`.
+#[derive(Debug, Default, PartialEq)]
+struct Parts<'a> {
+    custom_id: Option<&'a str>,
+    error: Option<&'a str>,
+    has_response: bool,
+    status: Option<&'a str>,
+    body: BodyParts<'a>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct BodyParts<'a> {
+    error: Option<&'a str>,
+    /// Some routes put these beside each other instead of into `error`.
+    code: Option<&'a str>,
+    message: Option<&'a str>,
+    msg: Option<&'a str>,
+    has_choice: bool,
+    finish_reason: Option<&'a str>,
+    content: Option<&'a str>,
+    /// Prompt, completion, total.
+    usage: [Option<&'a str>; 3],
+}
+
+/// The line as it nearly always is.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    custom_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    response: Option<Response<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Response<'a> {
+    #[serde(borrow)]
+    status_code: Option<&'a RawValue>,
+    #[serde(borrow)]
+    body: Option<Body<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    code: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow)]
+    msg: Option<&'a RawValue>,
+    #[serde(borrow)]
+    choices: Option<First<Choice<'a>>>,
+    #[serde(borrow)]
+    usage: Option<RawUsage<'a>>,
+}
+
+#[derive(Deserialize)]
+struct RawUsage<'a> {
+    #[serde(borrow)]
+    prompt_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    total_tokens: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    finish_reason: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<Message<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+}
+
+/// The first element of an array: of `choices` we never ask for more than one.
+struct First<T>(Option<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Elements<T> {
+            type Value = First<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+                let first = elements.next_element()?;
+                while elements.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(First(first))
+            }
+        }
+
+        deserializer.deserialize_seq(Elements(PhantomData))
+    }
+}
+
+impl<'a> Parts<'a> {
+    fn from_envelope(envelope: &Envelope<'a>) -> Self {
+        let text = |raw: Option<&'a RawValue>| raw.map(RawValue::get);
+        let response = envelope.response.as_ref();
+        let mut parts = Self {
+            custom_id: text(envelope.custom_id),
+            error: text(envelope.error),
+            has_response: response.is_some(),
+            status: response.and_then(|response| text(response.status_code)),
+            body: BodyParts::default(),
+        };
+        if let Some(body) = response.and_then(|response| response.body.as_ref()) {
+            let choice = body.choices.as_ref().and_then(|choices| choices.0.as_ref());
+            parts.body = BodyParts {
+                error: text(body.error),
+                code: text(body.code),
+                message: text(body.message),
+                msg: text(body.msg),
+                has_choice: choice.is_some(),
+                finish_reason: choice.and_then(|choice| text(choice.finish_reason)),
+                content: choice.and_then(|choice| choice.message.as_ref()).and_then(|message| text(message.content)),
+                usage: body.usage.as_ref().map_or([None; 3], |usage| {
+                    [usage.prompt_tokens, usage.completion_tokens, usage.total_tokens].map(text)
+                }),
+            };
+        }
+        parts
+    }
+
+    /// Level by level: a value of the wrong type is as good as absent, of a key that occurs twice the last counts.
+    fn pick_from(line: &'a str) -> serde_json::Result<Self> {
+        let [custom_id, error, response] = pick(line, ["custom_id", "error", "response"])?;
+        let [status, body] = pick_some(response, ["status_code", "body"]);
+        let [body_error, code, message, msg, choices, usage] =
+            pick_some(body, ["error", "code", "message", "msg", "choices", "usage"]);
+        let first = choices.and_then(|raw| serde_json::from_str::<First<&'a RawValue>>(raw).ok());
+        let choice = first.and_then(|first| first.0).map(RawValue::get).filter(|raw| raw.starts_with('{'));
+        let [finish_reason, reply] = pick_some(choice, ["finish_reason", "message"]);
+        let [content] = pick_some(reply, ["content"]);
+        Ok(Self {
+            custom_id,
+            error,
+            has_response: response.is_some_and(|raw| raw.starts_with('{')),
+            status,
+            body: BodyParts {
+                error: body_error,
+                code,
+                message,
+                msg,
+                has_choice: choice.is_some(),
+                finish_reason,
+                content,
+                usage: pick_some(usage, ["prompt_tokens", "completion_tokens", "total_tokens"]),
+            },
+        })
+    }
+
+    fn content(&self) -> Result<JsonText<'a>, Fault> {
+        let body = &self.body;
+        if let Some(error) = said(self.error).or(said(body.error)) {
+            return Err(error_fault(error, self.status));
+        }
+        let provider = |detail: String| Fault::new(FaultKind::Provider, detail);
+        if !self.has_response {
+            return Err(provider("no response, and no error that says why".to_owned()));
+        }
+        if !body.has_choice && (body.code.is_some() || body.msg.is_some()) {
+            return Err(coded_fault(body.code, body.message.or(body.msg), self.status));
+        }
+        if let Some(status) = self.status.filter(|status| integer(status) != Some(200)) {
+            return Err(provider(format!("HTTP status {}", short(status))));
+        }
+        if !body.has_choice {
+            return Err(provider("no choices in the response".to_owned()));
+        }
+        if let Some(reason) = body.finish_reason.map(word).filter(|reason| !reason.is_empty()) {
+            finish(&reason)?;
+        }
+        match body.content.map(JsonText::new) {
+            None | Some(Some(JsonText("\"\""))) => Err(Fault::new(FaultKind::Empty, "no content in the response")),
+            Some(None) => Err(provider("the content is not a string".to_owned())),
+            Some(Some(text)) => Ok(text),
+        }
+    }
+
+    /// `None` if no number of it can be read.
+    fn usage(&self) -> Option<Usage> {
+        let [prompt, completion, total] = self.body.usage.map(|raw| raw.and_then(integer));
+        prompt.or(completion).or(total)?;
+        let (prompt_tokens, completion_tokens) = (prompt.unwrap_or(0), completion.unwrap_or(0));
+        let total_tokens = total.unwrap_or(prompt_tokens.saturating_add(completion_tokens));
+        Some(Usage { prompt_tokens, completion_tokens, total_tokens })
+    }
+}
+
+/// An error that says something: some servers write `{}` or `""` where there was none.
+fn said(error: Option<&str>) -> Option<&str> {
+    error.filter(|raw| !matches!(*raw, "\"\"" | "false") && !raw.trim_matches(['{', '}', ' ']).is_empty())
+}
+
+fn error_fault(error: &str, status: Option<&str>) -> Fault {
+    if !error.starts_with('{') {
+        return coded_fault(None, Some(error), status);
+    }
+    let [code, kind, message, msg] = pick_some(Some(error), ["code", "type", "message", "msg"]);
+    coded_fault(code.or(kind), message.or(msg), status)
+}
+
+fn coded_fault(code: Option<&str>, message: Option<&str>, status: Option<&str>) -> Fault {
+    let code = code.map(word).unwrap_or_default();
+    let kind = match &*code {
+        "1300" | "1301" | "sensitive" | "content_filter" | "content_policy_violation" => FaultKind::Blocked,
+        "1261" | "context_length_exceeded" | "model_context_window_exceeded" => FaultKind::PromptTooLong,
+        // It was never run, or never finished: asking again is all there is to do.
+        "batch_expired" | "batch_cancelled" | "request_timeout" => FaultKind::Absent,
+        _ => FaultKind::Provider,
+    };
+    let mut detail = if code.is_empty() { "error".to_owned() } else { format!("error {}", short(&code)) };
+    if let Some(status) = status.filter(|status| integer(status) != Some(200)) {
+        detail += &format!(" (HTTP status {})", short(status));
+    }
+    if let Some(message) = message.map(word).filter(|message| !message.is_empty()) {
+        detail += &format!(": {}", short(&message));
+    }
+    Fault::new(kind, detail)
+}
+
+/// `stop` is the only good end; one that is absent is taken for it.
+fn finish(reason: &str) -> Result<(), Fault> {
+    let kind = match reason {
+        "stop" => return Ok(()),
+        "length" => FaultKind::Truncated,
+        "sensitive" | "content_filter" => FaultKind::Blocked,
+        "model_context_window_exceeded" => FaultKind::PromptTooLong,
+        _ => FaultKind::Provider,
+    };
+    Err(Fault::new(kind, format!("finish_reason is {}", short(reason))))
+}
+
+/// A string's text, or any other value as it is written.
+fn word(raw: &str) -> Cow<'_, str> {
+    JsonText::new(raw).map_or(Cow::Borrowed(raw), JsonText::to_cow)
+}
+
+/// Safe to show, and bounded.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(DETAIL_CHARS) {
+        None => escape_control(text),
+        Some((end, _)) => escape_control(text.get(..end).unwrap_or_default()) + "…",
+    }
+}
+
+/// A whole number as a number, a float (`12.0`) or a string.
+fn integer(raw: &str) -> Option<u64> {
+    /// Beyond it a float is no exact count any more.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+
+    let text = word(raw);
+    let text = text.trim();
+    text.parse().ok().or_else(|| {
+        let float: f64 = text.parse().ok()?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, not negative, below 2^53")]
+        (float.fract() == 0.0 && (0.0..EXACT).contains(&float)).then_some(float as u64)
+    })
+}
+
+/// The raw values of some keys of an object; null is `None`.
+///
+/// # Errors
+/// `raw` is not one JSON object.
+fn pick<'a, const N: usize>(raw: &'a str, keys: [&str; N]) -> serde_json::Result<[Option<&'a str>; N]> {
+    struct Pick<'k, const N: usize>([&'k str; N]);
+
+    impl<'de, const N: usize> Visitor<'de> for Pick<'_, N> {
+        type Value = [Option<&'de str>; N];
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = [None; N];
+            // A key as it is written, too: one with a lone surrogate is no string to serde.
+            while let Some(key) = map.next_key::<&'de RawValue>()? {
+                let value = map.next_value::<&'de RawValue>()?.get();
+                let key = word(key.get());
+                if let Some((_, slot)) = self.0.iter().zip(&mut found).find(|(known, _)| **known == key) {
+                    *slot = (value != "null").then_some(value);
+                }
+            }
+            Ok(found)
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_str(raw);
+    let found = json.deserialize_map(Pick(keys))?;
+    json.end()?;
+    Ok(found)
+}
+
+/// As [`pick`]; what is no object has no keys.
+fn pick_some<'a, const N: usize>(raw: Option<&'a str>, keys: [&str; N]) -> [Option<&'a str>; N] {
+    raw.and_then(|raw| pick(raw, keys).ok()).unwrap_or([None; N])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use FaultKind::{Absent, BadLine, Blocked, Empty, PromptTooLong, Provider, Truncated};
+    use proptest::prelude::*;
+
+    /// A line with this response, as Zhipu writes it.
+    fn line(response: &str) -> String {
+        format!(r#"{{"response":{response},"custom_id":"a_0001","id":"batch_1"}}"#)
+    }
+
+    fn choice(choice: &str) -> String {
+        line(&format!(r#"{{"status_code":200,"body":{{"choices":[{choice}]}}}}"#))
+    }
+
+    fn read(line: &str) -> (String, Result<String, Fault>, Option<Usage>) {
+        let read = parse_result(line.as_bytes()).unwrap_or_else(|fault| panic!("{line}: {fault:?}"));
+        let content = read.content.map(|text| text.decode(&mut String::new(), &mut 0).to_owned());
+        (read.custom_id.into_owned(), content, read.usage)
+    }
+
+    #[test]
+    fn good_lines() {
+        let usage = |prompt_tokens, completion_tokens, total_tokens| {
+            Some(Usage { prompt_tokens, completion_tokens, total_tokens })
+        };
+        let zhipu = r#"{"response":{"status_code":200,"body":{"created":1788420001,"usage":{"completion_tokens":12,"prompt_tokens":240,"total_tokens":252},"model":"glm-4-air","id":"8","choices":[{"finish_reason":"stop","index":0,"message":{"role":"assistant","content":"```json\n[\"好\"]\n```"}}],"request_id":"42-a_0001"}},"custom_id":"a_0001","id":"batch_2095408344001937408"}"#;
+        let openai = r#"{"id": "batch_req_1", "custom_id": "a_0001", "response": {"status_code": 200, "request_id": "r", "body": {"id": "c", "object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": "3", "refusal": null}, "logprobs": null, "finish_reason": "stop"}, {"index": 1}], "usage": {"prompt_tokens": 22, "completion_tokens": 2, "total_tokens": 24, "prompt_tokens_details": {"cached_tokens": 0}}, "system_fingerprint": null}}, "error": null}"#;
+        let with_usage = |usage: &str| {
+            line(&format!(
+                r#"{{"status_code":200,"body":{{"usage":{usage},"choices":[{{"message":{{"content":"3"}}}}]}}}}"#
+            ))
+        };
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        for (line, content, used) in [
+            (zhipu, "```json\n[\"好\"]\n```", usage(240, 12, 252)),
+            (openai, "3", usage(22, 2, 24)),
+            (&with_usage("null"), "3", None),
+            (&with_usage("{}"), "3", None),
+            (&with_usage("[]"), "3", None),
+            (&with_usage("7"), "3", None),
+            (&with_usage(r#"{"prompt_tokens":5.0,"completion_tokens":"7"}"#), "3", usage(5, 7, 12)),
+            (&with_usage(r#"{"prompt_tokens":1e400,"completion_tokens":-1,"total_tokens":9}"#), "3", usage(0, 0, 9)),
+            (&with_usage(r#"{"total_tokens":2.5}"#), "3", None),
+            (&with_usage(r#"{"total_tokens":1,"total_tokens":2}"#), "3", usage(0, 0, 2)),
+            (&choice(r#"{"message":{"content":"3"}}"#), "3", None),
+            (&choice(r#"{"finish_reason":null,"message":{"content":"3"}}"#), "3", None),
+            (&choice(r#"{"finish_reason":"stop","message":{"content":"3","content":"4"}}"#), "4", None),
+            (&choice(r#"{"finish_reason":"stop","message":{"content":"3"}},{"message":5}"#), "3", None),
+            (
+                &choice(r#"{"message":{"content":"\u597d\ud83d\ude00\ud800\/\b\f\"\\"}}"#),
+                "好😀\u{fffd}/\u{8}\u{c}\"\\",
+                None,
+            ),
+            (&choice(&format!(r#"{{"message":{{"content":"3"}},"x":{deep}}}"#)), "3", None),
+            (&choice(r#"{"message":{"content":"3"},"\ud800":1e999}"#), "3", None),
+            (&line(r#"{"status_code":"200","body":{"choices":[{"message":{"content":"3"}}]}}"#), "3", None),
+            (&line(r#"{"status_code":null,"body":{"error":{},"choices":[{"message":{"content":"3"}}]}}"#), "3", None),
+            (&line(r#"{"body":{"error":null,"choices":[{"message":{"content":"3"}}]}}"#), "3", None),
+            (
+                r#"{"custom_id":"b_1","custom_id":"a_0001","error":null,"response":null,"response":{"body":{"choices":[{"message":{"content":"3"}}]}}}"#,
+                "3",
+                None,
+            ),
+            (
+                r#" {"c\u0075stom_id":"\u0061_0001","error":"","response":{"body":{"choices":[{"message":{"content":"3"}}]}}} "#,
+                "3",
+                None,
+            ),
+        ] {
+            assert_eq!(read(line), ("a_0001".to_owned(), Ok(content.to_owned()), used), "{line}");
+        }
+    }
+
+    #[test]
+    fn faults_of_a_row() {
+        let with_error = |error: &str| format!(r#"{{"custom_id":"a_0001","response":null,"error":{error}}}"#);
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        for (line, kind, detail) in [
+            (
+                r#"{"response":{"status_code":400,"body":{"model":"glm-4-air","error":{"code":"1301","message":"unsafe"}}},"custom_id":"a_0001","id":"batch_1","error":{"code":"1301","message":"unsafe"}}"#,
+                Blocked,
+                "error 1301 (HTTP status 400): unsafe",
+            ),
+            (&line(r#"{"status_code":400,"body":{"error":{"code":1300,"message":"x"}}}"#), Blocked, "error 1300"),
+            (&line(r#"{"status_code":400,"body":{"error":{"code":"1261"}}}"#), PromptTooLong, "error 1261 (HTTP"),
+            (&with_error(r#"{"code":"context_length_exceeded"}"#), PromptTooLong, "error context_length"),
+            (&with_error(r#"{"code":null,"type":"content_filter"}"#), Blocked, "error content_filter"),
+            (&with_error(r#"{"code":"1234","message":"network"}"#), Provider, "error 1234: network"),
+            (&with_error(r#"{"code":500}"#), Provider, "error 500"),
+            (&with_error(r#"{"code":{"a":1},"message":["x"]}"#), Provider, "error {\"a\":1}: [\"x\"]"),
+            (&with_error(r#"{"code":"batch_expired","message":"not run"}"#), Absent, "error batch_expired: not run"),
+            (&with_error(r#"{"code":"batch_cancelled"}"#), Absent, "error batch_cancelled"),
+            (&with_error(r#"{"code":"request_timeout"}"#), Absent, "error request_timeout"),
+            (&with_error("\"Not Found\""), Provider, "error: Not Found"),
+            (&with_error("17"), Provider, "error: 17"),
+            (&with_error("[]"), Provider, "error"),
+            (&with_error(r#"{"message":"\u001b[31m\ud800"}"#), Provider, "error: \\u{1b}[31m\u{fffd}"),
+            (&with_error("null"), Provider, "no response"),
+            (r#"{"custom_id":"a_0001"}"#, Provider, "no response"),
+            (&line("null"), Provider, "no response"),
+            (&line("5"), Provider, "no response"),
+            (&line("[]"), Provider, "no response"),
+            (&line("\"\\ud800\""), Provider, "no response"),
+            (&line(&deep), Provider, "no response"),
+            (&line("{}"), Provider, "no choices"),
+            (&line(r#"{"status_code":200,"body":null}"#), Provider, "no choices"),
+            (&line(r#"{"status_code":200,"body":"html"}"#), Provider, "no choices"),
+            (&line(r#"{"status_code":200,"body":{"choices":null}}"#), Provider, "no choices"),
+            (&line(r#"{"status_code":200,"body":{"choices":[]}}"#), Provider, "no choices"),
+            (&line(r#"{"status_code":200,"body":{"choices":{}}}"#), Provider, "no choices"),
+            (&line(r#"{"status_code":200,"body":{"choices":[null]}}"#), Provider, "no choices"),
+            (&line(r#"{"status_code":200,"body":{"code":1302,"msg":"slow"}}"#), Provider, "error 1302: slow"),
+            (&line(r#"{"status_code":200,"body":{"code":"1301","message":"x"}}"#), Blocked, "error 1301: x"),
+            (
+                &line(r#"{"status_code":500,"body":{"choices":[{"message":{"content":"3"}}]}}"#),
+                Provider,
+                "HTTP status 500",
+            ),
+            (&line(r#"{"status_code":{},"body":{}}"#), Provider, "HTTP status {}"),
+            (&choice(r#"{"finish_reason":"length","message":{"content":"3"}}"#), Truncated, "finish_reason is length"),
+            (&choice(r#"{"finish_reason":"sensitive","message":{"content":"3"}}"#), Blocked, "finish_reason is sens"),
+            (&choice(r#"{"finish_reason":"content_filter","message":{}}"#), Blocked, "finish_reason is content"),
+            (
+                &choice(r#"{"finish_reason":"model_context_window_exceeded","message":{}}"#),
+                PromptTooLong,
+                "finish_reason is model",
+            ),
+            (&choice(r#"{"finish_reason":"network_error","message":{"content":"3"}}"#), Provider, "finish_reason is n"),
+            (&choice(r#"{"finish_reason":"tool_calls","message":{"content":null}}"#), Provider, "finish_reason is t"),
+            (&choice(r#"{"finish_reason":7,"message":{"content":"3"}}"#), Provider, "finish_reason is 7"),
+            (&choice(r#"{"finish_reason":"stop","message":{"content":null}}"#), Empty, "no content"),
+            (&choice(r#"{"finish_reason":"stop","message":{"content":""}}"#), Empty, "no content"),
+            (&choice(r#"{"finish_reason":"stop","message":null}"#), Empty, "no content"),
+            (&choice(r#"{"finish_reason":"stop","message":[]}"#), Empty, "no content"),
+            (&choice(r#"{"finish_reason":"stop"}"#), Empty, "no content"),
+            (&choice(r#"{"finish_reason":"stop","message":{"content":3}}"#), Provider, "the content is not a string"),
+            (&choice(r#"{"message":{"content":[{"type":"text"}]}}"#), Provider, "the content is not a string"),
+        ] {
+            let (custom_id, content, _) = read(line);
+            let fault = content.expect_err(line);
+            assert_eq!((custom_id.as_str(), fault.kind), ("a_0001", kind), "{line}: {}", fault.detail);
+            assert!(fault.detail.starts_with(detail), "{} for {line}", fault.detail);
+        }
+        let long = read(&with_error(&format!("\"{}\"", "长".repeat(100_000)))).1.expect_err("a fault");
+        assert_eq!(long.detail.chars().count(), "error: ".len() + DETAIL_CHARS + 1);
+    }
+
+    #[test]
+    fn lines_of_no_row() {
+        let deep = "[".repeat(100_000);
+        for (line, detail) in [
+            (&b"nonsense"[..], "not JSON"),
+            (b"{", "not JSON"),
+            (deep.as_bytes(), "not JSON"),
+            (b"{\"custom_id\":\"a_1\"", "not JSON"),
+            (b"{\"custom_id\":\"a_1\",}", "not JSON"),
+            (b"{\"custom_id\":\"a_1\"}{}", "not JSON"),
+            (b"{\"custom_id\":\"a_1\",\"x\":\"\xff\"}", "not UTF-8 at byte 24"),
+            (b"[\"a_1\",null,null]", "not a JSON object"),
+            (b"17", "not a JSON object"),
+            (b"null", "not a JSON object"),
+            (b"{}", "it has no custom_id"),
+            (b"{\"custom_id\":null}", "it has no custom_id"),
+            (b"{\"custom_id\":7}", "its custom_id is not a string"),
+            (b"{\"custom_id\":[\"a_1\"]}", "its custom_id is not a string"),
+        ] {
+            let fault = parse_result(line).expect_err("a fault");
+            assert_eq!(fault.kind, BadLine);
+            assert!(fault.detail.starts_with(detail), "{}", fault.detail);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let _either = parse_result(&bytes);
+        }
+
+        #[test]
+        fn both_ways_of_reading_see_the_same(
+            id in prop_oneof![Just("null"), Just("7"), Just("\"a_1\""), Just("{}")],
+            error in prop_oneof![Just("null"), Just("{\"code\":1}"), Just("\"x\""), Just("[1]")],
+            status in prop_oneof![Just("null"), Just("200"), Just("\"200\"")],
+            choices in prop_oneof![
+                Just("null"), Just("[]"), Just("[{}]"), Just("[{\"message\":null},5]"),
+                Just("[{\"finish_reason\":\"stop\",\"message\":{\"content\":\"\\ud800\",\"x\":[1]}}]"),
+            ],
+            usage in prop_oneof![Just("null"), Just("{}"), Just("{\"total_tokens\":\"5\",\"y\":{}}")],
+        ) {
+            let line = format!(
+                r#"{{"custom_id":{id},"error":{error},"response":{{"status_code":{status},"body":{{"choices":{choices},"usage":{usage}}}}}}}"#
+            );
+            let envelope = serde_json::from_str::<Envelope<'_>>(&line).expect("the usual way");
+            prop_assert_eq!(Parts::from_envelope(&envelope), Parts::pick_from(&line).expect("level by level"));
+        }
+
+        #[test]
+        fn decoding_is_what_serde_does(text: String) {
+            let raw = serde_json::Value::from(text.as_str()).to_string();
+            let mut lone = 0;
+            let mut buffer = String::new();
+            prop_assert_eq!(JsonText(&raw).decode(&mut buffer, &mut lone), text.as_str());
+            let escaped: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+            let escaped = format!("\"{escaped}\"");
+            prop_assert_eq!(JsonText(&escaped).decode(&mut buffer, &mut lone), text.as_str());
+            prop_assert_eq!(lone, 0);
+        }
+    }
 }
