@@ -1,3 +1,4 @@
 //! Tests that run the program in a fresh directory and show input and expected output.
 
+mod data;
 mod workdir;
