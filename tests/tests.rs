@@ -2,4 +2,6 @@
 
 mod merge;
 mod parse;
+mod data;
+mod docs;
 mod workdir;

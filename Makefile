@@ -1,0 +1,51 @@
+# `make` alone prints this file's targets.
+
+CARGO ?= cargo
+PYTHON ?= python3
+POSTS ?= 100000
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+ZBATCH := $(TARGET)/release/zbatch
+VENV := target/venv
+
+.PHONY: help build demo test lint python-tests measure clean
+
+help: ## Print every target
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+build: ## Build target/release/zbatch
+	$(CARGO) build --release --locked
+
+demo: build ## Label data/posts.json with the emulator: no key, no network, invented answers
+	rm -rf demo/work demo/enhanced_blogs.json
+	mkdir -p demo
+	$(ZBATCH) run data/posts.json -d demo/work -o demo/enhanced_blogs.json --data-dir data --emulate
+	@echo
+	@echo "enhanced posts: demo/enhanced_blogs.json"
+	@echo "report:         demo/work/integration_report.json"
+
+test: ## Run all tests (Rust; Python's standard library where python3 is there)
+	$(CARGO) test --locked
+	@if command -v $(PYTHON) >/dev/null; then \
+		$(PYTHON) -B tests/measure.py --zbatch $(TARGET)/debug/zbatch --posts 500; \
+	else echo "skipped: $(PYTHON) is not here"; fi
+
+lint: ## Formatting, clippy and rustdoc, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
+
+python-tests: build $(VENV)/ready ## The vendor's SDK against the emulator, and the Pocket Flow nodes (pip installs both)
+	$(VENV)/bin/python -B tests/zai_sdk_cycle.py $(ZBATCH)
+	ZBATCH=$(abspath $(ZBATCH)) $(VENV)/bin/python -B -m unittest discover -v -s examples/pocketflow
+
+$(VENV)/ready: tests/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+measure: build ## Peak memory of gen, parse and merge for POSTS=100000 posts and ten times as many
+	$(PYTHON) -B tests/measure.py --zbatch $(ZBATCH) --posts $(POSTS)
+
+clean: ## Remove what the targets above left, but for Cargo's own files
+	rm -rf demo/work demo/enhanced_blogs.json $(VENV) target/measure

@@ -1,0 +1,98 @@
+//! What the documents tell people to type exists, and what they link to is there.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use clap::CommandFactory as _;
+use zbatch::{cli::Cli, flow::FaultKind};
+
+use crate::workdir::repository;
+
+const DOCUMENTS: [&str; 4] = ["README.md", "README.zh-CN.md", "docs/formats.md", "examples/pocketflow/README.md"];
+
+#[expect(clippy::disallowed_methods, reason = "the repository's own small files")]
+fn text(name: &str) -> String {
+    let path = repository().join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Every `--flag` of a text, without `cargo`'s and `git`'s.
+fn flags(text: &str) -> BTreeSet<String> {
+    let lines = text.lines().filter(|line| !line.contains("cargo "));
+    let words = lines.flat_map(|line| line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')));
+    words
+        .filter(|word| word.strip_prefix("--").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase())))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_flag_and_verb_in_the_documents_exists() {
+    let mut cli = Cli::command();
+    cli.build();
+    let mut known: BTreeSet<String> = ["--help", "--version"].map(str::to_owned).into();
+    let mut verbs = BTreeSet::new();
+    for verb in cli.get_subcommands() {
+        verbs.insert(verb.get_name().to_owned());
+        known.extend(verb.get_arguments().filter_map(|a| a.get_long()).map(|long| format!("--{long}")));
+    }
+    for document in DOCUMENTS {
+        let text = text(document);
+        let unknown: Vec<String> = flags(&text).difference(&known).cloned().collect();
+        assert!(unknown.is_empty(), "{document}: {unknown:?}");
+        for line in text.lines().filter(|line| line.starts_with("    ")) {
+            for call in line.split(" zbatch ").skip(1) {
+                let verb = call.split_whitespace().next().unwrap_or_default();
+                assert!(verbs.contains(verb) || verb.starts_with('-') || verb == "VERB", "{document}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn both_readmes_say_the_same_commands_flags_and_settings() {
+    let (english, chinese) = (text("README.md"), text("README.zh-CN.md"));
+    assert_eq!(flags(&english), flags(&chinese));
+    // Commands without their comments; JSON and templates as they are.
+    let shown = |text: &str| -> Vec<String> {
+        let mut fenced = false;
+        let kept = text.lines().filter(|line| {
+            fenced ^= line.starts_with("```");
+            fenced || line.starts_with("    ")
+        });
+        kept.map(|line| line.split(" # ").next().unwrap_or_default().trim_end().to_owned()).collect()
+    };
+    assert_eq!(shown(&english), shown(&chinese));
+    let headings = |text: &str| text.lines().filter(|line| line.starts_with('#')).count();
+    assert_eq!(headings(&english), headings(&chinese));
+}
+
+#[test]
+fn every_kind_of_fault_is_explained() {
+    let formats = text("docs/formats.md");
+    for kind in FaultKind::ALL {
+        assert!(formats.contains(&format!("| `{}` |", kind.as_str())), "{}", kind.as_str());
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for document in DOCUMENTS {
+        for (at, link) in text(document).split("](").skip(1).enumerate() {
+            let target = link.split(')').next().unwrap_or_default();
+            if target.starts_with("http") {
+                continue;
+            }
+            let here: PathBuf = repository().join(document);
+            let path = here.parent().expect("in a folder").join(target);
+            assert!(path.exists(), "{document}, link {at}: {target}");
+        }
+    }
+}
+
+#[test]
+fn the_shown_analysis_is_the_one_in_examples() {
+    let analysis = text("examples/analyses/urgency/analysis.json");
+    for readme in ["README.md", "README.zh-CN.md"] {
+        assert!(text(readme).contains(&analysis), "{readme}");
+    }
+}
