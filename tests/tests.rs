@@ -1,7 +1,7 @@
 //! Tests that run the program in a fresh directory and show input and expected output.
 
-mod merge;
-mod parse;
 mod data;
 mod docs;
+mod merge;
+mod parse;
 mod workdir;

@@ -3,8 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
 use super::{Console, Ended};
 use crate::{
     analysis::AnalysisSet,
@@ -19,10 +17,10 @@ use crate::{
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::{Input, is_stdin},
-        output::{Output, is_array_name, write_whole},
+        output::{Output, is_array_name},
         spill::{AnswerStore, Cell, Joined},
     },
-    report::{AnalysisTally, Tally},
+    report::{Report, Tally},
     settings::Config,
 };
 
@@ -47,7 +45,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
         Some(format) => format == Format::Json,
         None => output.is_some_and(is_array_name),
     };
-    let mut writer = PostWriter { output: Output::create(output)?, as_array, began: false };
+    let mut writer = PostWriter::new(Output::create(output)?, as_array);
     let mut seen = Seen { tally: Tally::new(set.list.len()), log: FaultLog::create(args.faults.faults.as_deref())? };
     let tmp_dir = args.memory.tmp_dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut store = AnswerStore::new(set.list.len(), args.memory.memory, &tmp_dir)?;
@@ -62,9 +60,15 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     writer.commit()?;
     seen.log.commit()?;
     if let Some(path) = &args.faults.report {
-        let report = serde_json::to_string_pretty(&report(&set, &seen.tally, counts))
-            .map_err(|e| Error::io("write", path, &e.into()))?;
-        write_whole(path, (report + "\n").as_bytes())?;
+        let report = Report {
+            analyses: set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
+            tally: &seen.tally,
+            posts: Some((counts.places, counts.posts)),
+            batches: None,
+            times: None,
+            next: (seen.tally.analyses.iter().any(|t| t.missing > 0)).then(|| next_command(args)),
+        };
+        report.write(path)?;
     }
     summarize(args, &set, &seen.tally, counts, console);
     console.show_faults(&seen.log);
@@ -96,14 +100,18 @@ impl Seen {
 }
 
 /// Posts on their way out: lines, or one array with a post a line.
-struct PostWriter {
+pub struct PostWriter {
     output: Output,
     as_array: bool,
     began: bool,
 }
 
 impl PostWriter {
-    fn put(&mut self, post: &[u8]) -> Result<()> {
+    pub fn new(output: Output, as_array: bool) -> Self {
+        Self { output, as_array, began: false }
+    }
+
+    pub fn put(&mut self, post: &[u8]) -> Result<()> {
         let before: &[u8] = match (self.as_array, self.began) {
             (true, false) => b"[\n",
             (true, true) => b",\n",
@@ -115,7 +123,7 @@ impl PostWriter {
         self.output.put(post)
     }
 
-    fn commit(mut self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         self.output.put(match (self.as_array, self.began) {
             (true, false) => b"[\n]\n",
             (true, true) => b"\n]\n",
@@ -232,7 +240,7 @@ fn write_posts(
         }
         writer.put(&enhanced)
     })?;
-    joined.beyond(start_index.saturating_add(counts.places), |index, at| {
+    joined.beyond(start_index.saturating_add(counts.places), |index, at, _| {
         seen.add_row(set, index, at, FaultKind::UnknownId, "the input has no such post")
     })?;
     Ok(counts)
@@ -289,37 +297,10 @@ fn next_command(args: &MergeArgs) -> String {
 }
 
 /// A word as a POSIX shell reads it.
-fn shell_word(text: &str) -> String {
+pub fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "._-/+=:,@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         return text.to_owned();
     }
     format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// Share of posts with a value from which a field counts as completed, in percent.
-const COMPLETED_PERCENT: f64 = 90.0;
-
-/// `--report`: what of each field is there.
-fn report(set: &AnalysisSet, tally: &Tally, counts: PostCounts) -> serde_json::Value {
-    let field = |seen: &AnalysisTally| {
-        #[expect(clippy::cast_precision_loss, reason = "a share of posts; 2^53 of them are beyond us")]
-        let rate = seen.filled as f64 * 100.0 / counts.places.max(1) as f64;
-        let status = match seen.filled {
-            0 => "not_processed",
-            _ if rate >= COMPLETED_PERCENT => "completed",
-            _ => "incomplete",
-        };
-        json!({
-            "total_posts": counts.places,
-            "processed_posts": seen.filled,
-            "missing_posts": seen.missing,
-            "completeness_rate": (rate * 100.0).round() / 100.0,
-            "missing_indices": seen.first_missing,
-            "status": status,
-        })
-    };
-    let mut stats = serde_json::Map::from_iter([("total_posts".to_owned(), counts.places.into())]);
-    stats.extend(set.list.iter().zip(&tally.analyses).map(|(analysis, seen)| (analysis.name.clone(), field(seen))));
-    json!({ "integration_stats": stats })
 }

@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, path::Path};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Console, Ended};
 use crate::{
@@ -11,16 +11,16 @@ use crate::{
     error::{Error, Result},
     flow::{
         Fault, FaultKind, FaultLine, PostIndex,
-        answers::{AnswerReader, Outcome, Rung},
+        answers::{AnswerReader, Outcome},
         faults::{FaultLog, excerpt},
         results::Usage,
     },
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::{Input, is_stdin},
-        output::{Output, write_whole},
+        output::Output,
     },
-    report::{FaultCounts, Tally},
+    report::{Tally, write_filter_report},
     settings::Config,
 };
 
@@ -57,8 +57,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     output.commit()?;
     faults.commit()?;
     if let Some(path) = &args.faults.report {
-        let report = serde_json::to_vec_pretty(&describe(&set, &tally)).unwrap_or_default();
-        write_whole(path, &report)?;
+        write_filter_report(path, &set, &tally)?;
     }
     console.show_faults(&faults);
     Ok(Ended::judge(args.faults.max_faults, faults.total(), lines))
@@ -161,31 +160,4 @@ fn write_fault(out: &mut Vec<u8>, index: PostIndex, name: &str, fault: &Fault) {
     // Writing to a Vec cannot fail.
     let _infallible =
         writeln!(out, r#"{{"index":{index},"analysis":{name},"fault":{{"kind":"{kind}","detail":{detail}}}}}"#);
-}
-
-/// What `--report` writes.
-fn describe(set: &AnalysisSet, tally: &Tally) -> Value {
-    let faults = |counts: &FaultCounts| -> Value {
-        let kind = |(kind, count, samples): (FaultKind, u64, &[FaultLine])| {
-            (kind.as_str().to_owned(), json!({"count": count, "samples": samples}))
-        };
-        counts.iter().map(kind).collect::<serde_json::Map<_, _>>().into()
-    };
-    let per_analysis = set.list.iter().zip(&tally.analyses).map(|(analysis, counts)| {
-        let rungs = Rung::ALL.iter().zip(counts.rungs).map(|(rung, count)| (rung.as_str().to_owned(), count.into()));
-        let counts = json!({
-            "rows": counts.rows,
-            "answers": counts.answers,
-            "faults": faults(&counts.faults),
-            "rungs": rungs.collect::<serde_json::Map<_, _>>(),
-            "unknown_labels": counts.unknown_labels,
-            "tokens": counts.usage,
-        });
-        (analysis.name.clone(), counts)
-    });
-    json!({
-        "integration_stats": per_analysis.collect::<serde_json::Map<_, _>>(),
-        "unplaced_faults": faults(&tally.unplaced),
-        "surrogates": tally.surrogates,
-    })
 }

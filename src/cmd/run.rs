@@ -59,15 +59,8 @@ const UNPLACED: u64 = 1 << 62;
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let (began, began_at) = (Instant::now(), snapshots::now());
     let config = Config::load(args.source.config.as_deref())?;
-    let rendering = Rendering::resolve(
-        &config,
-        &args.source,
-        &args.model,
-        &args.rows,
-        &args.limits,
-        &args.input,
-        console,
-    )?;
+    let rendering =
+        Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
     let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
     let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
@@ -111,7 +104,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
         let end = end?;
         cut?;
         let (store, parsed) = read?;
-        Ok((end, parsed, store))
+        Ok::<_, Error>((end, parsed, store))
     })?;
     {
         let state = &locked(&journal)?.state;
@@ -156,7 +149,7 @@ fn emulated(args: &RunArgs, work: &WorkDir, rendering: &Rendering, console: &Con
     Client::new(ClientSettings {
         dialect: rendering.dialect,
         base_url: Some(format!("http://127.0.0.1{}", emulated_path(rendering.dialect))),
-        key: Key::new("emulator".to_owned())?,
+        key: Key::new("the-emulator-takes-any-key")?,
         ca_cert: None,
         direct: Some(server.router()),
     })
@@ -519,15 +512,16 @@ impl Join<'_> {
     fn next_command(&self, work: &WorkDir) -> String {
         let word = |path: &Path| shell_word(&path.display().to_string());
         let (stem, ending) = split_name(self.output);
-        let mut command = format!(
-            "zbatch run --missing {} -o {} -d {}",
-            word(self.output),
-            word(&self.output.with_file_name(format!("{stem}.round2{ending}"))),
-            word(&work.path().with_file_name(format!(
-                "{}-round2",
-                work.path().file_name().unwrap_or_default().to_string_lossy()
-            ))),
-        );
+        let mut command =
+            format!(
+                "zbatch run --missing {} -o {} -d {}",
+                word(self.output),
+                word(&self.output.with_file_name(format!("{stem}.round2{ending}"))),
+                word(&work.path().with_file_name(format!(
+                    "{}-round2",
+                    work.path().file_name().unwrap_or_default().to_string_lossy()
+                ))),
+            );
         let source = &self.args.source;
         let model = &self.args.model;
         let text = |value: &Option<String>| value.clone().map(PathBuf::from);
@@ -570,7 +564,8 @@ fn split_name(path: &Path) -> (String, String) {
 
 /// A fault that waited in the store.
 fn read_back(payload: &[u8]) -> Result<FaultLine> {
-    serde_json::from_slice(payload).map_err(|e| Error::new(Kind::Io, format!("read a fault back from the temp file: {e}")))
+    serde_json::from_slice(payload)
+        .map_err(|e| Error::new(Kind::Io, format!("read a fault back from the temp file: {e}")))
 }
 
 /// What became of the batches, without anything that differs from run to run.

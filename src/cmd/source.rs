@@ -2,7 +2,7 @@
 //! cannot be read again is kept in the work directory first.
 
 use std::{
-    io::{IsTerminal as _, Read as _, Write as _},
+    io::{IsTerminal as _, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -79,9 +79,8 @@ impl Source {
                 let hash = copy(Input::open(from, "")?, &mut std::io::sink())?;
                 let is_same = hash.is_none() || hash == Some(read_small(&sum, BUFFER as u64)?.trim().to_owned());
                 if !is_same {
-                    return Err(Error::input(format!("{} was made from other posts", work.path().display())).fix(
-                        "pipe in the same ones (or nothing, to go on), use another directory (-d), or --new",
-                    ));
+                    return Err(Error::input(format!("{} was made from other posts", work.path().display()))
+                        .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new"));
                 }
             }
             console.note(format_args!("going on with the posts kept in {}", spool.display()));

@@ -104,15 +104,17 @@ impl Joined {
         Ok(self.table.row(index))
     }
 
-    /// Calls `each` with the (index, analysis) of every answer from `index` on, in order; nothing is left then.
-    pub fn beyond(mut self, index: u64, mut each: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
+    /// Calls `each` with index, analysis and cell of every answer from `index` on, in order; nothing is left then.
+    pub fn beyond(mut self, index: u64, mut each: impl FnMut(u64, usize, Cell<'_>) -> Result<()>) -> Result<()> {
         if index > self.table.last || self.table.is_empty() {
             self.seek(index)?;
         }
         while !self.table.is_empty() {
-            for (at, analysis) in self.table.places() {
-                if at >= index {
-                    each(at, analysis)?;
+            self.table.touched.sort_unstable();
+            for at in &self.table.touched {
+                let (place, analysis) = self.table.place(*at);
+                if place >= index {
+                    each(place, analysis, self.table.row(place).cell(analysis))?;
                 }
             }
             let Some(next) = self.table.last.checked_add(1) else { break };
@@ -525,10 +527,9 @@ impl Table {
         Row { cells: cells.unwrap_or_default(), arena: &self.arena }
     }
 
-    /// The (index, analysis) of all that it holds, in order.
-    fn places(&mut self) -> impl Iterator<Item = (u64, usize)> {
-        self.touched.sort_unstable();
-        self.touched.iter().map(|at| (self.start + (at / self.analyses) as u64, at % self.analyses))
+    /// The (index, analysis) of a cell.
+    fn place(&self, at: usize) -> (u64, usize) {
+        (self.start + (at / self.analyses) as u64, at % self.analyses)
     }
 
     fn fold(&mut self, entry: &Entry<'_>) {
@@ -663,7 +664,7 @@ mod tests {
                 take(&mut joined, index, &mut cells);
             }
             let mut beyond = Vec::new();
-            joined.beyond(posts, |index, analysis| { beyond.push((index, analysis)); Ok(()) }).expect("the rest");
+            joined.beyond(posts, |index, analysis, _| { beyond.push((index, analysis)); Ok(()) }).expect("the rest");
             let (before, after): (Cells, Cells) = expected.into_iter().partition(|((index, _), _)| *index < posts);
             prop_assert_eq!(cells, before);
             prop_assert_eq!(beyond, after.into_keys().collect::<Vec<_>>());
@@ -714,7 +715,7 @@ mod tests {
         }
         let mut last = 0;
         let mut count = 0;
-        let each = |index, analysis| {
+        let each = |index, analysis, _: Cell<'_>| {
             assert!(index > last && analysis == 5, "in order");
             (last, count) = (index, count + 1);
             Ok(())
