@@ -12,6 +12,8 @@ pub(super) const SEPARATORS: [char; 5] = ['、', ',', '，', ';', '；'];
 const MAX_TRIES: usize = 32;
 /// Longest text that is mended or searched for labels among words, in bytes.
 const MAX_SEARCHED: usize = 64 << 10;
+/// Longest text that is searched for a label in a sentence.
+const MAX_PROSE: usize = 4 << 10;
 /// Longest answer that is taken for one wrong label rather than for prose, in characters.
 const LABEL_CHARS: usize = 16;
 
@@ -253,13 +255,23 @@ impl Judging<'_> {
             return Some(judged);
         }
         let refuse = |detail: &str| Some(Err(Fault::new(FaultKind::NotAccepted, detail)));
-        let mut numbers = numbers(text);
-        match numbers.next()? {
-            None => refuse("not a whole number"),
-            Some(number) if numbers.any(|other| other != Some(number)) => refuse("more than one number"),
-            Some(_) if is_hedged(text) => refuse("a number is mentioned, not given"),
-            Some(number) => Some(decide(accept_integer(number, range, self.out), rung)),
+        let mut found = numbers(text);
+        let (mut first, mut tries) = (None, 0);
+        while let Some(number) = found.next() {
+            tries += 1;
+            if number.is_none() || tries > MAX_TRIES {
+                return refuse("not one whole number");
+            }
+            if first.is_some_and(|first| first != number) {
+                return refuse("more than one number");
+            }
+            first = Some(number);
+            let before = text.strip_suffix(found.rest).unwrap_or_default();
+            if is_hedged(last_clause(before)) || is_hedged(first_clause(found.rest)) {
+                return refuse("a number is mentioned, not given");
+            }
         }
+        first.flatten().map(|number| decide(accept_integer(number, range, self.out), rung))
     }
 
     fn find_labels(&mut self, text: &str, labels: &LabelSet) -> Option<Result<Judged, Fault>> {
@@ -278,8 +290,16 @@ impl Judging<'_> {
                 self.count(&mut poll, verdict);
             }
         }
+        // Labels on lines of their own are a list.
+        if is_list && poll.split && self.read_lines(text, labels) {
+            self.out.truncate(self.start);
+            return Some(decide(self.accept_picked(labels, &super::Unknown::default()), Rung::Embedded));
+        }
         if let Some(judged) = poll.result(Rung::Embedded) {
             return Some(judged);
+        }
+        if text.len() > MAX_PROSE {
+            return None;
         }
         if let Some(id) = the_only_mention(text, labels) {
             self.judge.picked.clear();
@@ -290,6 +310,19 @@ impl Judging<'_> {
         let is_word =
             piece.chars().count() <= LABEL_CHARS && !piece.contains(['\n', '，', '。', '：', ':', '！', '？']);
         is_word.then(|| Err(Fault::new(FaultKind::NotAccepted, format!("not in the list: {}", quoted(piece)))))
+    }
+}
+
+impl Judging<'_> {
+    /// Picks the labels of a text that has one on each of its lines, and nothing else.
+    fn read_lines(&mut self, text: &str, labels: &LabelSet) -> bool {
+        let picked = &mut self.judge.picked;
+        picked.clear();
+        text.lines().map(strip_marks).filter(|line| !line.is_empty()).all(|line| {
+            let id = labels.find(line);
+            picked.extend(id.map(|id| (id, 0)).filter(|known| !picked.contains(known)));
+            id.is_some()
+        })
     }
 }
 
@@ -607,15 +640,17 @@ fn answer_on<T>(line: &str, read: &mut dyn FnMut(&str) -> Option<T>) -> Option<T
         "答案", "输出", "结果", "结论", "标签", "类型", "类别", "分类", "属性", "判断", "判定", "选择", "极性", "情感",
         "情绪", "得分", "评分", "分数", "位置", "身份", "answer", "output", "result", "label", "score", "category",
     ];
-    const WITHHOLDS: [&str; 15] =
-        ["不", "非", "否", "没", "无", "候选", "备选", "例", "可能", "或", "排除", "错", "其他", "其它", "not"];
+    const WITHHOLDS: [&str; 20] = [
+        "不", "非", "否", "没", "无", "候选", "备选", "例", "可能", "或", "排除", "错", "可选", "包括", "列表", "以下",
+        "所有", "其他", "其它", "not",
+    ];
     if let Some(answer) = read(line) {
         return Some(answer);
     }
     let (at, colon) = line.char_indices().rev().find(|(_, c)| matches!(c, ':' | '：' | '】' | '为' | '是'))?;
     let (before, value) = line.split_at_checked(at)?;
     let value = value.strip_prefix(colon)?;
-    let before = before.rsplit(['。', '！', '？', '；']).next()?.to_ascii_lowercase();
+    let before = last_clause(before).to_ascii_lowercase();
     let gives = GIVES.iter().any(|word| before.contains(word)) && !WITHHOLDS.iter().any(|word| before.contains(word));
     if !gives {
         return None;
@@ -676,23 +711,32 @@ fn the_only_mention(text: &str, labels: &LabelSet) -> Option<u32> {
         }
         spans.push(span);
     }
-    let sentence_ends = ['。', '！', '!', '？', '；', '\n'];
     let is_given = |span: &&Range<usize>| {
         let (before, after) = (text.get(..span.start).unwrap_or_default(), text.get(span.end..).unwrap_or_default());
         let says = trim(before.trim_end_matches(['“', '"', '「', '『', '‘', '`', '*', '【', '《']));
         let goes_on = trim(after.trim_start_matches(['”', '"', '」', '』', '’', '`', '*', '】', '》']));
         let said = ["是", "为", "属于", "选", "选择", " is"].iter().any(|word| says.ends_with(word))
             && (goes_on.is_empty() || goes_on.starts_with(['。', '.', '！', '!', '，', ',']));
-        let clause = before.rsplit(sentence_ends).next().unwrap_or_default();
-        said && !is_hedged(clause) && !is_hedged(after.split(sentence_ends).next().unwrap_or_default())
+        let sentence = after.split(SENTENCE_ENDS).next().unwrap_or_default();
+        said && !is_hedged(last_clause(before)) && !is_hedged(sentence)
     };
     spans.iter().all(is_given).then_some(*id)
 }
 
-/// Words after which a mention is no answer.
+const SENTENCE_ENDS: [char; 6] = ['。', '！', '!', '？', '；', '\n'];
+
+fn last_clause(before: &str) -> &str {
+    before.rsplit(SENTENCE_ENDS).next().and_then(|sentence| sentence.rsplit(['，', ',']).next()).unwrap_or_default()
+}
+
+fn first_clause(after: &str) -> &str {
+    after.split(SENTENCE_ENDS).next().and_then(|sentence| sentence.split(['，', ',']).next()).unwrap_or_default()
+}
+
+/// Words beside which a mention is no answer.
 fn is_hedged(clause: &str) -> bool {
     const HEDGES: [&str; 13] =
         ["不", "非", "没", "无法", "否", "排除", "可能", "也许", "或", "除了", "not", "n't", "maybe"];
-    let clause = clause.to_ascii_lowercase();
+    let clause = clause.to_ascii_lowercase().replace("非常", "");
     HEDGES.iter().any(|word| clause.contains(word))
 }

@@ -73,6 +73,8 @@ fn integers() {
             ("答案：3", "3", Embedded, 0),
             ("情感极性为 2。", "2", Embedded, 0),
             ("我认为是4分", "4", Embedded, 0),
+            ("The answer is 3.", "3", Embedded, 0),
+            ("博主不满，但总体非常平静，给 3", "3", Embedded, 0),
             ("文中有 2 处抱怨，1 处感谢。\n\n答案：**2**", "2", Embedded, 0),
             ("2\n理由：提到了 3 次等待。", "2", Embedded, 0),
             ("结果是 {\"sentiment_polarity\": 5}，满分 5。", "5", Embedded, 0),
@@ -104,6 +106,8 @@ fn integers() {
             ("[]", NotAccepted),
             ("[1] 这是脚注，答案未知", Unreadable),
             ("不是 3", NotAccepted),
+            ("可能是 3。", NotAccepted),
+            ("3 不对", NotAccepted),
             ("30%", NotAccepted),
             ("3万", NotAccepted),
             ("v3", NotAccepted),
@@ -148,6 +152,7 @@ fn one_label() {
             ("用户提到学生和教师。\n\n家长", "\"家长\"", Embedded, 0),
             ("家长\n\n理由：孩子不在学校吃饭，像家长。", "\"家长\"", Embedded, 0),
             ("我认为发布者是家长。", "\"家长\"", Embedded, 0),
+            ("他对食堂非常不满，属于“家长”，因为孩子在校。", "\"家长\"", Embedded, 0),
             ("该账号属于“自媒体博主”。", "\"自媒体博主\"", Embedded, 0),
             ("发布者类型：{\"publisher\": \"家长\"}", "\"家长\"", Embedded, 0),
             ("['家长',]", "\"家长\"", Mended, 0),
@@ -173,6 +178,7 @@ fn one_label() {
             ("这条博文里家长在发言，但身份不明。", Unreadable),
             ("用户说“家长”都来了，别的什么也没有说。", Unreadable),
             ("候选：家长", Unreadable),
+            ("应该是家长，但不能确定。", Unreadable),
             ("答案可能是：家长", Unreadable),
             ("家长\n学生", NotAccepted),
             ("答案：家长\n答案：学生", NotAccepted),
@@ -208,6 +214,7 @@ fn several_labels() {
             ("支持、火星、木星", "[\"支持\"]", Embedded, 2),
             ("标签：支持、愤怒。", "[\"支持\",\"愤怒\"]", Embedded, 0),
             ("情感属性是“支持”。", "[\"支持\"]", Embedded, 0),
+            ("- 支持\n- 愤怒\n- 支持", "[\"支持\",\"愤怒\"]", Embedded, 0),
             ("[\"支持\",]", "[\"支持\"]", Mended, 0),
             ("[“支持”，“愤怒”]", "[\"支持\",\"愤怒\"]", Mended, 0),
             ("['支持', '愤怒']", "[\"支持\",\"愤怒\"]", Mended, 0),
@@ -232,6 +239,9 @@ fn several_labels() {
             ("作者说“支持”，其实是讽刺", Unreadable),
             ("抱歉，我不能回答这个问题。", Unreadable),
             ("无", NotAccepted),
+            ("可选标签：支持、愤怒", Unreadable),
+            ("支持\n其实是\n愤怒", NotAccepted),
+            ("支持\n愤怒\n不满\n讽刺", NotAccepted),
         ],
     );
 }
@@ -356,9 +366,26 @@ fn a_refused_answer_names_its_labels_and_is_bounded() {
 #[test]
 fn hostile_texts_end_soon() {
     let set = set();
-    for piece in
-        ["[", "{", "[[]", "```", "\"", "\\", "{\"a\":", "支持", "（", "**", "<think>", "</think>", "3", "-", "、"]
-    {
+    for piece in [
+        "[",
+        "{",
+        "[[]",
+        "```",
+        "\"",
+        "\\",
+        "{\"a\":",
+        "支持",
+        "（",
+        "**",
+        "<think>",
+        "</think>",
+        "3",
+        "3 ",
+        "-",
+        "、",
+        "支持\n",
+        "是支持 ",
+    ] {
         let text = piece.repeat(100_000);
         for analysis in &set.list {
             let started = std::time::Instant::now();
