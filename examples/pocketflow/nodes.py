@@ -96,13 +96,11 @@ def counts(report_path):
             stats = json.load(file)["integration_stats"]
     except (OSError, ValueError, KeyError):
         return {}
-    analyses = stats.get("analyses", stats)
-    per_analysis = {
+    analyses = {
         name: {"processed": seen.get("processed_posts"), "missing": seen.get("missing_posts"), "status": seen.get("status")}
-        for name, seen in analyses.items()
-        if isinstance(seen, dict) and "processed_posts" in seen
+        for name, seen in stats.get("analyses", {}).items()
     }
-    return {"total_posts": stats.get("total_posts"), "analyses": per_analysis}
+    return {"total_posts": stats.get("total_posts"), "analyses": analyses}
 
 
 def publish(node, shared, outcome):

@@ -45,7 +45,7 @@ sys.stderr.write("zbatch: this is how it ended: %d\\n" % code)
 if code in (0, 1):
     pathlib.Path(option("-o")).write_text("[\\n]\\n")
     seen = {{"total_posts": 3, "processed_posts": 3 - code, "missing_posts": code, "status": "completed"}}
-    report = {{"integration_stats": {{"total_posts": 3, "topic_analysis": seen}}}}
+    report = {{"integration_stats": {{"total_posts": 3, "analyses": {{"topic_analysis": seen}}}}}}
     place = option("--report") if "--report" in sys.argv else option("-d") + "/integration_report.json"
     pathlib.Path(place).write_text(json.dumps(report))
 sys.exit(code)
