@@ -50,12 +50,12 @@ fn results_become_answers_one_for_one_in_order() {
     assert_eq!(faults[1]["file"], "stdin");
     assert_eq!(faults[1]["index"], 12345);
     let report: Value = serde_json::from_str(&dir.read("report.json")).expect("JSON");
-    let polarity = &report["integration_stats"]["sentiment_polarity"];
+    let polarity = &report["integration_stats"]["analyses"]["sentiment_polarity"];
     assert_eq!(polarity["rows"], 2);
     assert_eq!(polarity["answers"], 1);
     assert_eq!(polarity["tokens"]["total_tokens"], 42);
     assert_eq!(polarity["faults"]["blocked"]["count"], 1);
-    assert_eq!(report["integration_stats"]["topic_analysis"]["rungs"]["fenced"], 1);
+    assert_eq!(report["integration_stats"]["analyses"]["topic_analysis"]["rungs"]["fenced"], 1);
 }
 
 #[test]
