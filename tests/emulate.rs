@@ -1,5 +1,7 @@
 //! `zbatch emulate`, driven over its socket.
 
+#![expect(clippy::indexing_slicing, reason = "a key that is not there fails the test")]
+
 use std::{collections::HashSet, net::TcpListener, path::Path};
 
 use serde_json::{Value, json};
@@ -438,7 +440,8 @@ fn upstream() -> String {
 #[test]
 fn a_real_server_answers_each_line() {
     let work = WorkDir::new();
-    let server = server(&work, &["--upstream", &upstream()]);
+    let upstream = upstream();
+    let first = server(&work, &["--upstream", &upstream]);
     let words = ["good", "busy", "broken", "gone", "slow", "page", "wrong"];
     let lines: String = words
         .iter()
@@ -449,7 +452,11 @@ fn a_real_server_answers_each_line() {
             line.to_string() + "\n"
         })
         .collect();
-    let (seen, ended) = server.wait(ZHIPU, &server.create(ZHIPU, &server.upload(ZHIPU, &lines)));
+    let batch = first.create(ZHIPU, &first.upload(ZHIPU, &lines));
+    // Killed in the middle of its work, it does it again.
+    first.kill();
+    let server = server(&work, &["--upstream", &upstream]);
+    let (seen, ended) = server.wait(ZHIPU, &batch);
     assert_eq!(seen, ["validating", "in_progress", "finalizing", "completed"]);
     assert_eq!(ended["request_counts"], json!({"total": 14, "completed": 12, "failed": 2}));
     let good = server.call("GET", &format!("{ZHIPU}/files/{}/content", text(&ended["output_file_id"])), b"");

@@ -66,5 +66,5 @@ async fn serve(emulator: &Emulator, port: u16, console: &Console) -> Result<Ende
 }
 
 fn ended_by(number: i32) -> Error {
-    Error::new(Kind::Interrupted(number), "the emulator was stopped; its state is on disk")
+    Error::new(Kind::Interrupted(number), "the emulator was stopped")
 }

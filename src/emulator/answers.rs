@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::faults::LineKey;
+use super::faults::{LineKey, Lot};
 use crate::analysis::{Analysis, AnalysisSet, AnswerRule, LabelSet};
 
 /// What our prompts put around the post.
@@ -32,7 +32,7 @@ pub fn answer(analyses: &AnalysisSet, custom_id: &str, text: &str, line: &LineKe
 /// An answer that no rule accepts.
 pub fn unacceptable(analyses: &AnalysisSet, custom_id: &str, line: &LineKey) -> String {
     let refusal = || "抱歉，这条内容我不便判断。".to_owned();
-    let Some(analysis) = analysis_of(analyses, custom_id).filter(|_| line.draw("refusal") % 4 != 0) else {
+    let Some(analysis) = analysis_of(analyses, custom_id).filter(|_| !line.draw("refusal").is_multiple_of(4)) else {
         return refusal();
     };
     match &analysis.rule {
@@ -46,7 +46,7 @@ pub fn unacceptable(analyses: &AnalysisSet, custom_id: &str, line: &LineKey) -> 
     }
 }
 
-/// Some models name the analysis in the id as we do: `{analysis}_{index}`.
+/// The analysis that the id names: `{analysis}_{index}`.
 fn analysis_of<'a>(analyses: &'a AnalysisSet, custom_id: &str) -> Option<&'a Analysis> {
     let (name, _) = custom_id.rsplit_once('_')?;
     analyses.list.iter().find(|analysis| analysis.name == name)
@@ -69,16 +69,23 @@ fn value(rule: &AnswerRule, post: &str, line: &LineKey) -> String {
         }
         AnswerRule::Pairs { parent, child, child_list, tree, min, max } => {
             let mut pairs: Vec<(f64, u64, &str, &str)> = Vec::new();
+            let mut lot = Lot::draw(line);
             for (name, children) in tree.parents.names().iter().zip(&tree.children) {
-                for child in children.names() {
-                    let score = likeness(child, post) + likeness(name, post) / 2.0;
-                    pairs.push((score, line.draw(child), name, child));
-                }
+                let family = likeness(name, post) / 2.0;
+                pairs.extend(
+                    children
+                        .names()
+                        .iter()
+                        .map(|child| (likeness(child, post) + family, lot.turn(), name.as_str(), child.as_str())),
+                );
             }
             pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             let nothing = pairs.first().is_none_or(|best| best.0 == 0.0) && *min == 0;
-            let count =
-                if nothing { usize::from(line.draw("some") % 3 == 0) } else { how_many(line, (*min).max(1), *max) };
+            let count = if nothing {
+                usize::from(line.draw("some").is_multiple_of(3))
+            } else {
+                how_many(line, (*min).max(1), *max)
+            };
             let mut chosen: Vec<(&str, Vec<&str>)> = Vec::new();
             for (.., name, label) in pairs {
                 if chosen.len() >= count.min(*max) {
@@ -128,8 +135,9 @@ fn how_many(line: &LineKey, min: usize, max: usize) -> usize {
 
 /// The labels most like the post, a draw among equals.
 fn best<'a>(labels: &'a LabelSet, post: &str, line: &LineKey, count: usize) -> Vec<&'a str> {
+    let mut lot = Lot::draw(line);
     let mut ranked: Vec<(f64, u64, &str)> =
-        labels.names().iter().map(|label| (likeness(label, post), line.draw(label), label.as_str())).collect();
+        labels.names().iter().map(|label| (likeness(label, post), lot.turn(), label.as_str())).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     ranked.into_iter().take(count).map(|(.., label)| label).collect()
 }

@@ -143,6 +143,24 @@ impl LineKey {
     }
 }
 
+/// A sequence of numbers, the same everywhere: splitmix64.
+#[derive(Debug)]
+pub struct Lot(u64);
+
+impl Lot {
+    pub fn draw(key: &LineKey) -> Self {
+        Self(key.draw("lot"))
+    }
+
+    pub fn turn(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+}
+
 /// What was asked for, and how much of it is left.
 #[derive(Debug, Default)]
 pub struct FaultPlan {

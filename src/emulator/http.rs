@@ -294,10 +294,10 @@ impl Page {
     ) -> Result<(Vec<String>, bool), Refusal> {
         let limit = self.limit()?;
         let mut ids = newest_first.peekable();
-        if let Some(after) = self.after.as_deref().filter(|after| !after.is_empty()) {
-            if !ids.any(|id| id == after) {
-                return Err(Refusal::not_found("element", after));
-            }
+        if let Some(after) = self.after.as_deref().filter(|after| !after.is_empty())
+            && !ids.any(|id| id == after)
+        {
+            return Err(Refusal::not_found("element", after));
         }
         let page: Vec<String> = ids.by_ref().take(limit).map(str::to_owned).collect();
         // OpenAI-style servers may say there is more and then show an empty page.

@@ -5,7 +5,8 @@
 //! before its reply ([`log`]), result files that depend on seed and request lines only ([`results`]), a plan of what
 //! goes wrong at which point ([`faults`]), and HTTP on top ([`http`]), over a socket or called in the same process.
 //!
-//! A state directory holds `state.jsonl` (see [`log`]) and `files/`. A killed server goes on where it was.
+//! A state directory holds `state.jsonl` (see [`log`]) and `files/`. A killed server goes on where it was;
+//! [`ledger::read`] tells from the directory alone what was paid for.
 
 mod answers;
 mod dialect;
@@ -395,4 +396,154 @@ fn sweep(files: &Path, state: &State) -> Result<()> {
 /// Serves until the future is dropped. Every step is on disk before its reply, so there is nothing to finish.
 pub async fn serve(emulator: &Emulator, listener: tokio::net::TcpListener) -> std::io::Result<()> {
     axum::serve(listener, emulator.router()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        body::Body,
+        http::{Request, Response, StatusCode},
+    };
+    use http_body_util::BodyExt as _;
+    use serde_json::{Value, json};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::{analysis::Sources, lines::output::write_whole};
+
+    const START: Millis = 1_800_000_000_000;
+
+    fn open(dir: &Path, faults: &str, latency: Duration) -> (Emulator, Arc<AtomicU64>) {
+        let now = Arc::new(AtomicU64::new(START));
+        let settings = Settings {
+            latency,
+            faults: FaultPlan::parse(&[faults.to_owned()]).expect("a plan"),
+            clock: Clock::Manual(Arc::clone(&now)),
+            ..Settings::default()
+        };
+        let analyses = Arc::new(AnalysisSet::load(&Sources::default()).expect("embedded data"));
+        (Emulator::open(settings, dir, analyses).expect("opens"), now)
+    }
+
+    async fn call(server: &Emulator, method: &str, path: &str, body: impl Into<Body>) -> Response<Body> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/api/paas/v4{path}"))
+            .header("authorization", "Bearer k")
+            .header("content-type", "multipart/form-data; boundary=xx")
+            .body(body.into())
+            .expect("a request");
+        server.router().oneshot(request).await.expect("infallible")
+    }
+
+    async fn json(response: Response<Body>) -> Value {
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(status, StatusCode::OK, "{body:?}");
+        serde_json::from_slice(&body).expect("JSON")
+    }
+
+    async fn upload(server: &Emulator, lines: &str) -> String {
+        let parts = [
+            "--xx\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--xx\r\n",
+            "Content-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n",
+            lines,
+            "\r\n--xx--\r\n",
+        ];
+        let parts = parts.map(|part| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(part.as_bytes())));
+        let stored = json(call(server, "POST", "/files", Body::from_stream(futures::stream::iter(parts))).await).await;
+        stored["id"].as_str().expect("an id").to_owned()
+    }
+
+    fn lines() -> String {
+        let line = |n| {
+            json!({"custom_id": format!("topic_analysis_{n}"), "method": "POST", "url": "/v4/chat/completions",
+                "body": {"model": "glm-4-air", "messages": [{"role": "user", "content": format!("地铁{n}")}]}})
+        };
+        (0..20).map(|n| line(n).to_string() + "\n").collect()
+    }
+
+    fn create(file: &str) -> String {
+        json!({"input_file_id": file, "endpoint": "/v4/chat/completions", "auto_delete_input_file": false}).to_string()
+    }
+
+    /// Polls to the end; the output's bytes.
+    async fn finish(server: &Emulator, batch: &str) -> bytes::Bytes {
+        for _ in 0..2000 {
+            let shown = json(call(server, "GET", &format!("/batches/{batch}"), "").await).await;
+            if shown["status"] == "completed" {
+                let path = format!("/files/{}/content", shown["output_file_id"].as_str().expect("an id"));
+                let response = call(server, "GET", &path, "").await;
+                return response.into_body().collect().await.expect("a body").to_bytes();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("batch {batch} does not end")
+    }
+
+    #[tokio::test]
+    async fn time_is_what_the_clock_says() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (server, now) = open(dir.path(), "list_lag=10s", Duration::from_secs(60));
+        let file = upload(&server, &lines()).await;
+        let batch = json(call(&server, "POST", "/batches", create(&file)).await).await;
+        assert_eq!(batch["created_at"], START);
+        let path = format!("/batches/{}", batch["id"].as_str().expect("an id"));
+        let status = async || json(call(&server, "GET", &path, "").await).await["status"].clone();
+        assert_eq!([status().await, status().await, status().await], ["validating", "in_progress", "in_progress"]);
+        assert_eq!(json(call(&server, "GET", "/batches", "").await).await["data"], json!([]));
+        now.store(START + 10_000, Ordering::Relaxed);
+        assert_eq!(json(call(&server, "GET", "/batches", "").await).await["data"][0]["id"], batch["id"]);
+        assert_eq!(status().await, "in_progress");
+        now.store(START + 60_000, Ordering::Relaxed);
+        assert_eq!(status().await, "finalizing");
+    }
+
+    #[tokio::test]
+    async fn a_lost_reply_is_an_io_error_in_one_process() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (server, _) = open(dir.path(), "lose_create=1,drop_create=1", Duration::ZERO);
+        let file = upload(&server, &lines()).await;
+        for accepted in [0, 1, 2] {
+            let reply = call(&server, "POST", "/batches", create(&file)).await.into_body().collect().await;
+            assert_eq!(reply.is_ok(), accepted == 2);
+            assert_eq!(server.ledger().creates.len(), accepted);
+        }
+        assert_eq!(server.ledger().by_content.values().collect::<Vec<_>>(), [&2], "both are paid for");
+    }
+
+    /// Wherever a killed server left its log, the next one comes to the same end.
+    #[tokio::test]
+    async fn the_log_may_end_after_any_event() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (server, _) = open(dir.path(), "", Duration::ZERO);
+        let file = upload(&server, &lines()).await;
+        let batch = json(call(&server, "POST", "/batches", create(&file)).await).await;
+        let id = batch["id"].as_str().expect("an id").to_owned();
+        let golden = finish(&server, &id).await;
+        let log = crate::lines::input::read_small(&dir.path().join(log::NAME), 1 << 20).expect("a log");
+        let input = crate::lines::input::read_small(&dir.path().join("files").join(&file), 1 << 20).expect("input");
+        let ends: Vec<usize> = log.match_indices('\n').map(|(at, _)| at + 1).collect();
+        // opened, stored, created, in_progress, finalizing, worked, completed
+        assert_eq!(ends.len(), 7);
+        for cut in ends.iter().flat_map(|end| [*end, end - 5]).filter(|cut| *cut >= ends[2]) {
+            let again = tempfile::tempdir().expect("a directory");
+            std::fs::create_dir(again.path().join("files")).expect("made");
+            write_whole(&again.path().join("files").join(&file), input.as_bytes()).expect("written");
+            write_whole(&again.path().join("files/1_left_behind"), b"x").expect("written");
+            if cut >= ends[5] {
+                let output = log::read(dir.path()).expect("a state");
+                let output = &output.files().last().expect("an output").file.id;
+                write_whole(&again.path().join("files").join(output), &golden).expect("written");
+            }
+            write_whole(&again.path().join(log::NAME), &log.as_bytes()[..cut]).expect("written");
+            let (server, _) = open(again.path(), "", Duration::ZERO);
+            assert_eq!(finish(&server, &id).await, golden, "cut at {cut}");
+            let ledger = server.ledger();
+            assert_eq!((ledger.creates.len(), ledger.requests_billed), (1, 20));
+            assert_eq!(std::fs::read_dir(again.path().join("files")).expect("listed").count(), 2, "swept");
+            let next = json(call(&server, "POST", "/batches", create(&file)).await).await;
+            assert_ne!(next["id"], id.as_str(), "ids go on");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     answers,
     dialect::Dialect,
-    faults::{FaultPlan, LineFault, LineKey},
+    faults::{FaultPlan, LineFault, LineKey, Lot},
     input::{self, LineFile, Question, Span},
     state::{Millis, Purpose, Status, StoredFile, WHOLE, Work},
 };
@@ -82,14 +82,9 @@ pub enum Outcome<'a> {
 pub fn shuffled(path: &Path, seed: u64, content: &str) -> std::io::Result<Vec<Span>> {
     let mut spans = input::spans(path)?;
     let key = LineKey::finish(LineKey::hasher(seed).update(content.as_bytes()));
-    let mut random = key.draw("order");
+    let mut lot = Lot::draw(&key);
     for left in (1..spans.len()).rev() {
-        // splitmix64: small, and the same everywhere.
-        random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = random;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let other = (word ^ (word >> 31)) % (left as u64 + 1);
+        let other = lot.turn() % (left as u64 + 1);
         spans.swap(left, usize::try_from(other).unwrap_or(left));
     }
     Ok(spans)

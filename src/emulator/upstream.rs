@@ -144,13 +144,13 @@ impl Upstream {
         }
         // A part of the line's own memory, not a copy.
         let body = line.slice_ref(row.body.get().as_bytes());
-        let replied = self.ask(body, job.dialect).await;
+        let replied = self.ask(body, job.dialect, progress).await;
         progress.done.fetch_add(1, Ordering::Relaxed);
         Ok((row.custom_id, key, Some(replied)))
     }
 
     /// Asks until there is an answer, a refusal, or no try left.
-    async fn ask(&self, body: Bytes, dialect: Dialect) -> Replied {
+    async fn ask(&self, body: Bytes, dialect: Dialect, progress: &Progress) -> Replied {
         let mut pause = FIRST_PAUSE;
         let mut tries = 1;
         loop {
@@ -158,9 +158,9 @@ impl Upstream {
                 Ok(replied) => return replied,
                 Err(hiccup) => hiccup,
             };
-            if tries == TRIES {
+            if tries == TRIES || progress.stop.load(Ordering::Relaxed) {
                 let code = if dialect == Dialect::OpenAi { "request_timeout" } else { "1234" };
-                return refused(hiccup.status, code, format!("{} (tried {TRIES} times)", hiccup.what));
+                return refused(hiccup.status, code, format!("{} (tried {tries} times)", hiccup.what));
             }
             tokio::time::sleep(hiccup.retry_after.unwrap_or(pause).min(LONGEST_PAUSE)).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
