@@ -525,7 +525,7 @@ pub struct CancelArgs {
 ///
 /// Memory: at most 64 MiB; files are on disk (--state).
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_long_help = crate::emulator::faults::help())]
 pub struct EmulateArgs {
     /// Port on 127.0.0.1; 0 picks a free one
     #[arg(long, default_value_t = 0)]
@@ -549,7 +549,7 @@ pub struct EmulatorArgs {
     /// Answers depend on this and the request line only
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// What goes wrong, e.g. invalid=1% or rate_limit=3; may be given several times
+    /// What goes wrong, e.g. invalid=1% or rate_limit=3; may be given several times; `zbatch emulate --help` has the list
     #[arg(long, value_name = "SPEC")]
     pub fault: Vec<String>,
     /// OpenAI-style chat server that answers each line (key from ZBATCH_UPSTREAM_KEY)

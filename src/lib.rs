@@ -3,6 +3,7 @@
 pub mod analysis;
 pub mod cli;
 pub mod cmd;
+pub mod emulator;
 pub mod error;
 pub mod flow;
 pub mod journal;

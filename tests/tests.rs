@@ -2,6 +2,8 @@
 
 mod data;
 mod docs;
+mod emulate;
 mod merge;
 mod parse;
+mod server;
 mod workdir;

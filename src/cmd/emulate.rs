@@ -1,11 +1,70 @@
 //! Serves the Batch API on a loopback port.
 
+use std::{io::Write as _, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
 use super::{Console, Ended};
 use crate::{
     cli::EmulateArgs,
-    error::{Error, Result},
+    emulator::{self, Dialect, Emulator},
+    error::{Error, Kind, Result},
+    settings::Config,
 };
 
-pub fn run(_args: &EmulateArgs, _console: &Console) -> Result<Ended> {
-    Err(Error::usage("`emulate` is not built yet"))
+const WORKERS: usize = 2;
+/// What a worker is given to end when the server ends. Nothing is lost: it is done again at the next start.
+const GRACE: Duration = Duration::from_millis(500);
+
+pub fn run(args: &EmulateArgs, console: &Console) -> Result<Ended> {
+    let settings = emulator::Settings::resolve(&args.emulator)?;
+    let analyses = Arc::new(Config::load(args.source.config.as_deref())?.analyses(&args.source)?);
+    let temporary = match &args.state {
+        Some(_) => None,
+        None => Some(tempfile::tempdir().map_err(|e| Error::io("create", "a temporary directory", &e))?),
+    };
+    let state =
+        args.state.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path)).unwrap_or("emulator".as_ref());
+    std::fs::create_dir_all(state).map_err(|e| Error::io("create", state, &e))?;
+    let emulator = Emulator::open(settings, state, analyses)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("start", "the runtime", &e))?;
+    let ended = runtime.block_on(serve(&emulator, args.port, console));
+    runtime.shutdown_timeout(GRACE);
+    ended
+}
+
+/// Until a signal, which is how a server ends.
+async fn serve(emulator: &Emulator, port: u16, console: &Console) -> Result<Ended> {
+    let at = (Ipv4Addr::LOCALHOST, port);
+    let busy = |e: std::io::Error| Error::io("listen on", format!("127.0.0.1:{port}"), &e);
+    let listener = TcpListener::bind(at).await.map_err(busy)?;
+    let here = format!("http://{}", listener.local_addr().map_err(busy)?);
+    let signals = |kind| signal(kind).map_err(|e| Error::io("listen for", "signals", &e));
+    let mut interrupt = signals(SignalKind::interrupt())?;
+    let mut terminate = signals(SignalKind::terminate())?;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{here}{}", Dialect::Zhipu.base())
+        .and_then(|()| stdout.flush())
+        .map_err(|e| Error::io("write to", "stdout", &e))?;
+    drop(stdout);
+    console.note(format_args!("OpenAI style: {here}{}; ledger: {here}/__emulator/ledger", Dialect::OpenAi.base()));
+    console.note("answers are made up on this machine unless --upstream is given; Ctrl-C ends it");
+    tokio::select! {
+        served = emulator::serve(emulator, listener) => {
+            served.map(|()| Ended::Finished).map_err(|e| Error::io("serve on", &here, &e))
+        }
+        _ = interrupt.recv() => Err(ended_by(2)),
+        _ = terminate.recv() => Err(ended_by(15)),
+    }
+}
+
+fn ended_by(number: i32) -> Error {
+    Error::new(Kind::Interrupted(number), "the emulator was stopped")
 }

@@ -1,0 +1,503 @@
+//! HTTP on top of the machine: routes of both dialects, bodies streamed both ways. An upload is written to disk as
+//! it comes and checked from there; a download is read as it goes.
+
+use std::{
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, FromRequest as _, Multipart, Path as Segment, Query, Request, State as Handle},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::{delete, get, post},
+};
+use futures::StreamExt as _;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::io::ReaderStream;
+
+use super::{
+    Emulator,
+    dialect::{Dialect, Refusal},
+    faults::{Call, Effect, Point},
+    input::{self, Refused, Rules},
+    state::{Look, Metadata, Purpose, StoredFile},
+};
+
+/// A create or another small body.
+const MAX_JSON: usize = 1 << 20;
+/// What a client sends after its call was refused is read up to here, so that it sees the refusal and not a reset.
+const MAX_DRAIN: u64 = 1 << 30;
+const BUFFER: usize = 128 << 10;
+const PAGE: usize = 20;
+const MAX_PAGE: usize = 100;
+const MAX_PAIRS: usize = 16;
+const MAX_PAIR_KEY: usize = 64;
+const MAX_PAIR_VALUE: usize = 512;
+/// A status of the fault `unknown_status`.
+const UNKNOWN_STATUS: &str = "awaiting_capacity";
+
+#[derive(Clone, Debug)]
+struct Api {
+    server: Emulator,
+    dialect: Dialect,
+}
+
+type Reply = Result<Response, Refusal>;
+
+pub fn router(server: &Emulator) -> Router {
+    let routes = |dialect| {
+        Router::new()
+            .route("/files", post(upload).get(list_files))
+            .route("/files/{id}", delete(delete_file))
+            .route("/files/{id}/content", get(download))
+            .route("/batches", post(create).get(list_batches))
+            .route("/batches/{id}", get(poll))
+            .route("/batches/{id}/cancel", post(cancel))
+            .with_state(Api { server: server.clone(), dialect })
+    };
+    Router::new()
+        .nest(Dialect::Zhipu.base(), routes(Dialect::Zhipu))
+        .nest(Dialect::OpenAi.base(), routes(Dialect::OpenAi))
+        .route("/__emulator/ledger", get(ledger))
+        .with_state(server.clone())
+        .fallback(|| async { (StatusCode::NOT_FOUND, Json(json!({"error": "Not Found"}))) })
+        .layer(DefaultBodyLimit::disable())
+}
+
+async fn ledger(Handle(server): Handle<Emulator>) -> Response {
+    match server.step(|_, core| Ok(super::ledger::Ledger::of(&core.state))).await {
+        Ok(ledger) => Json(ledger).into_response(),
+        Err(refusal) => (StatusCode::INTERNAL_SERVER_ERROR, refusal.message).into_response(),
+    }
+}
+
+impl Api {
+    /// What stands in the way of a call: no key, or a fault.
+    async fn before(&self, call: Call, headers: &HeaderMap) -> Option<Response> {
+        let slow = self.server.faults().slow();
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        if given.and_then(|value| value.strip_prefix("Bearer ")).is_none_or(|key| key.trim().is_empty()) {
+            return Some(self.refuse(&Refusal::new(401, "1001", "no API key in the Authorization header")));
+        }
+        self.server.faults().call(call, Point::Before).map(|effect| self.strike(effect))
+    }
+
+    /// The reply to a call that was done or refused, unless a fault takes it.
+    fn after(&self, call: Call, done: Reply) -> Response {
+        match done {
+            Err(refusal) => self.refuse(&refusal),
+            Ok(response) => match self.server.faults().call(call, Point::After) {
+                Some(effect) => self.strike(effect),
+                None => response,
+            },
+        }
+    }
+
+    fn refuse(&self, refusal: &Refusal) -> Response {
+        let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.dialect.error(refusal, self.server.faults()))).into_response()
+    }
+
+    fn strike(&self, effect: Effect) -> Response {
+        match effect {
+            Effect::Refuse(status, code, message) => self.refuse(&Refusal::new(status, code, message)),
+            Effect::Html => {
+                let page = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>";
+                (StatusCode::BAD_GATEWAY, [(header::CONTENT_TYPE, "text/html")], page).into_response()
+            }
+            // hyper has not sent the head when the body fails: the client sees the connection end.
+            Effect::Break => {
+                let lost = io::Error::new(io::ErrorKind::ConnectionReset, "the emulator broke the connection");
+                Body::from_stream(futures::stream::iter([Err::<bytes::Bytes, _>(lost)])).into_response()
+            }
+        }
+    }
+
+    /// The batch as it is now, shown in this dialect.
+    async fn show(&self, id: String, poll: bool) -> Result<Value, Refusal> {
+        let dialect = self.dialect;
+        self.server
+            .step(move |server, core| {
+                let Some(batch) = core.state.batch(&id) else { return Err(Refusal::not_found("batch", &id)) };
+                let running = core.working.get(&id).filter(|_| server.early());
+                let done = running.map(|progress| progress.done.load(Ordering::Relaxed));
+                let strange = poll && !batch.status.is_terminal() && server.faults().unknown_status();
+                let status = serde_json::to_value(batch.status).unwrap_or_default();
+                let status = if strange { UNKNOWN_STATUS } else { status.as_str().unwrap_or_default() };
+                Ok(dialect.batch(batch, status, done, server.faults()))
+            })
+            .await
+    }
+}
+
+async fn upload(Handle(api): Handle<Api>, request: Request) -> Response {
+    if let Some(refused) = api.before(Call::Upload, request.headers()).await {
+        drain(request.into_body()).await;
+        return refused;
+    }
+    let done = match Multipart::from_request(request, &()).await {
+        Ok(mut form) => {
+            let received = receive(&api, &mut form).await;
+            if received.is_err() {
+                drain_form(&mut form).await;
+            }
+            received
+        }
+        Err(e) => Err(Refusal::parameter(e.to_string())),
+    };
+    let done = done.map(|file| Json(api.dialect.file(&file, api.server.faults())).into_response());
+    api.after(Call::Upload, done)
+}
+
+/// An upload on its way; gone, unless it was renamed, when it is dropped.
+struct Part(PathBuf);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _renamed = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal> {
+    let bad_form = |e: axum::extract::multipart::MultipartError| Refusal::parameter(e.to_string());
+    let server = &api.server;
+    let number = server.0.parts.fetch_add(1, Ordering::Relaxed);
+    let part = Part(server.0.files.join(format!(".upload-{number}.part")));
+    let mut purpose = None;
+    let mut file = None;
+    while let Some(mut field) = form.next_field().await.map_err(bad_form)? {
+        match field.name() {
+            Some("purpose") => {
+                let mut text = Vec::new();
+                while let Some(chunk) = field.chunk().await.map_err(bad_form)? {
+                    if text.len() < MAX_PAIR_KEY {
+                        text.extend_from_slice(&chunk);
+                    }
+                }
+                purpose = Some(String::from_utf8_lossy(&text).trim().to_owned());
+            }
+            Some("file") if file.is_none() => {
+                let name = field.file_name().unwrap_or_default().to_owned();
+                if api.dialect == Dialect::Zhipu && !name.ends_with(".jsonl") {
+                    return Err(Refusal::parameter("the file's name must end in .jsonl"));
+                }
+                let (bytes, hash) = save(&part.0, &mut field, api.dialect.max_bytes()).await?;
+                file = Some((name, bytes, hash));
+            }
+            _ => while field.chunk().await.map_err(bad_form)?.is_some() {},
+        }
+    }
+    if purpose.as_deref() != Some("batch") {
+        return Err(Refusal::parameter("purpose must be `batch`"));
+    }
+    let (name, bytes, hash) = file.ok_or_else(|| Refusal::parameter("there is no part `file`"))?;
+    let rules = Rules { dialect: api.dialect, any_model: server.early() };
+    let path = part.0.clone();
+    let checked = tokio::task::spawn_blocking(move || input::check(&path, rules)).await;
+    let checked = match checked.map_err(|e| Refusal::internal(e.to_string()))? {
+        Ok(checked) => checked,
+        Err(Refused::Content(what)) => return Err(Refusal::parameter(what)),
+        Err(Refused::Io(e)) => return Err(Refusal::internal(e.to_string())),
+    };
+    let file = StoredFile {
+        id: String::new(),
+        at: 0,
+        name,
+        purpose: Purpose::Batch,
+        bytes,
+        lines: checked.lines,
+        blake3: hash.to_hex().to_string(),
+        analysis: checked.analysis,
+    };
+    server.store(part.0.clone(), file).await
+}
+
+/// Writes a field to disk as it comes.
+async fn save(
+    path: &Path,
+    field: &mut axum::extract::multipart::Field<'_>,
+    most: u64,
+) -> Result<(u64, blake3::Hash), Refusal> {
+    let failed = |e: io::Error| Refusal::internal(format!("cannot write the upload: {e}"));
+    let file = tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).await;
+    let mut file = tokio::io::BufWriter::with_capacity(BUFFER, file.map_err(failed)?);
+    let (mut bytes, mut hasher) = (0, blake3::Hasher::new());
+    while let Some(chunk) = field.chunk().await.map_err(|e| Refusal::parameter(e.to_string()))? {
+        bytes += chunk.len() as u64;
+        if bytes > most {
+            return Err(Refusal::new(435, "1210", format!("the file is larger than {} MB", most / 1_000_000)));
+        }
+        hasher.update(&chunk);
+        file.write_all(&chunk).await.map_err(failed)?;
+    }
+    file.flush().await.map_err(failed)?;
+    file.get_ref().sync_all().await.map_err(failed)?;
+    Ok((bytes, hasher.finalize()))
+}
+
+async fn drain(body: Body) {
+    let mut stream = body.into_data_stream();
+    let mut left = MAX_DRAIN;
+    while let Some(Ok(chunk)) = stream.next().await {
+        left = left.saturating_sub(chunk.len() as u64);
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+async fn drain_form(form: &mut Multipart) {
+    let mut left = MAX_DRAIN;
+    while let Ok(Some(mut field)) = form.next_field().await {
+        while let Ok(Some(chunk)) = field.chunk().await {
+            left = left.saturating_sub(chunk.len() as u64);
+            if left == 0 {
+                return;
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Page {
+    after: Option<String>,
+    limit: Option<String>,
+    purpose: Option<String>,
+}
+
+impl Page {
+    fn limit(&self) -> Result<usize, Refusal> {
+        match self.limit.as_deref() {
+            None | Some("") => Ok(PAGE),
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|limit| (1..=MAX_PAGE).contains(limit))
+                .ok_or_else(|| Refusal::parameter(format!("limit must be from 1 to {MAX_PAGE}"))),
+        }
+    }
+
+    /// The ids of a page, newest first, and whether there are more.
+    fn cut<'a>(
+        &self,
+        dialect: Dialect,
+        newest_first: impl Iterator<Item = &'a str>,
+    ) -> Result<(Vec<String>, bool), Refusal> {
+        let limit = self.limit()?;
+        let mut ids = newest_first.peekable();
+        if let Some(after) = self.after.as_deref().filter(|after| !after.is_empty())
+            && !ids.any(|id| id == after)
+        {
+            return Err(Refusal::not_found("element", after));
+        }
+        let page: Vec<String> = ids.by_ref().take(limit).map(str::to_owned).collect();
+        // OpenAI-style servers may say there is more and then show an empty page.
+        let more = match dialect {
+            Dialect::Zhipu => ids.peek().is_some(),
+            Dialect::OpenAi => page.len() == limit,
+        };
+        Ok((page, more))
+    }
+}
+
+/// A page of a list, as both dialects write it.
+fn list(data: Vec<Value>, ids: &[String], more: bool) -> Response {
+    Json(json!({
+        "object": "list",
+        "data": data,
+        "first_id": ids.first(),
+        "last_id": ids.last(),
+        "has_more": more,
+    }))
+    .into_response()
+}
+
+async fn list_files(Handle(api): Handle<Api>, Query(page): Query<Page>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::ListFiles, &headers).await {
+        return refused;
+    }
+    let dialect = api.dialect;
+    let listed = api.server.step(move |server, core| {
+        let purpose = match (page.purpose.as_deref(), dialect) {
+            (Some("batch"), _) => Some(Purpose::Batch),
+            (Some("batch_output"), _) => Some(Purpose::BatchOutput),
+            (None, Dialect::OpenAi) => None,
+            _ => return Err(Refusal::parameter("purpose must be `batch`")),
+        };
+        let files = core.state.files().iter().rev().filter(|held| !held.deleted).map(|held| &held.file);
+        let files = files.filter(|file| purpose.is_none_or(|purpose| file.purpose == purpose));
+        let (ids, more) = page.cut(dialect, files.map(|file| file.id.as_str()))?;
+        let shown = ids.iter().filter_map(|id| core.state.file(id)).map(|file| dialect.file(file, server.faults()));
+        Ok((shown.collect(), ids, more))
+    });
+    let done = listed.await.map(|(data, ids, more): (Vec<Value>, Vec<String>, bool)| list(data, &ids, more));
+    api.after(Call::ListFiles, done)
+}
+
+async fn download(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::Download, &headers).await {
+        return refused;
+    }
+    let done = content(&api, id).await;
+    api.after(Call::Download, done)
+}
+
+async fn content(api: &Api, id: String) -> Reply {
+    let (file, bytes, until) = api
+        .server
+        .step(move |server, core| {
+            let Some(stored) = core.state.file(&id) else { return Err(Refusal::not_found("file", &id)) };
+            let opened = std::fs::File::open(server.0.files.join(&stored.id)).and_then(|mut file| {
+                let until = match server.faults().cut() {
+                    None => stored.bytes,
+                    Some(between_lines) => cut_at(&mut file, stored.bytes, between_lines)?,
+                };
+                Ok((file, stored.bytes, until))
+            });
+            opened.map_err(|e| Refusal::internal(e.to_string()))
+        })
+        .await?;
+    let part = tokio::fs::File::from_std(file).take(until);
+    let mut response = Body::from_stream(ReaderStream::with_capacity(part, BUFFER)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
+    if api.dialect == Dialect::OpenAi {
+        headers.insert(header::CONTENT_LENGTH, header::HeaderValue::from(bytes));
+    }
+    Ok(response)
+}
+
+/// Where a download that comes short ends: about half-way, within a line or after one.
+fn cut_at(file: &mut std::fs::File, bytes: u64, between_lines: bool) -> io::Result<u64> {
+    let half = bytes / 2;
+    if !between_lines {
+        return Ok(half);
+    }
+    let start = half.saturating_sub(BUFFER as u64);
+    file.seek(SeekFrom::Start(start))?;
+    let mut window = vec![0; usize::try_from(half - start).unwrap_or(0)];
+    file.read_exact(&mut window)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(memchr::memrchr(b'\n', &window).map_or(0, |at| start + at as u64 + 1))
+}
+
+async fn delete_file(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::DeleteFile, &headers).await {
+        return refused;
+    }
+    let done = api.server.delete(&id).await;
+    let done = done.map(|()| Json(json!({"id": id, "object": "file", "deleted": true})).into_response());
+    api.after(Call::DeleteFile, done)
+}
+
+#[derive(Debug, Deserialize)]
+struct CreateBody {
+    input_file_id: Option<String>,
+    endpoint: Option<String>,
+    completion_window: Option<String>,
+    auto_delete_input_file: Option<bool>,
+    metadata: Option<Map<String, Value>>,
+}
+
+async fn create(Handle(api): Handle<Api>, request: Request) -> Response {
+    if let Some(refused) = api.before(Call::Create, request.headers()).await {
+        return refused;
+    }
+    let done = accept(&api, request.into_body()).await;
+    api.after(Call::Create, done)
+}
+
+async fn accept(api: &Api, body: Body) -> Reply {
+    let body = axum::body::to_bytes(body, MAX_JSON).await.map_err(|e| Refusal::parameter(e.to_string()))?;
+    let body: CreateBody = serde_json::from_slice(&body).map_err(|e| Refusal::parameter(e.to_string()))?;
+    let file = body.input_file_id.ok_or_else(|| Refusal::parameter("input_file_id is missing"))?;
+    let endpoint = body.endpoint.ok_or_else(|| Refusal::parameter("endpoint is missing"))?;
+    if endpoint != api.dialect.endpoint() {
+        return Err(Refusal::parameter(format!("endpoint must be {}", api.dialect.endpoint())));
+    }
+    if api.dialect == Dialect::OpenAi && body.completion_window.as_deref() != Some("24h") {
+        return Err(Refusal::parameter("completion_window must be `24h`"));
+    }
+    let metadata = body.metadata.map(check_metadata).transpose()?;
+    let auto_delete = body.auto_delete_input_file.unwrap_or(api.dialect == Dialect::Zhipu);
+    let id = api.server.create(file, endpoint, auto_delete, metadata).await?;
+    api.show(id, false).await.map(|batch| Json(batch).into_response())
+}
+
+fn check_metadata(pairs: Map<String, Value>) -> Result<Metadata, Refusal> {
+    if pairs.len() > MAX_PAIRS {
+        return Err(Refusal::parameter(format!("metadata has more than {MAX_PAIRS} pairs")));
+    }
+    let mut metadata = Metadata::new();
+    for (key, value) in pairs {
+        let Value::String(value) = value else {
+            return Err(Refusal::parameter(format!("metadata `{key}` is not a string")));
+        };
+        if key.chars().count() > MAX_PAIR_KEY || value.chars().count() > MAX_PAIR_VALUE {
+            return Err(Refusal::parameter(format!("metadata `{key}` is too long")));
+        }
+        metadata.insert(key, value);
+    }
+    Ok(metadata)
+}
+
+async fn poll(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::Poll, &headers).await {
+        return refused;
+    }
+    let done = match api.server.look(&id, Look::Poll).await {
+        Ok(()) => api.show(id, true).await.map(|batch| Json(batch).into_response()),
+        Err(refusal) => Err(refusal),
+    };
+    api.after(Call::Poll, done)
+}
+
+async fn list_batches(Handle(api): Handle<Api>, Query(page): Query<Page>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::ListBatches, &headers).await {
+        return refused;
+    }
+    let done = page_of_batches(&api, page).await;
+    api.after(Call::ListBatches, done)
+}
+
+async fn page_of_batches(api: &Api, page: Page) -> Reply {
+    let dialect = api.dialect;
+    let (ids, more) = api
+        .server
+        .step(move |server, core| {
+            let now = server.now();
+            let lag = u64::try_from(server.faults().list_lag().as_millis()).unwrap_or(u64::MAX);
+            let listed = core.state.batches().iter().rev().filter(|batch| now >= batch.at.saturating_add(lag));
+            page.cut(dialect, listed.map(|batch| batch.id.as_str()))
+        })
+        .await?;
+    let mut data = Vec::new();
+    for id in &ids {
+        // Trouble with the work of a batch is told to who polls it.
+        if let Err(refusal) = api.server.look(id, Look::List).await {
+            tracing::warn!("emulator: {id}: {}", refusal.message);
+        }
+        data.push(api.show(id.clone(), false).await?);
+    }
+    Ok(list(data, &ids, more))
+}
+
+async fn cancel(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::Cancel, &headers).await {
+        return refused;
+    }
+    let done = match api.server.cancel(&id).await {
+        Ok(()) => api.show(id, false).await.map(|batch| Json(batch).into_response()),
+        Err(refusal) => Err(refusal),
+    };
+    api.after(Call::Cancel, done)
+}

@@ -1,0 +1,427 @@
+//! The lines of an uploaded file: found, checked and read again in bounded memory. A line that is larger than
+//! [`HELD`] is never held whole; it is parsed as a stream, and what is not looked at (images) is skipped.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom},
+    path::Path,
+};
+
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+use super::{dialect::Dialect, faults::LineKey};
+
+/// The longest line that is held in memory.
+const HELD: u64 = 4 << 20;
+const BUFFER: usize = 256 << 10;
+
+/// Where a line is, without its line feed.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub offset: u64,
+    pub bytes: u32,
+}
+
+/// What an accepted file holds.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub lines: u64,
+    pub analysis: Option<String>,
+}
+
+/// Why a file was not accepted.
+#[derive(Debug)]
+pub enum Refused {
+    /// The content is wrong; no retry will cure it.
+    Content(String),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Which lines are accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    pub dialect: Dialect,
+    /// A real model answers: its name is its own.
+    pub any_model: bool,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    custom_id: Option<String>,
+    method: Option<String>,
+    url: Option<String>,
+    body: Option<Body>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    model: Option<String>,
+}
+
+/// What a model sees of a line.
+#[derive(Debug, Deserialize)]
+pub struct Question {
+    pub custom_id: String,
+    pub body: Asked,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Asked {
+    pub model: String,
+    #[serde(default)]
+    pub messages: LastText,
+}
+
+/// The text of the last message.
+#[derive(Debug, Default)]
+pub struct LastText(pub String);
+
+/// Checks a file line by line.
+pub fn check(path: &Path, rules: Rules) -> Result<Checked, Refused> {
+    let mut seen: HashSet<[u8; 16]> = HashSet::new();
+    let mut model: Option<String> = None;
+    let mut analysis = None;
+    let mut lines = 0_u64;
+    let limit = rules.dialect.max_lines();
+    let mut reader = LineFile::open(path)?;
+    while let Some((line, _)) = reader.next::<Line>(None)? {
+        lines += 1;
+        let refuse = |what: String| Err(Refused::Content(format!("line {lines}: {what}")));
+        if lines > limit {
+            return Err(Refused::Content(format!("the file has more than {limit} lines")));
+        }
+        let line = match line {
+            Ok(line) => line,
+            Err(what) => return refuse(what),
+        };
+        let Some(id) = line.custom_id else { return refuse("custom_id is missing".to_owned()) };
+        let shortest = rules.dialect.shortest_id();
+        if id.chars().count() < shortest {
+            return refuse(format!("custom_id must have at least {shortest} characters"));
+        }
+        let hash = blake3::hash(id.as_bytes());
+        if !seen.insert(hash.as_bytes().first_chunk().copied().unwrap_or_default()) {
+            return refuse("custom_id is in the file twice".to_owned());
+        }
+        if line.method.as_deref() != Some("POST") {
+            return refuse("method must be POST".to_owned());
+        }
+        let url = rules.dialect.endpoint();
+        if line.url.as_deref() != Some(url) {
+            return refuse(format!("url must be {url}"));
+        }
+        let Some(name) = line.body.and_then(|body| body.model) else {
+            return refuse("body.model is missing".to_owned());
+        };
+        if !rules.any_model && !rules.dialect.allows_model(&name) {
+            return refuse(format!("the model `{name}` is not supported in batches; {}", rules.dialect.models()));
+        }
+        if model.as_ref().is_some_and(|model| *model != name) {
+            return refuse("all lines of a file must name the same model".to_owned());
+        }
+        model.get_or_insert(name);
+        if lines == 1 {
+            analysis = crate::flow::CustomId::parse(&id).map(|id| id.analysis.to_owned());
+        }
+    }
+    if lines == 0 { Err(Refused::Content("the file is empty".to_owned())) } else { Ok(Checked { lines, analysis }) }
+}
+
+/// The place of every line.
+pub fn spans(path: &Path) -> io::Result<Vec<Span>> {
+    let mut reader = BufReader::with_capacity(BUFFER, File::open(path)?);
+    let (mut spans, mut offset, mut bytes) = (Vec::new(), 0_u64, 0_u32);
+    loop {
+        let (used, ended) = {
+            let buffer = reader.fill_buf()?;
+            match memchr::memchr(b'\n', buffer) {
+                Some(at) => (at + 1, true),
+                None => (buffer.len(), false),
+            }
+        };
+        reader.consume(used);
+        let part = u32::try_from(used - usize::from(ended)).unwrap_or(u32::MAX);
+        bytes = bytes.saturating_add(part);
+        if used == 0 && bytes == 0 {
+            return Ok(spans);
+        }
+        if ended || used == 0 {
+            spans.push(Span { offset, bytes });
+            offset += u64::from(bytes) + 1;
+            bytes = 0;
+        }
+    }
+}
+
+/// A file of lines that are parsed one by one, in order or by their place.
+#[derive(Debug)]
+pub struct LineFile {
+    reader: BufReader<File>,
+    line: Vec<u8>,
+}
+
+impl LineFile {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { reader: BufReader::with_capacity(BUFFER, File::open(path)?), line: Vec::new() })
+    }
+
+    /// The line at a place, and its key under a seed.
+    pub fn at<T: DeserializeOwned>(&mut self, span: Span, seed: u64) -> io::Result<(Result<T, String>, LineKey)> {
+        self.reader.seek(SeekFrom::Start(span.offset))?;
+        let mut hasher = LineKey::hasher(seed);
+        let parsed = self.next(Some(&mut hasher))?.map_or_else(|| Err("the line is gone".to_owned()), |(line, _)| line);
+        Ok((parsed, LineKey::finish(&hasher)))
+    }
+
+    /// The bytes of the line at a place.
+    pub fn bytes_at(&mut self, span: Span) -> io::Result<Vec<u8>> {
+        self.reader.seek(SeekFrom::Start(span.offset))?;
+        let mut line = vec![0; span.bytes as usize];
+        self.reader.read_exact(&mut line)?;
+        Ok(line)
+    }
+
+    /// The next line and its length; the hasher is fed its bytes.
+    fn next<T: DeserializeOwned>(
+        &mut self,
+        hasher: Option<&mut blake3::Hasher>,
+    ) -> io::Result<Option<(Result<T, String>, u64)>> {
+        self.line.clear();
+        self.reader.by_ref().take(HELD).read_until(b'\n', &mut self.line)?;
+        if self.line.is_empty() {
+            return Ok(None);
+        }
+        if self.line.last() == Some(&b'\n') || (self.line.len() as u64) < HELD {
+            let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+            if let Some(hasher) = hasher {
+                hasher.update(line);
+            }
+            return Ok(Some((parse(line), line.len() as u64)));
+        }
+        let mut rest =
+            LongLine { head: io::Cursor::new(&self.line), tail: &mut self.reader, hasher, bytes: 0, over: false };
+        let parsed = if is_object(&self.line) {
+            // One byte at a time is slow unless it comes from a buffer.
+            let mut buffered = BufReader::with_capacity(BUFFER, &mut rest);
+            serde_json::from_reader(&mut buffered).map_err(|e| e.to_string())
+        } else {
+            Err("not a JSON object".to_owned())
+        };
+        io::copy(&mut rest, &mut io::sink())?;
+        let bytes = rest.bytes;
+        self.line.shrink_to(BUFFER);
+        Ok(Some((parsed, bytes)))
+    }
+}
+
+fn is_object(line: &[u8]) -> bool {
+    line.trim_ascii_start().first() == Some(&b'{')
+}
+
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
+    if line.trim_ascii().is_empty() {
+        return Err("it is blank".to_owned());
+    }
+    if !is_object(line) {
+        return Err("not a JSON object".to_owned());
+    }
+    serde_json::from_slice(line).map_err(|e| e.to_string())
+}
+
+/// A line too long to hold: what was read of it, then the file up to the line feed, which is left out.
+struct LongLine<'a> {
+    head: io::Cursor<&'a Vec<u8>>,
+    tail: &'a mut BufReader<File>,
+    hasher: Option<&'a mut blake3::Hasher>,
+    bytes: u64,
+    over: bool,
+}
+
+impl Read for LongLine<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut used = self.head.read(out)?;
+        if used == 0 && !self.over && !out.is_empty() {
+            let buffer = self.tail.fill_buf()?;
+            let line = match memchr::memchr(b'\n', buffer) {
+                Some(end) => buffer.get(..end).unwrap_or_default(),
+                None => buffer,
+            };
+            used = line.len().min(out.len());
+            if let (Some(from), Some(to)) = (line.get(..used), out.get_mut(..used)) {
+                to.copy_from_slice(from);
+            }
+            let feed = used == line.len() && line.len() < buffer.len();
+            self.over = feed || buffer.is_empty();
+            self.tail.consume(used + usize::from(feed));
+        }
+        if let (Some(hasher), Some(bytes)) = (&mut self.hasher, out.get(..used)) {
+            hasher.update(bytes);
+        }
+        self.bytes += used as u64;
+        Ok(used)
+    }
+}
+
+impl<'de> Deserialize<'de> for LastText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Message {
+            #[serde(default)]
+            content: Content,
+        }
+
+        struct Messages;
+
+        impl<'de> Visitor<'de> for Messages {
+            type Value = LastText;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an array of messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<LastText, A::Error> {
+                let mut last = LastText::default();
+                while let Some(message) = seq.next_element::<Message>()? {
+                    last.0 = message.content.0;
+                }
+                Ok(last)
+            }
+        }
+
+        deserializer.deserialize_seq(Messages)
+    }
+}
+
+/// A text, or parts of which some are text.
+#[derive(Default)]
+struct Content(String);
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Part {
+            text: Option<String>,
+        }
+
+        struct Parts;
+
+        impl<'de> Visitor<'de> for Parts {
+            type Value = Content;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text or an array of parts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
+                Ok(Content(text.to_owned()))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<Content, E> {
+                Ok(Content(text))
+            }
+
+            fn visit_unit<E>(self) -> Result<Content, E> {
+                Ok(Content::default())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
+                let mut all = Content::default();
+                while let Some(part) = seq.next_element::<Part>()? {
+                    all.0.push_str(part.text.as_deref().unwrap_or_default());
+                }
+                Ok(all)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Content::default())
+            }
+        }
+
+        deserializer.deserialize_any(Parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: Rules = Rules { dialect: Dialect::Zhipu, any_model: false };
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        io::Write::write_all(&mut file, text.as_bytes()).expect("written");
+        file
+    }
+
+    fn line(id: &str, content: &str) -> String {
+        format!(
+            r#"{{"custom_id":"{id}","method":"POST","url":"/v4/chat/completions","body":{{"model":"glm-4-air","messages":[{{"role":"system","content":"s"}},{{"role":"user","content":{content}}}]}}}}"#
+        )
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let good = line("abc_0001", r#""hi""#);
+        for (text, says) in [
+            (String::new(), "empty"),
+            ("\n".to_owned(), "line 1: it is blank"),
+            (format!("{good}\n\n"), "line 2: it is blank"),
+            (format!("{good}\nnot json"), "line 2: not a JSON object"),
+            (format!("{good}\n[\"a\",\"b\"]"), "line 2: not a JSON object"),
+            (format!("{good}\n{good}"), "line 2: custom_id is in the file twice"),
+            (good.replace("abc_0001", "abcde"), "at least 6"),
+            (good.replace(r#""custom_id":"abc_0001","#, ""), "custom_id is missing"),
+            (good.replace(r#""abc_0001""#, "17"), "invalid type"),
+            (good.replace("POST", "GET"), "method must be POST"),
+            (good.replace("/v4/", "/v1/"), "url must be /v4/chat/completions"),
+            (good.replace("glm-4-air", "glm-5.2"), "the model `glm-5.2` is not supported in batches; glm-5.1, "),
+            (
+                format!("{good}\n{}", good.replace("0001", "0002").replace("glm-4-air", "glm-4v")),
+                "line 2: all lines of a file must name the same model",
+            ),
+        ] {
+            match check(file(&text).path(), RULES) {
+                Err(Refused::Content(what)) => assert!(what.contains(says), "{what}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        let checked = check(file(&format!("{good}\r\n")).path(), RULES).expect("good");
+        assert_eq!((checked.lines, checked.analysis.as_deref()), (1, Some("abc")));
+        let other = good.replace("/v4/", "/v1/").replace("abc_0001", "a").replace("glm-4-air", "x");
+        let rules = Rules { dialect: Dialect::OpenAi, any_model: false };
+        assert_eq!(check(file(&other).path(), rules).expect("good").lines, 1);
+    }
+
+    #[test]
+    fn long_and_short_lines_are_read_alike() {
+        let image = "A".repeat(usize::try_from(HELD).expect("fits") + 300_000);
+        let parts =
+            format!(r#"[{{"type":"text","text":"看图"}},{{"type":"image_url","image_url":{{"url":"{image}"}}}}]"#);
+        let lines = [line("first_1", r#""一""#), line("long_01", &parts), line("last_01", r#""末""#)];
+        for end in ["", "\n"] {
+            let file = file(&(lines.join("\n") + end));
+            assert_eq!(check(file.path(), RULES).expect("good").lines, 3);
+            let spans = spans(file.path()).expect("spans");
+            let sizes: Vec<usize> = spans.iter().map(|span| span.bytes as usize).collect();
+            assert_eq!(sizes, lines.each_ref().map(String::len));
+            let mut reader = LineFile::open(file.path()).expect("opens");
+            for (place, text) in [(2, "末"), (1, "看图"), (0, "一")] {
+                let (question, key) = reader.at::<Question>(spans[place], 3).expect("reads");
+                assert_eq!(question.expect("parses").body.messages.0, text);
+                assert_eq!(key, LineKey::finish(LineKey::hasher(3).update(lines[place].as_bytes())), "{place}");
+                assert_eq!(reader.bytes_at(spans[place]).expect("reads"), lines[place].as_bytes());
+            }
+        }
+    }
+}
