@@ -226,7 +226,12 @@ pub(super) fn from_reply(
 ) -> ApiError {
     let readable = told.is_some();
     let Told { code, message } = told.unwrap_or_else(|| Told { code: None, message: page_text(page) });
-    let class = code.as_deref().and_then(|code| dialect.class_of(code)).unwrap_or_else(|| class_of(status));
+    let by_status = class_of(status);
+    let class = match code.as_deref().and_then(|code| dialect.class_of(code)) {
+        // A parameter that names nothing: the status says more than the code.
+        Some(Class::BadRequest) | None if by_status == Class::NotFound => Class::NotFound,
+        by_code => by_code.unwrap_or(by_status),
+    };
     ApiError {
         status: Some(status.as_u16()),
         code: code.map(|code| harmless(key, &code, CODE_CHARS)),
@@ -305,6 +310,8 @@ mod tests {
             (400, r#"{"code":"1234","message":"network"}"#, Class::Transient),
             (500, r#"{"error":{"code":"1234","message":"network"}}"#, Class::Transient),
             (404, r#"{"error":"Not Found"}"#, Class::NotFound),
+            (404, r#"{"error":{"code":"1210","message":"no such file"}}"#, Class::NotFound),
+            (404, r#"{"error":{"code":"1113","message":"arrears"}}"#, Class::Account),
             (434, r#"{"error":{"code":"x","message":"?"}}"#, Class::Key),
             (435, r#"{"error":{"message":"too large"}}"#, Class::BadRequest),
             (403, "<html><body>Forbidden</body></html>", Class::Key),
