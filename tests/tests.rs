@@ -5,5 +5,6 @@ mod docs;
 mod emulate;
 mod merge;
 mod parse;
+mod run;
 mod server;
 mod workdir;

@@ -132,7 +132,8 @@ impl Emulator {
     pub fn open(settings: Settings, state_dir: &Path, analyses: Arc<AnalysisSet>) -> Result<Self> {
         let files = state_dir.join("files");
         std::fs::create_dir_all(&files).map_err(|e| Error::io("create", &files, &e))?;
-        let (log, state) = Log::open(state_dir)?;
+        let (log, mut state) = Log::open(state_dir)?;
+        state.note_restart();
         sweep(&files, &state)?;
         let core = Core { state, log, working: HashMap::new(), trouble: HashMap::new() };
         Ok(Self(Arc::new(Inner {

@@ -337,6 +337,12 @@ impl State {
         }
     }
 
+    /// The server starts again: whoever polled before it stopped has seen the statuses that the log holds. Without this a
+    /// client that starts it anew for every poll would see one status for ever.
+    pub fn note_restart(&mut self) {
+        self.batches.iter_mut().for_each(|batch| batch.seen = true);
+    }
+
     /// It is time to make the result files of a batch.
     pub fn needs_work(&self, id: &str, now: Millis, early: bool) -> bool {
         let Some(batch) = self.batch(id).filter(|batch| batch.work.is_none()) else { return false };

@@ -231,6 +231,8 @@ impl Driver<'_> {
                 }
             }
         }
+        // The jobs may all have heard of it before this loop did.
+        end.stopped = end.stopped.or(*self.stop.borrow());
         self.progress.finish();
         Ok(end)
     }

@@ -1,0 +1,442 @@
+//! `zbatch run`: the whole job against the embedded emulator, as a user runs it, killed, repeated and given bad input.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use zbatch::emulator::ledger;
+
+use crate::{
+    server::Server,
+    workdir::{Ran, WorkDir, repository},
+};
+
+const FIELDS: [&str; 6] =
+    ["sentiment_polarity", "sentiment_attribute", "topics", "publisher", "belief_signals", "publisher_decision"];
+
+/// `count` posts of our own, one a line; some with images (by URL: there is no data dir here) and without places.
+fn posts(count: usize) -> String {
+    let text = zbatch::lines::input::read_small(&repository().join("data/posts.json"), 1 << 24).expect("our posts");
+    let mut posts: Vec<Value> = serde_json::from_str(&text).expect("an array");
+    for urls in posts.iter_mut().filter_map(|post| post["image_urls"].as_array_mut()) {
+        urls.retain(|url| url.as_str().is_some_and(|url| url.starts_with("http")));
+    }
+    posts.iter().cycle().take(count).map(|post| format!("{post}\n")).collect()
+}
+
+/// The arguments of most runs here.
+fn job<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate", "--faults", "faults.jsonl"];
+    args.extend(more);
+    args
+}
+
+fn report(dir: &WorkDir, name: &str) -> Value {
+    let mut report: Value = serde_json::from_str(&dir.read(name)).expect("JSON");
+    report.as_object_mut().expect("an object").remove("times");
+    report
+}
+
+/// One create for each content, and how many there were.
+fn creates(dir: &WorkDir, work: &str) -> usize {
+    let ledger = ledger::read(&dir.join(work).join("emulator")).expect("a ledger");
+    for (content, count) in &ledger.by_content {
+        assert_eq!(*count, 1, "{content} was paid for {count} times");
+    }
+    ledger.creates.len()
+}
+
+#[test]
+fn posts_come_out_in_order_with_six_more_fields_and_their_own_bytes() {
+    let dir = WorkDir::new();
+    let odd = "{ \"id\" : 1e999,  \"content\":\"\\u597d\\n\\ud83d\\ude00 \\\"x\\\"\" , \"a\":{\"topics\":1} }\n";
+    let input = format!("{odd}\r\n{}{{\"content\":\"last\",\"topics\":[]}}", posts(20));
+    dir.write("posts.jsonl", &input);
+    let ran = dir.run(&job(&[])).exits(0);
+    assert_eq!(ran.text(), "", "stdout carries data only, and it went to a file");
+    let out = dir.read("out.jsonl");
+    let (inputs, outputs): (Vec<&str>, Vec<&str>) =
+        (input.lines().filter(|line| !line.trim().is_empty()).collect(), out.lines().collect());
+    assert_eq!((inputs.len(), outputs.len()), (22, 22));
+    for (before, after) in inputs.iter().zip(&outputs).take(21) {
+        let own = before.trim_end().strip_suffix('}').expect("an object");
+        let added = after.strip_prefix(own).unwrap_or_else(|| panic!("{after}\nis not\n{own}\nand more"));
+        assert!(
+            added.starts_with(",\"sentiment_polarity\":") && added.contains(",\"publisher_decision\":\""),
+            "{added}"
+        );
+    }
+    let last: Value = serde_json::from_str(outputs[21]).expect("JSON");
+    assert_eq!(last["content"], "last");
+    for line in &outputs {
+        // 1e999 is beyond serde_json's numbers: the fields are looked for as text.
+        assert!(FIELDS.iter().all(|field| line.contains(&format!("\"{field}\":"))), "{line}");
+    }
+    let report = report(&dir, "w/integration_report.json");
+    assert_eq!(report["integration_stats"]["total_posts"], 22);
+    assert_eq!(report["batches"]["emulated"], true);
+    for (_, of) in report["integration_stats"]["analyses"].as_object().expect("six") {
+        assert_eq!(json!([of["rows"], of["answers"], of["processed_posts"]]), json!([22, 22, 22]));
+    }
+    assert_eq!(dir.read("faults.jsonl"), "");
+    assert!(ran.stderr.contains("emulator"), "{}", ran.stderr);
+    for snapshot in ["jsonl_files_info.json", "batch_results.json", "download_info.json"] {
+        assert!(dir.exists(&format!("w/{snapshot}")), "{snapshot}");
+    }
+    assert_eq!(std::fs::read_dir(dir.join("w/requests")).expect("listed").count(), 0, "request files are gone");
+}
+
+#[test]
+fn s1_a_second_run_does_nothing_new_and_writes_the_same() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(30));
+    dir.run(&job(&["--max-lines", "7"])).exits(0);
+    let (out, first, paid) = (dir.read("out.jsonl"), report(&dir, "w/integration_report.json"), creates(&dir, "w"));
+    dir.run(&job(&["--max-lines", "7"])).exits(0);
+    assert_eq!((dir.read("out.jsonl"), report(&dir, "w/integration_report.json")), (out, first));
+    assert_eq!(creates(&dir, "w"), paid);
+}
+
+/// kill -9 at any moment, the same command again: the same bytes, and one create a chunk.
+#[test]
+fn m1_s1_killed_at_random_moments_it_pays_once_and_writes_the_same() {
+    let input = posts(300);
+    let bad = "{\"content\":5}\nnonsense\n{\"content\":\"x\",\"image_urls\":[\"none.png\"]}\n";
+    let input = format!("{input}{bad}");
+    let more = ["--max-lines", "40", "--poll-interval", "20ms", "--fault", "blocked=3%", "--fault", "missing=2%"];
+    let golden = WorkDir::new();
+    golden.write("posts.jsonl", &input);
+    golden.run(&job(&more)).exits(1);
+    let chunks = creates(&golden, "w");
+
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", &input);
+    let (mut kills, mut wait) = (0, 17);
+    while kills < 10 {
+        let mut child =
+            dir.command(&job(&more)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        std::thread::sleep(Duration::from_millis(wait));
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        kills += 1;
+        // Not random, but no two alike, and some before the first create.
+        wait = 30 + wait * 7 % 190;
+    }
+    dir.run(&job(&more)).exits(1);
+    assert_eq!(creates(&dir, "w"), chunks, "one create for each chunk");
+    for name in ["out.jsonl", "faults.jsonl"] {
+        assert_eq!(dir.read(name), golden.read(name), "{name}");
+    }
+    assert_eq!(report(&dir, "w/integration_report.json"), report(&golden, "w/integration_report.json"));
+}
+
+/// What failed is asked for again; two rounds are one.
+#[test]
+fn a_second_round_asks_for_what_is_missing_and_equals_one_round_without_failures() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(200));
+    let ran = dir.run(&job(&["--fault", "invalid=5%"])).exits(1);
+    let first = report(&dir, "w/integration_report.json");
+    let missing: u64 = first["integration_stats"]["analyses"]
+        .as_object()
+        .expect("six")
+        .values()
+        .map(|of| of["missing_posts"].as_u64().expect("a count"))
+        .sum();
+    assert!((20..120).contains(&missing), "about 5 % of 1200: {missing}");
+    assert_eq!(dir.read("faults.jsonl").lines().count() as u64, missing);
+
+    // The report ends with the one command to run next.
+    let next = first["next_command"].as_str().expect("a command");
+    assert!(ran.stderr.contains(next), "{}", ran.stderr);
+    let words: Vec<&str> = next.split(' ').skip(1).collect();
+    dir.run(&words).exits(0);
+    let second: Value = serde_json::from_str(&dir.read("w-round2/integration_report.json")).expect("JSON");
+    assert_eq!(second["batches"]["requests"], missing, "only what was missing is asked for");
+
+    dir.run(&["run", "posts.jsonl", "-o", "one.jsonl", "-d", "one", "--emulate"]).exits(0);
+    assert_eq!(dir.read("out.round2.jsonl"), dir.read("one.jsonl"));
+}
+
+/// The same through the filters and a pipe: the same posts, byte for byte.
+#[test]
+fn filters_and_jobs_give_what_run_gives() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(60));
+    dir.run(&job(&[])).exits(0);
+    let server = Server::start(&dir, &dir.join("server"), &[]);
+    let remote = ["--base-url", &server.base, "--poll-interval", "20ms"];
+    let run = |args: &[&str]| {
+        let mut command = dir.command(args);
+        if matches!(args[0], "submit" | "fetch") {
+            command.args(remote).env("ZHIPUAI_API_KEY", "some.key");
+        }
+        Ran::of(command.output().expect("it starts")).exits(0)
+    };
+    run(&["gen", "-d", "work", "posts.jsonl", "--max-lines", "11"]);
+    run(&["submit", "-d", "work"]);
+    let results = run(&["fetch", "-d", "work", "-o", "-"]);
+    let answers = dir.pipe(results.stdout, &["parse"]).exits(0);
+    let enhanced = dir.pipe(answers.stdout, &["merge", "posts.jsonl", "-"]).exits(0);
+    assert_eq!(enhanced.text(), dir.read("out.jsonl"));
+    // Results in any order, from files: the same again.
+    let mut files: Vec<String> = std::fs::read_dir(dir.join("work/results"))
+        .expect("listed")
+        .map(|entry| entry.expect("an entry").path().display().to_string())
+        .collect();
+    files.sort_by_key(|name| name.len().wrapping_mul(name.bytes().map(usize::from).sum()) % 17);
+    let names: Vec<&str> =
+        ["parse", "-o", "answers.jsonl"].into_iter().chain(files.iter().map(String::as_str)).collect();
+    dir.run(&names).exits(0);
+    let enhanced = dir.run(&["merge", "posts.jsonl", "answers.jsonl"]).exits(0);
+    assert_eq!(enhanced.text(), dir.read("out.jsonl"));
+}
+
+#[test]
+fn stdin_is_kept_so_that_the_same_command_resumes_without_it() {
+    let dir = WorkDir::new();
+    let args = ["run", "-", "-o", "out.json", "-d", "w", "--emulate"];
+    dir.pipe(posts(10), &args).exits(0);
+    let out = dir.read("out.json");
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&out).expect("one array").len(), 10);
+    dir.pipe("", &args).exits(0);
+    dir.pipe(posts(10), &args).exits(0);
+    assert_eq!((dir.read("out.json"), creates(&dir, "w")), (out, 6));
+    let ran = dir.pipe(posts(9), &args).exits(65);
+    assert!(ran.stderr.contains("other posts") && ran.stderr.contains("--new"), "{}", ran.stderr);
+}
+
+#[test]
+fn the_output_may_name_the_input() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(10));
+    let args = ["run", "posts.jsonl", "-o", "posts.jsonl", "-d", "w", "--emulate"];
+    dir.run(&args).exits(0);
+    let out = dir.read("posts.jsonl");
+    assert_eq!(out.matches("\"publisher_decision\":").count(), 10);
+    dir.run(&args).exits(0);
+    assert_eq!(dir.read("posts.jsonl"), out);
+}
+
+#[test]
+fn posts_and_output_have_the_old_defaults() {
+    let dir = WorkDir::new();
+    for file in ["topics.json", "sentiment_attributes.json", "publisher_objects.json"] {
+        let text = zbatch::lines::input::read_small(&repository().join("data").join(file), 1 << 20).expect("ours");
+        dir.write(&format!("data/{file}"), text);
+    }
+    let lines = posts(3);
+    dir.write("data/posts.json", format!("[{}]", lines.trim_end().replace('\n', ",\n")));
+    let ran = dir.run(&["run", "--emulate", "-d", "w"]).exits(0);
+    let out: Vec<Value> = serde_json::from_str(&dir.read("enhanced_blogs.json")).expect("one array");
+    assert!(out.iter().all(|post| post.get("publisher").is_some() && post.get("belief_signals").is_none()));
+    assert!(ran.stderr.contains("believe_system_common.json"), "an optional file that is not there is named");
+}
+
+#[test]
+fn s9_rows_balance_and_faults_are_sorted() {
+    let dir = WorkDir::new();
+    let input = format!("{}{{\"content\":null}}\nbroken{{\n{}", posts(60), posts(5));
+    dir.write("posts.jsonl", input);
+    let faults =
+        ["blocked=4%", "missing=3%", "invalid=3%", "foreign=3%", "duplicate=3%", "length=2%", "null=2%", "torn=2%"];
+    let more: Vec<&str> = faults.iter().flat_map(|fault| ["--fault", fault]).chain(["--max-lines", "50"]).collect();
+    dir.run(&job(&more)).exits(1);
+    let report = report(&dir, "w/integration_report.json");
+    let mut asked = 0;
+    for (name, of) in report["integration_stats"]["analyses"].as_object().expect("six") {
+        let count = |kind: &str| of["faults"][kind]["count"].as_u64().unwrap_or_default();
+        let rows = of["rows"].as_u64().expect("a count");
+        asked += rows;
+        let wrong: u64 =
+            ["blocked", "absent", "not_accepted", "unreadable", "truncated", "empty"].map(count).iter().sum();
+        assert_eq!(rows, of["answers"].as_u64().expect("a count") + wrong, "{name}: {of}");
+        assert_eq!(count("bad_post"), 1, "the post without a text");
+    }
+    assert_eq!(asked, report["batches"]["requests"].as_u64().expect("a count"));
+    let lines: Vec<Value> =
+        dir.read("faults.jsonl").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let indexes: Vec<u64> = lines.iter().filter_map(|line| line["index"].as_u64()).filter(|at| *at < 67).collect();
+    assert!(indexes.is_sorted() && indexes.len() > 20, "{indexes:?}");
+    let broken =
+        lines.iter().find(|line| line["index"] == 61 && line.get("analysis").is_none()).expect("the broken line");
+    assert_eq!((&broken["kind"], &broken["line"]), (&json!("bad_post"), &json!(62)));
+    assert_eq!(dir.read("out.jsonl").lines().count(), 67);
+}
+
+#[test]
+fn h1_a_foreign_row_touches_nobody() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(40));
+    dir.run(&["run", "posts.jsonl", "-o", "clean.jsonl", "-d", "clean", "--emulate"]).exits(0);
+    dir.run(&job(&["--fault", "foreign=20%", "--max-lines", "9"])).exits(1);
+    assert_eq!(dir.read("out.jsonl"), dir.read("clean.jsonl"));
+    assert!(dir.read("faults.jsonl").contains("\"kind\":\"foreign\""));
+}
+
+#[test]
+fn m2_paid_rows_of_expired_batches_are_kept() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(40));
+    let ran = dir.run(&job(&["--fault", "expired=50%", "--only", "sentiment_attribute"])).exits(1);
+    let report = report(&dir, "w/integration_report.json");
+    let of = &report["integration_stats"]["analyses"]["sentiment_attribute"];
+    let (kept, absent) = (of["processed_posts"].as_u64(), of["faults"]["absent"]["count"].as_u64());
+    assert!(kept > Some(5) && absent > Some(5) && kept.zip(absent).map(|(a, b)| a + b) == Some(40), "{of}");
+    assert!(ran.stderr.contains("next: zbatch run --missing out.jsonl"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_broken_array_costs_nothing_and_leaves_no_output() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "[{\"content\":\"a\"},\n{\"content\":\"b\"},\n{\"content\" \"c\"}]");
+    let ran = dir.run(&job(&[])).exits(65);
+    assert!(ran.stderr.contains("index 2, byte 35"), "{}", ran.stderr);
+    assert!(!dir.exists("out.jsonl"));
+    assert_eq!(creates(&dir, "w"), 0);
+}
+
+#[test]
+fn s5_a_directory_belongs_to_one_input_and_configuration() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(10));
+    dir.run(&job(&["--max-lines", "4"])).exits(0);
+    let ran = dir.run(&job(&["--max-lines", "5"])).exits(65);
+    assert!(ran.stderr.contains("`max_lines` is 4; now it is 5") && ran.stderr.contains("--new"), "{}", ran.stderr);
+    let ran = dir.run(&job(&["--max-lines", "4", "--only", "topic_analysis"])).exits(65);
+    assert!(ran.stderr.contains("analyses"), "{}", ran.stderr);
+    let changed = dir.read("posts.jsonl").replacen("\"content\":\"", "\"content\":\"!", 1);
+    dir.write("posts.jsonl", changed);
+    let ran = dir.run(&job(&["--max-lines", "4"])).exits(65);
+    assert!(ran.stderr.contains("_batch_part1") && ran.stderr.contains("not the one"), "{}", ran.stderr);
+    dir.run(&job(&["--max-lines", "5", "--new"])).exits(0);
+    assert!(dir.exists("w.old-1/journal.jsonl"));
+}
+
+#[test]
+fn m3_a_cap_refuses_before_the_first_create() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(30));
+    for cap in [["--max-batches", "7"], ["--max-requests", "179"]] {
+        let ran = dir.run(&job(&cap)).exits(69);
+        assert!(ran.stderr.contains(cap[0]), "{}", ran.stderr);
+        assert_eq!(creates(&dir, "w"), 0);
+    }
+    dir.run(&job(&["--max-batches", "8", "--max-requests", "180"])).exits(0);
+}
+
+#[test]
+fn no_wait_does_what_can_be_done_now_until_all_is_done() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(12));
+    let mut rounds = 0;
+    loop {
+        let ran = dir.run(&job(&["--no-wait", "--max-lines", "6"]));
+        rounds += 1;
+        match ran.code {
+            Some(75) => assert!(rounds < 100, "{}", ran.stderr),
+            _ => break drop(ran.exits(0)),
+        }
+    }
+    assert!(rounds > 3, "{rounds}");
+    assert_eq!(dir.read("out.jsonl").matches("\"publisher_decision\":\"").count(), 12);
+    creates(&dir, "w");
+}
+
+#[test]
+fn a_timeout_leaves_the_batches_running_and_the_same_command_goes_on() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(5));
+    let slow = |timeout| job(&["--fault", "slow=1ms", "--latency", "700ms", "--timeout", timeout]);
+    let began = Instant::now();
+    let ran = dir.run(&slow("300ms")).exits(75);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(ran.stderr.contains("run on: batch_") && ran.stderr.contains("to go on"), "{}", ran.stderr);
+    dir.run(&slow("60s")).exits(0);
+    creates(&dir, "w");
+}
+
+#[test]
+fn m5_ctrl_c_names_the_batches_that_run_on() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let dir = WorkDir::new();
+        dir.write("posts.jsonl", posts(5));
+        let mut command = dir.command(&job(&["--latency", "1500ms"]));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        wait_for(&dir.join("w/journal.jsonl"), "\"created\"");
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+        let ran = Ran::of(child.wait_with_output().expect("it ends")).exits(code);
+        assert!(ran.stderr.contains("run on: batch_") && ran.stderr.contains("to go on"), "{}", ran.stderr);
+        assert!(!dir.exists("out.jsonl"));
+        dir.run(&job(&["--latency", "1500ms"])).exits(0);
+        creates(&dir, "w");
+    }
+}
+
+fn wait_for(path: &Path, text: &str) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < until {
+        if zbatch::lines::input::read_small(path, 1 << 24).is_ok_and(|journal| journal.contains(text)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{} never held {text}", path.display());
+}
+
+#[test]
+fn k1_without_a_key_it_says_how_to_set_one() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(1));
+    let ran = dir.run(&["run", "posts.jsonl", "-o", "out.jsonl"]).exits(77);
+    assert!(ran.stderr.contains("ZHIPUAI_API_KEY") && ran.stderr.contains("--key-file"), "{}", ran.stderr);
+    assert!(!dir.exists("batch"), "nothing was begun");
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_known_before_anything_is_paid() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(1));
+    let ran = dir.run(&["run", "posts.jsonl", "-o", "nosuch/out.jsonl", "-d", "w", "--emulate"]).exits(74);
+    assert!(ran.stderr.contains("nosuch/out.jsonl"), "{}", ran.stderr);
+    assert!(!dir.exists("w"));
+}
+
+#[test]
+fn compressed_in_and_out() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(6));
+    dir.write("posts.zst", zstd::encode_all(posts(6).as_bytes(), 1).expect("packed"));
+    dir.run(&job(&[])).exits(0);
+    dir.run(&["run", "posts.zst", "-o", "out.jsonl.gz", "-d", "z", "--emulate"]).exits(0);
+    let mut plain = String::new();
+    let packed = std::fs::File::open(dir.join("out.jsonl.gz")).expect("it is there");
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(packed), &mut plain).expect("unpacked");
+    assert_eq!(plain, dir.read("out.jsonl"));
+}
+
+#[test]
+fn an_empty_input_gives_an_empty_output() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "\n \n");
+    dir.run(&job(&[])).exits(0);
+    assert_eq!((dir.read("out.jsonl").as_str(), creates(&dir, "w")), ("", 0));
+}
+
+#[test]
+fn rows_that_will_not_get_better_are_left_out_of_the_next_round() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(60));
+    dir.run(&job(&["--fault", "blocked=10%", "--only", "topic_analysis"])).exits(1);
+    let blocked = dir.read("faults.jsonl").lines().count();
+    assert!(blocked > 0);
+    let report = report(&dir, "w/integration_report.json");
+    let words: Vec<&str> = report["next_command"].as_str().expect("a command").split(' ').skip(1).collect();
+    let ran = dir.run(&words);
+    assert!(ran.stderr.contains(&format!("{blocked} rows left out by --skip")), "{}", ran.stderr);
+    assert!(ran.stderr.contains("0 requests"), "{}", ran.stderr);
+}
