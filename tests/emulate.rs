@@ -457,7 +457,8 @@ fn a_real_server_answers_each_line() {
     first.kill();
     let server = server(&work, &["--upstream", &upstream]);
     let (seen, ended) = server.wait(ZHIPU, &batch);
-    assert_eq!(seen, ["validating", "in_progress", "finalizing", "completed"]);
+    // What was the status before a restart counts as seen.
+    assert_eq!(seen, ["in_progress", "finalizing", "completed"]);
     assert_eq!(ended["request_counts"], json!({"total": 14, "completed": 12, "failed": 2}));
     let good = server.call("GET", &format!("{ZHIPU}/files/{}/content", text(&ended["output_file_id"])), b"");
     let good = String::from_utf8(good.body).expect("UTF-8");
