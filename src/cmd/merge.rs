@@ -1,12 +1,12 @@
 //! Posts ⋈ answers → enhanced posts. Answers are read first, in whatever order they come, into a store of bounded
 //! memory; then the posts stream past it, in order, and each takes its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{Console, Ended};
+use super::{Console, Ended, next::NextCommand};
 use crate::{
     analysis::AnalysisSet,
-    cli::{Format, MergeArgs, SourceArgs},
+    cli::{Format, MergeArgs},
     error::{Error, Result},
     flow::{
         Fault, FaultKind, FaultLine,
@@ -17,7 +17,7 @@ use crate::{
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::{Input, is_stdin},
-        output::{Output, is_array_name},
+        output::{JsonWriter, Output, is_array_name},
         spill::{AnswerStore, Cell, Joined},
     },
     report::{Report, Tally},
@@ -45,7 +45,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
         Some(format) => format == Format::Json,
         None => output.is_some_and(is_array_name),
     };
-    let mut writer = PostWriter::new(Output::create(output)?, as_array);
+    let mut writer = JsonWriter::new(Output::create(output)?, as_array);
     let mut seen = Seen { tally: Tally::new(set.list.len()), log: FaultLog::create(args.faults.faults.as_deref())? };
     let tmp_dir = args.memory.tmp_dir.clone().unwrap_or_else(std::env::temp_dir);
     let mut store = AnswerStore::new(set.list.len(), args.memory.memory, &tmp_dir)?;
@@ -96,41 +96,6 @@ impl Seen {
             ..FaultLine::new(Fault::new(kind, detail))
         };
         self.add_fault(Some(at), &fault)
-    }
-}
-
-/// Posts on their way out: lines, or one array with a post a line.
-pub struct PostWriter {
-    output: Output,
-    as_array: bool,
-    began: bool,
-}
-
-impl PostWriter {
-    pub fn new(output: Output, as_array: bool) -> Self {
-        Self { output, as_array, began: false }
-    }
-
-    pub fn put(&mut self, post: &[u8]) -> Result<()> {
-        let before: &[u8] = match (self.as_array, self.began) {
-            (true, false) => b"[\n",
-            (true, true) => b",\n",
-            (false, false) => b"",
-            (false, true) => b"\n",
-        };
-        self.began = true;
-        self.output.put(before)?;
-        self.output.put(post)
-    }
-
-    pub fn commit(mut self) -> Result<()> {
-        self.output.put(match (self.as_array, self.began) {
-            (true, false) => b"[\n]\n",
-            (true, true) => b"\n]\n",
-            (false, false) => b"",
-            (false, true) => b"\n",
-        })?;
-        self.output.commit()
     }
 }
 
@@ -203,7 +168,7 @@ fn write_posts(
     start_index: u64,
     set: &AnalysisSet,
     mut joined: Joined,
-    writer: &mut PostWriter,
+    writer: &mut JsonWriter,
     seen: &mut Seen,
 ) -> Result<PostCounts> {
     let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
@@ -272,35 +237,10 @@ fn summarize(args: &MergeArgs, set: &AnalysisSet, tally: &Tally, counts: PostCou
 
 /// Asks for what is missing in our output, under the settings that were in force here.
 fn next_command(args: &MergeArgs) -> String {
-    let mut command = "zbatch gen --missing ".to_owned();
-    match args.output.output.as_deref().filter(|path| *path != Path::new("-")) {
-        Some(path) => command += &shell_word(&path.display().to_string()),
-        None => command += "ENHANCED",
-    }
-    let SourceArgs { config, data_dir, analyses, only } = &args.source;
-    let mut flag = |name: &str, path: Option<&PathBuf>| {
-        if let Some(path) = path {
-            command += &format!(" {name} {}", shell_word(&path.display().to_string()));
-        }
-    };
-    flag("--skip", args.faults.faults.as_ref());
-    flag("--config", config.as_ref());
-    flag("--data-dir", data_dir.as_ref());
-    flag("--analyses", analyses.as_ref());
-    if !only.is_empty() {
-        command += &format!(" --only {}", only.join(","));
-    }
-    if args.input.start_index > 0 {
-        command += &format!(" --start-index {}", args.input.start_index);
-    }
-    command
-}
-
-/// A word as a POSIX shell reads it.
-pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "._-/+=:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
+    let output = args.output.output.as_deref().filter(|path| *path != Path::new("-"));
+    NextCommand::new("zbatch gen --missing")
+        .word(&output.map_or("ENHANCED".to_owned(), |path| path.display().to_string()))
+        .path("--skip", args.faults.faults.as_deref())
+        .source(&args.source, args.input.start_index)
+        .into_text()
 }

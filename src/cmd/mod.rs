@@ -7,6 +7,7 @@ mod emulate;
 mod fetch;
 mod r#gen;
 mod merge;
+mod next;
 mod parse;
 mod remote;
 mod run;

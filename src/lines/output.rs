@@ -257,6 +257,42 @@ impl Write for Output {
     }
 }
 
+/// JSON values on their way out: a line each, in one array or not.
+#[derive(Debug)]
+pub struct JsonWriter {
+    output: Output,
+    as_array: bool,
+    began: bool,
+}
+
+impl JsonWriter {
+    pub fn new(output: Output, as_array: bool) -> Self {
+        Self { output, as_array, began: false }
+    }
+
+    pub fn put(&mut self, value: &[u8]) -> Result<()> {
+        let before: &[u8] = match (self.as_array, self.began) {
+            (true, false) => b"[\n",
+            (true, true) => b",\n",
+            (false, false) => b"",
+            (false, true) => b"\n",
+        };
+        self.began = true;
+        self.output.put(before)?;
+        self.output.put(value)
+    }
+
+    pub fn commit(mut self) -> Result<()> {
+        self.output.put(match (self.as_array, self.began) {
+            (true, false) => b"[\n]\n",
+            (true, true) => b"\n]\n",
+            (false, false) => b"",
+            (false, true) => b"\n",
+        })?;
+        self.output.commit()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

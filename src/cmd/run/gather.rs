@@ -1,0 +1,146 @@
+//! Results files → answers, as the files come: every row of a fetched chunk goes into the store, every line that is no row of
+//! its chunk beside it.
+
+use std::sync::Mutex;
+
+use tokio::sync::mpsc;
+
+use crate::{
+    analysis::AnalysisSet,
+    cmd::setup::Rendering,
+    error::Result,
+    flow::{
+        Fault, FaultKind, FaultLine,
+        answers::{AnswerReader, Outcome},
+        chunks::Chunk,
+        faults::excerpt,
+        rows::{LONGEST_RESULT, RowSet},
+    },
+    journal::{Journal, Step, locked},
+    lines::{
+        blocks::{Block, LineReader, Shape},
+        input::Input,
+        spill::AnswerStore,
+    },
+    report::Tally,
+    workdir::{ResultFile, WorkDir},
+};
+
+/// Faults that belong to no row stand behind all posts, in the order of their files and lines.
+const UNPLACED: u64 = 1 << 62;
+
+/// Reads the results of every fetched chunk into the store: those that are here first, then the others as they come.
+pub fn read_results(
+    rendering: &Rendering,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    store: AnswerStore,
+    mut fetched: mpsc::Receiver<usize>,
+) -> Result<(AnswerStore, Tally)> {
+    let mut gatherer = Gatherer {
+        set: &rendering.set,
+        work,
+        reader: AnswerReader::new(&rendering.set),
+        store,
+        tally: Tally::new(rendering.set.list.len()),
+        block: Block::default(),
+    };
+    let chunk = |place: usize| -> Result<Option<Chunk>> {
+        Ok(locked(journal)?.state.jobs.get(place).map(|job| job.chunk.clone()))
+    };
+    let here: Vec<usize> = {
+        let jobs = &locked(journal)?.state.jobs;
+        let fetched = jobs.iter().enumerate().filter(|(_, job)| job.step == Step::Fetched);
+        fetched.map(|(place, _)| place).collect()
+    };
+    for place in &here {
+        if let Some(chunk) = chunk(*place)? {
+            gatherer.read_chunk(*place, &chunk)?;
+        }
+    }
+    while let Some(place) = fetched.blocking_recv() {
+        match chunk(place)? {
+            Some(chunk) if here.binary_search(&place).is_err() => gatherer.read_chunk(place, &chunk)?,
+            _ => {}
+        }
+    }
+    Ok((gatherer.store, gatherer.tally))
+}
+
+/// Precedence among answers for one row: chunk order, then output before error file, then line.
+fn rank(place: usize, file: ResultFile, line: u64) -> u64 {
+    const LINE_BITS: u32 = 27;
+    let line = line.min((1 << LINE_BITS) - 1);
+    ((place as u64) << (LINE_BITS + 1)) | (u64::from(file == ResultFile::Error) << LINE_BITS) | line
+}
+
+struct Gatherer<'a> {
+    set: &'a AnalysisSet,
+    work: &'a WorkDir,
+    reader: AnswerReader<'a>,
+    store: AnswerStore,
+    tally: Tally,
+    block: Block,
+}
+
+impl Gatherer<'_> {
+    fn read_chunk(&mut self, place: usize, chunk: &Chunk) -> Result<()> {
+        let rows = RowSet::read(&self.work.rows(&chunk.id))?;
+        let asked = self.set.find(&chunk.analysis);
+        let is_row = |index: u64, analysis: Option<usize>| asked == analysis && rows.contains(index);
+        for file in ResultFile::BOTH {
+            let path = self.work.results(&chunk.id, file);
+            if !path.exists() {
+                continue;
+            }
+            // The name within the directory: the same wherever that lies.
+            let name = path.strip_prefix(self.work.path()).unwrap_or(&path).display().to_string();
+            let mut lines = LineReader::new(Input::open(Some(&path), "")?, Shape::Lines, LONGEST_RESULT, 0);
+            while lines.fill(&mut self.block)? {
+                for line in self.block.lines() {
+                    let rank = rank(place, file, line.number);
+                    let outcome = if line.too_long {
+                        let fault = Fault::new(FaultKind::BadLine, "the line is longer than a result can be");
+                        Outcome::Fault { index: None, analysis: None, name: None, fault }
+                    } else {
+                        self.reader.read(line.bytes, &mut self.tally)
+                    };
+                    let (index, analysis, fault) = match outcome {
+                        Outcome::Answer { index, analysis, value, .. } if is_row(index.0, Some(analysis)) => {
+                            self.store.push_value(index.0, analysis, rank, value)?;
+                            continue;
+                        }
+                        Outcome::Answer { index, analysis, .. } => (Some(index.0), Some(analysis), None),
+                        Outcome::Fault { index, analysis, fault, .. } => {
+                            (index.map(|index| index.0), analysis, Some(fault))
+                        }
+                    };
+                    let is_own = index.is_some_and(|index| is_row(index, analysis));
+                    let fault = fault
+                        .filter(|_| is_own || analysis.is_none())
+                        .unwrap_or_else(|| Fault::new(FaultKind::Foreign, format!("{} has no such row", chunk.id)));
+                    let fault = FaultLine {
+                        index,
+                        analysis: analysis.and_then(|at| self.set.list.get(at)).map(|a| a.name.clone()),
+                        file: Some(name.clone()),
+                        line: Some(line.number),
+                        offset: Some(line.offset),
+                        excerpt: Some(excerpt(line.bytes)),
+                        ..FaultLine::new(fault)
+                    };
+                    let mut payload = Vec::new();
+                    fault.write_to(&mut payload);
+                    match (index, analysis) {
+                        (Some(index), Some(at)) if is_own => self.store.push_fault(index, at, rank, &payload)?,
+                        // Beside the row, not in it: it says nothing about the row's own answer.
+                        (Some(index), Some(at)) if index < UNPLACED => {
+                            self.store.push_fault(index, self.set.list.len() + at, rank, &payload)?;
+                        }
+                        _ => self.store.push_fault(UNPLACED + rank, 0, rank, &payload)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

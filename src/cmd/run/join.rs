@@ -1,0 +1,220 @@
+//! The last pass of a run: the posts, each with its answers, its faults and its share of the report.
+
+use std::{path::Path, sync::Mutex};
+
+use serde_json::json;
+
+use crate::{
+    cli::{Format, RunArgs},
+    cmd::{Console, Ended, fetch::totals, next::NextCommand, setup::Rendering},
+    error::{Error, Kind, Result},
+    flow::{
+        Fault, FaultKind, FaultLine,
+        enhanced::{write_enhanced, write_unreadable},
+        faults::FaultLog,
+        posts::{PostCounts, PostReader},
+        requests::Rendered,
+    },
+    journal::{Job, Journal, Step, locked},
+    lines::{
+        output::{JsonWriter, Output, is_array_name},
+        spill::{Cell, Joined},
+    },
+    report::{Report, Tally},
+    workdir::WorkDir,
+};
+
+/// What it needs beside posts and answers.
+pub struct Join<'a> {
+    pub args: &'a RunArgs,
+    pub rendering: &'a Rendering,
+    pub output: &'a Path,
+    pub console: &'a Console,
+}
+
+impl Join<'_> {
+    pub fn write(
+        &self,
+        posts: PostReader<'_>,
+        mut joined: Joined,
+        parsed: Tally,
+        work: &WorkDir,
+        journal: &Mutex<Journal>,
+        times: &dyn Fn() -> serde_json::Value,
+    ) -> Result<Ended> {
+        let set = &self.rendering.set;
+        let analyses = set.list.len();
+        let as_array = match self.args.output.format {
+            Some(format) => format == Format::Json,
+            None => is_array_name(self.output),
+        };
+        let mut writer = JsonWriter::new(Output::create(Some(self.output))?, as_array);
+        let mut log = FaultLog::create(self.args.faults.faults.as_deref())?;
+        let mut tally = Tally { surrogates: parsed.surrogates, ..Tally::new(analyses) };
+        let mut renderer = self.rendering.renderer()?;
+        let (mut enhanced, mut filled, mut asked) = (Vec::new(), Vec::new(), vec![false; analyses]);
+        let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
+        let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
+        let counts = posts.for_each(|place| {
+            let index = place.index.0;
+            enhanced.clear();
+            faults.clear();
+            asked.fill(false);
+            let row = joined.row(index)?;
+            match &place.post {
+                Ok(post) => {
+                    renderer.render(post, &mut |from| {
+                        match from {
+                            Rendered::Request(request) => {
+                                if let Some(asked) = asked.get_mut(request.analysis) {
+                                    *asked = true;
+                                }
+                            }
+                            Rendered::Fault(fault) => faults.push((find(&fault), fault)),
+                        }
+                        Ok(())
+                    })?;
+                    write_enhanced(post, set, row, &mut enhanced, &mut filled);
+                }
+                Err(bad) => {
+                    faults.push((None, bad.clone()));
+                    write_unreadable(set, &mut enhanced);
+                    filled.clear();
+                    filled.resize(analyses, false);
+                }
+            }
+            for (at, analysis) in set.list.iter().enumerate() {
+                let mut here = |kind, detail: &str| {
+                    let fault = Fault::new(kind, detail);
+                    let (index, analysis) = (Some(index), Some(analysis.name.clone()));
+                    faults.push((Some(at), FaultLine { index, analysis, ..FaultLine::new(fault) }));
+                };
+                let was_asked = asked.get(at).copied().unwrap_or_default();
+                if row.conflict(at) {
+                    here(FaultKind::Conflict, "different answers; the first of them is kept");
+                }
+                let counted = tally.analyses.get_mut(at);
+                match row.cell(at) {
+                    Cell::Value(_) => counted.into_iter().for_each(|tally| tally.answers += 1),
+                    Cell::Absent if was_asked => here(FaultKind::Absent, "asked for, and in no results file"),
+                    Cell::Absent => {}
+                    Cell::Fault(payload) => faults.push((Some(at), read_back(payload)?)),
+                }
+                if let Cell::Fault(payload) = row.cell(analyses + at) {
+                    faults.push((Some(at), read_back(payload)?));
+                }
+                if let Some(tally) = tally.analyses.get_mut(at) {
+                    tally.rows += u64::from(was_asked);
+                    tally.note_post(index, filled.get(at).copied().unwrap_or_default());
+                }
+            }
+            faults.sort_by_key(|(at, _)| *at);
+            for (at, fault) in &faults {
+                tally.add_fault(*at, fault);
+                log.add(fault)?;
+            }
+            writer.put(&enhanced)
+        })?;
+        let end = self.args.input.start_index.saturating_add(counts.places);
+        joined.beyond(end, |_, at, cell| {
+            if let Cell::Fault(payload) = cell {
+                let fault = read_back(payload)?;
+                tally.add_fault(fault.index.and(Some(at % analyses)).filter(|_| fault.analysis.is_some()), &fault);
+                log.add(&fault)?;
+            }
+            Ok(())
+        })?;
+        for (tally, parsed) in tally.analyses.iter_mut().zip(&parsed.analyses) {
+            tally.rungs = parsed.rungs;
+            tally.unknown_labels = parsed.unknown_labels;
+            tally.usage = parsed.usage;
+        }
+        writer.commit()?;
+        log.commit()?;
+        self.tell(&tally, counts, &log, work, journal, times)
+    }
+
+    fn tell(
+        &self,
+        tally: &Tally,
+        counts: PostCounts,
+        log: &FaultLog,
+        work: &WorkDir,
+        journal: &Mutex<Journal>,
+        times: &dyn Fn() -> serde_json::Value,
+    ) -> Result<Ended> {
+        let state = &locked(journal)?.state;
+        let missing = tally.analyses.iter().any(|tally| tally.missing > 0);
+        let remains = state.below(Step::Fetched) > 0;
+        let report = Report {
+            analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
+            tally,
+            posts: Some((counts.places, counts.posts)),
+            batches: Some(batches(&state.jobs, self.args.emulate)),
+            times: Some(times()),
+            next: match (remains, missing) {
+                (true, _) => Some("the same command; batches are not done yet".to_owned()),
+                (false, true) => Some(self.next_command(work)),
+                (false, false) => None,
+            },
+        };
+        let path = self.args.faults.report.clone().unwrap_or_else(|| work.join("integration_report.json"));
+        report.write(&path)?;
+        self.console.note(format_args!("{}\n{}", self.output.display(), report.table()));
+        self.console.note(format_args!("report: {}", path.display()));
+        self.console.show_faults(log);
+        let rows = tally.analyses.iter().map(|tally| tally.rows).sum::<u64>() + (counts.places - counts.posts);
+        Ok(Ended::judge(self.args.faults.max_faults, log.total(), rows))
+    }
+
+    /// Asks for what is missing in the output, in a directory of its own.
+    fn next_command(&self, work: &WorkDir) -> String {
+        let (stem, ending) = split_name(self.output);
+        let work_name = work.path().file_name().unwrap_or_default().to_string_lossy();
+        let (source, model, remote) = (&self.args.source, &self.args.model, &self.args.remote);
+        let command = NextCommand::new("zbatch run --missing")
+            .word(&self.output.display().to_string())
+            .path("-o", Some(&self.output.with_file_name(format!("{stem}.round2{ending}"))))
+            .path("-d", Some(&work.path().with_file_name(format!("{work_name}-round2"))))
+            .path("--skip", self.args.faults.faults.as_deref())
+            .source(source, self.args.input.start_index)
+            .flag("--model", model.model.as_deref())
+            .flag("--multimodal-model", model.multimodal_model.as_deref())
+            .flag("--provider", model.provider.provider.as_deref())
+            .flag("--base-url", model.provider.base_url.as_deref())
+            .path("--key-file", remote.key_file.as_deref())
+            .path("--ca-cert", remote.ca_cert.as_deref());
+        if self.args.emulate { command.word("--emulate") } else { command }.into_text()
+    }
+}
+
+/// `enhanced.json.gz` → `enhanced`, `.json.gz`.
+fn split_name(path: &Path) -> (String, String) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match name.char_indices().skip(1).find(|(_, c)| *c == '.').and_then(|(at, _)| name.split_at_checked(at)) {
+        Some((stem, ending)) => (stem.to_owned(), ending.to_owned()),
+        None => (name, String::new()),
+    }
+}
+
+/// A fault that waited in the store.
+fn read_back(payload: &[u8]) -> Result<FaultLine> {
+    serde_json::from_slice(payload)
+        .map_err(|e| Error::new(Kind::Io, format!("read a fault back from the temp file: {e}")))
+}
+
+/// What became of the batches, without anything that differs from run to run.
+fn batches(jobs: &[Job], emulated: bool) -> serde_json::Value {
+    let mut by_status = std::collections::BTreeMap::<&str, u64>::new();
+    for job in jobs {
+        let status = job.end.as_ref().map_or("unfinished", |end| end.status.as_str());
+        *by_status.entry(status).or_default() += 1;
+    }
+    let rows = totals(jobs);
+    json!({
+        "chunks": jobs.len(), "by_status": by_status,
+        "requests": jobs.iter().map(|job| job.chunk.lines).sum::<u64>(),
+        "results": rows.output, "errors": rows.error, "absent": rows.absent, "foreign": rows.foreign,
+        "unreadable": rows.bad, "emulated": emulated,
+    })
+}
