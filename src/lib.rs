@@ -1,4 +1,67 @@
 //! zbatch labels posts with a language model through a Batch API.
+//!
+//! ```text
+//! posts ─► requests ─► chunks ─► jobs ─► results ─► answers ─► enhanced posts
+//!          one line    ≤ 10,000  upload,  one line    judged by   post + answers,
+//!          per post ×  lines     create,  per request the rule of in the order of
+//!          analysis    each      poll     any order   its analysis the posts
+//! ```
+//!
+//! # What always holds
+//!
+//! 1. A line never meets the async runtime; only chunks do.
+//! 2. Memory does not depend on the number of posts.
+//! 3. A post's own bytes are copied. Only fields of analyses are added or replaced.
+//! 4. Of what we send, only `custom_id` must come back from the provider unharmed.
+//! 5. What may cost money is in the journal, synced, before it is asked for.
+//! 6. A file is there whole or not at all: written aside, synced, renamed.
+//! 7. Data goes to stdout, everything else to stderr, the key to neither.
+//!
+//! # The modules, as a post meets them
+//!
+//! | module | yields |
+//! |---|---|
+//! | [`cli`], [`settings`] | what was typed; what is in force, and from where |
+//! | [`analysis`] | the questions: prompts made ready, rules with their labels |
+//! | [`lines`] | blocks of whole lines from any input, files that appear whole, and [`lines::spill`], where answers wait |
+//! | [`flow::posts`] | posts with their index, given here and nowhere else |
+//! | [`flow::requests`], [`flow::images`] | request lines |
+//! | [`flow::chunks`], [`flow::rows`] | chunk files, and the indexes that each holds |
+//! | [`flow::jobs`] over [`provider`] | batches, then verified result files; the one async stage |
+//! | [`flow::results`] | the text of an answer, or why there is none |
+//! | [`flow::answers`] | a value that its rule accepts, or a fault |
+//! | [`flow::enhanced`] | a post with its fields |
+//! | [`flow::faults`], [`report`] | what went wrong with rows, line by line and counted |
+//! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, its log, copies for older tools |
+//! | [`cmd`] | the verbs: one file each, made of the above |
+//! | [`emulator`] | a provider of our own |
+//! | [`error`], [`progress`] | what stops a verb; how far one is |
+//!
+//! # Architecture of `run`
+//!
+//! The filters `gen`, `parse` and `merge` are one thread that reads a block, works on it, writes, and reads the next.
+//! `run` reads the posts three times, and the second time overlaps everything:
+//!
+//! ```text
+//!  1. plan    count chunks, requests and bytes; nothing is created yet
+//!
+//!  2. cutter thread ──[1 place]──► driver: one task ──[16 places]──► results thread
+//!     posts → chunk files          ≤ 3 batches (default),         result files → answers → store
+//!     + journal                    ≤ 4 chunks wait, + journal        ≤ --memory, then a temp file
+//!
+//!  3. join    the posts once more, past the store: enhanced posts, faults, report
+//! ```
+//!
+//! What travels through the two channels is a chunk's *place*, its number in the journal; the bytes are on disk. The
+//! cutter blocks when one place is not taken (`CUT_AHEAD`), and the driver takes none while four wait beside those that
+//! run (`WAITING`): so there are never many more chunk files than `--max-concurrent-tasks` batches need. The driver is one
+//! future on the main thread that holds a future for each job (`FuturesUnordered`); file work goes to the runtime's
+//! blocking threads. When sixteen fetched chunks are unread (`FETCHED_AHEAD`), fetching waits for the results thread. That
+//! thread owns the store and hands it over to the join when it ends. The three share only the journal, behind a mutex
+//! that is never held across an await.
+//!
+//! A signal or a deadline reaches the driver alone, through a watch channel. It closes the cutter's channel, and with
+//! that the cutter; it drops the sender of the other channel, and with that the results thread runs out of work.
 
 pub mod analysis;
 pub mod cli;

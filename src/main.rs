@@ -3,8 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 use zbatch::{
-    cli::Cli,
+    cli::{Cli, Verbosity},
     cmd::{self, Console},
     error::Kind,
 };
@@ -18,6 +23,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
         }
     };
+    show_events(&cli.output);
     match cmd::run(&cli) {
         Ok(ended) => ExitCode::from(ended.exit_code()),
         Err(error) => {
@@ -27,4 +33,18 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// Our own events go to stderr: trouble of the emulator always, calls to the provider under `-vv`. No dependency's do:
+/// what those would say of a request is not known.
+fn show_events(verbosity: &Verbosity) {
+    let level = match (verbosity.quiet, verbosity.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::WARN,
+        (false, 1) => LevelFilter::INFO,
+        (false, _) => LevelFilter::DEBUG,
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time();
+    let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
+    tracing_subscriber::registry().with(ours).with(lines).init();
 }

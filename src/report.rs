@@ -8,7 +8,7 @@ use crate::{
     analysis::AnalysisSet,
     error::Result,
     flow::{FaultKind, FaultLine, answers::Rung, results::Usage},
-    lines::output::write_whole,
+    lines::output::{write_private, write_whole},
 };
 
 /// Faults of one kind shown in a report.
@@ -251,7 +251,18 @@ impl Report<'_> {
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_json(path, &self.to_json())
+        write_whole(path, &self.to_text())
+    }
+
+    /// Into a work directory, where all is the user's alone.
+    pub fn write_private(&self, path: &Path) -> Result<()> {
+        write_private(path, &self.to_text())
+    }
+
+    fn to_text(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec_pretty(&self.to_json()).unwrap_or_default();
+        text.push(b'\n');
+        text
     }
 }
 
@@ -259,10 +270,4 @@ impl Report<'_> {
 pub fn write_filter_report(path: &Path, set: &AnalysisSet, tally: &Tally) -> Result<()> {
     let analyses = set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect();
     Report { analyses, tally, posts: None, batches: None, times: None, next: None }.write(path)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
-    text.push('\n');
-    write_whole(path, text.as_bytes())
 }

@@ -6,7 +6,7 @@
 //! DIR/requests/{chunk}.jsonl        while the chunk's batch needs it
 //! DIR/rows/{chunk}.txt              the indexes of the chunk, as ranges
 //! DIR/results/{chunk}.output.jsonl  and .error.jsonl, as the provider wrote them
-//! DIR/input.zst                     the posts, if they came from stdin
+//! DIR/input.zst                     the posts, if they came from stdin; DIR/input.blake3 is their hash
 //! DIR/emulator/                     the embedded server's state
 //! ```
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use clap::CommandFactory as _;
 use zbatch::{cli::Cli, flow::FaultKind};
 
-use crate::workdir::repository;
+use crate::workdir::{WorkDir, repository};
 
 const DOCUMENTS: [&str; 4] = ["README.md", "README.zh-CN.md", "docs/formats.md", "examples/pocketflow/README.md"];
 
@@ -72,6 +72,42 @@ fn every_kind_of_fault_is_explained() {
     for kind in FaultKind::ALL {
         assert!(formats.contains(&format!("| `{}` |", kind.as_str())), "{}", kind.as_str());
     }
+}
+
+/// Every key of a report, and every file that a job leaves, is explained.
+#[test]
+fn what_a_run_leaves_is_explained() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"谢谢\"}\n");
+    let piped = ["run", "-", "-o", "out.jsonl", "-d", "work", "--emulate", "--fault", "invalid=100%"];
+    let ran = dir.pipe(dir.read("posts.jsonl"), &piped);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    let formats = text("docs/formats.md");
+    let mut unknown = BTreeSet::new();
+    // Below these the keys are names of analyses, fields, kinds and statuses, or a fault line.
+    const NAMES: [&str; 5] = ["analyses", "field_completeness", "faults", "unplaced_faults", "by_status"];
+    fn walk(value: &serde_json::Value, named: bool, each: &mut impl FnMut(&str)) {
+        let Some(map) = value.as_object() else { return };
+        for (key, value) in map {
+            if !named {
+                each(key);
+            }
+            walk(value, !named && NAMES.contains(&key.as_str()), each);
+        }
+    }
+    let report = serde_json::from_str(&dir.read("work/integration_report.json")).expect("JSON");
+    walk(&report, false, &mut |key| {
+        if !formats.contains(key) {
+            unknown.insert(key.to_owned());
+        }
+    });
+    for entry in std::fs::read_dir(dir.join("work")).expect("listed") {
+        let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+        if !formats.contains(&format!("`{name}")) {
+            unknown.insert(name);
+        }
+    }
+    assert!(unknown.is_empty(), "docs/formats.md: {unknown:?}");
 }
 
 #[test]

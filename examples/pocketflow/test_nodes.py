@@ -7,11 +7,14 @@ environment the same nodes also run the real program against its emulator.
 import asyncio
 import json
 import os
+import signal
 import stat
 import sys
 import tempfile
+import threading
 import time
 import unittest
+from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -262,6 +265,90 @@ class WithTheProgram(Case):
                 self.assertEqual(Path(job["output_path"]).read_bytes(), first, "the same command again changes nothing")
                 outputs.append(first)
         self.assertEqual(outputs[0], outputs[1])
+
+    def test_what_went_wrong_is_exit_1_and_has_a_way_of_its_own(self):
+        for run in BOTH:
+            with self.subTest(run.__name__):
+                shared = self.shared(run.__name__)
+                (self.dir / run.__name__).mkdir()
+                shared["zbatch"]["args"] += ["--fault", "invalid=100%", "--only", "topic_analysis"]
+                self.assertEqual(run(shared), "default", "the node has no successor for faults")
+                job = shared["zbatch"]
+                self.assertEqual((job["exit_code"], job["complete"]), (1, False))
+                self.assertEqual(job["counts"]["analyses"]["topic_analysis"]["missing"], len(POSTS))
+                self.assertEqual(len(json.loads(Path(job["output_path"]).read_text(encoding="utf-8"))), len(POSTS))
+
+    def kill_next(self, work, dead=None):
+        """Once a batch has been created, kills the program that holds the directory: our own child, not `dead`."""
+        killed = []
+
+        def kill():
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline and not killed:
+                time.sleep(0.005)
+                journal, lock = work / "journal.jsonl", work / "lock"
+                if journal.exists() and '"event":"created"' in journal.read_text(encoding="utf-8"):
+                    holder = lock.read_text().split()[1:]
+                    if holder and int(holder[0]) != dead:
+                        os.kill(int(holder[0]), signal.SIGKILL)
+                        killed.append(int(holder[0]))
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        return killer, killed
+
+    def created(self, work):
+        """How often a batch was created for each chunk, by the books of the emulator."""
+        events = map(json.loads, (work / "emulator/state.jsonl").read_text(encoding="utf-8").splitlines())
+        return Counter(e["create"]["metadata"]["chunk"] for e in events if e["event"] == "created")
+
+    def test_a_retry_goes_on_after_a_kill_and_pays_for_nothing_twice(self):
+        (self.dir / "whole").mkdir()
+        whole = self.shared("whole")
+        run_sync(whole)
+        for run in BOTH:
+            with self.subTest(run.__name__):
+                shared = self.shared(run.__name__)
+                (self.dir / run.__name__).mkdir()
+                shared["zbatch"]["args"] += ["--latency", "500ms"]
+                work = Path(shared["zbatch"]["work_dir"])
+                killer, killed = self.kill_next(work)
+                with self.assertRaises(ZbatchError) as raised:
+                    run(shared)
+                killer.join()
+                self.assertEqual(raised.exception.code, -signal.SIGKILL)
+                self.assertTrue(self.created(work))
+
+                # The same job by a node that tries twice: killed again, and then done.
+                killer, killed = self.kill_next(work, dead=killed[0])
+                run(shared, max_retries=2)
+                killer.join()
+                self.assertEqual(len(killed), 1)
+                self.assertTrue(shared["zbatch"]["complete"])
+                self.assertEqual(set(self.created(work).values()), {1}, "one batch a chunk")
+                self.assertEqual(
+                    Path(shared["zbatch"]["output_path"]).read_bytes(), Path(whole["zbatch"]["output"]).read_bytes()
+                )
+
+    def test_cancelling_leaves_a_job_that_goes_on(self):
+        shared = self.shared("cancelled")
+        (self.dir / "cancelled").mkdir()
+        shared["zbatch"]["args"] += ["--latency", "2s"]
+        work = Path(shared["zbatch"]["work_dir"])
+
+        async def cancel_once_a_batch_runs():
+            task = asyncio.create_task(AsyncZbatchNode().run_async(shared))
+            while '"event":"created"' not in ((work / "journal.jsonl").read_text() if work.exists() else ""):
+                await asyncio.sleep(0.02)
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(cancel_once_a_batch_runs())
+        self.assertFalse(Path(shared["zbatch"]["output"]).exists())
+        run_sync(shared)
+        self.assertTrue(shared["zbatch"]["complete"])
+        self.assertEqual(set(self.created(work).values()), {1}, "one batch a chunk")
 
     def test_a_wrong_flag_is_an_error_with_its_reason(self):
         shared = self.shared("wrong")

@@ -82,12 +82,13 @@ impl Console {
 
     /// What went wrong.
     pub fn always(&self, text: impl fmt::Display) {
-        let _closed_stderr = writeln!(std::io::stderr().lock(), "zbatch: {text}");
+        self.raw(format_args!("zbatch: {text}"));
     }
 
     /// A line for a program that reads stderr (`--progress json`).
     pub fn raw(&self, line: impl fmt::Display) {
-        let _closed_stderr = writeln!(std::io::stderr().lock(), "{line}");
+        // In one piece: in a pipe of several zbatch the others write there too.
+        let _closed_stderr = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
     }
 
     pub fn is_quiet(&self) -> bool {

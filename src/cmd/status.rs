@@ -49,11 +49,16 @@ fn name(step: Step) -> &'static str {
     }
 }
 
+/// What was cut: posts, or request lines that came from elsewhere.
+fn input_name(state: &State) -> &str {
+    state.config.as_ref().map_or("posts", |config| &config.input)
+}
+
 fn as_text(dir: &Path, state: &State) -> String {
     let rows = totals(&state.jobs);
     let mut text = format!("{}: ", dir.display());
     match &state.posts {
-        Some((good, input)) => text += &format!("{} posts read, {good} good, all cut\n", input.posts),
+        Some((good, input)) => text += &format!("{} {} read, {good} good, all cut\n", input.posts, input_name(state)),
         None => text += "cutting\n",
     }
     let width = state.jobs.iter().map(|job| job.chunk.id.to_string().len()).max().unwrap_or_default();

@@ -54,8 +54,9 @@ impl Key {
             }
         }
         let first = dialect.key_variables.first().copied().unwrap_or_default();
-        Err(Error::new(Kind::Key, format!("no key for {}", dialect.name))
-            .fix(format!("export {first}=… or name a file of mode 0600 with --key-file; --emulate needs no key")))
+        Err(Error::new(Kind::Key, format!("no key for {}", dialect.name)).fix(format!(
+            "export {first}=… or name a file of mode 0600 with --key-file; `zbatch run --emulate` needs none"
+        )))
     }
 
     /// A key that is at hand, e.g. the emulator's.

@@ -7,7 +7,7 @@ mod units;
 use std::{
     fmt,
     num::NonZeroU32,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -208,7 +208,9 @@ impl Config {
 
     /// Paths in a config file are relative to it.
     fn beside(&self, path: &Path) -> PathBuf {
-        self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).join(path)
+        let path = self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).join(path);
+        // `./` is only what people write: batch/./out.json is batch/out.json.
+        path.components().filter(|part| *part != Component::CurDir).collect()
     }
 
     fn in_file<T>(&self, value: T) -> Sourced<T> {

@@ -158,8 +158,17 @@ impl Join<'_> {
                 (false, false) => None,
             },
         };
-        let path = self.args.faults.report.clone().unwrap_or_else(|| work.join("integration_report.json"));
-        report.write(&path)?;
+        let path = match &self.args.faults.report {
+            Some(path) => {
+                report.write(path)?;
+                path.clone()
+            }
+            None => {
+                let path = work.join("integration_report.json");
+                report.write_private(&path)?;
+                path
+            }
+        };
         self.console.note(format_args!("{}\n{}", self.output.display(), report.table()));
         self.console.note(format_args!("report: {}", path.display()));
         self.console.show_faults(log);
