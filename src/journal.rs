@@ -30,7 +30,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     flow::{
         ChunkId,
         chunks::{Chunk, InputMark},
@@ -428,6 +428,8 @@ pub struct Journal {
     pub state: State,
     /// Bytes of a torn last line that were dropped at opening.
     pub torn: u64,
+    /// A write or a sync failed: what the file ends with is not known, and nothing may follow it.
+    failed: bool,
 }
 
 impl Journal {
@@ -454,7 +456,7 @@ impl Journal {
                 .and_then(|()| file.sync_all())
                 .map_err(|e| Error::io("cut the torn end of", &path, &e))?;
         }
-        Ok(Self { file, path, state, torn: end - whole })
+        Ok(Self { file, path, state, torn: end - whole, failed: false })
     }
 
     /// Writes an event down and syncs it; it is true only when this returns.
@@ -462,11 +464,17 @@ impl Journal {
     /// # Errors
     /// An event that cannot follow (a bug), or a disk that refuses.
     pub fn append(&mut self, event: &Event) -> Result<()> {
+        if self.failed {
+            return Err(Error::new(Kind::Io, format!("{} could not be written before", self.path.display())));
+        }
         self.state.apply(event).map_err(|what| Error::input(format!("{}: {what}", self.path.display())))?;
         let mut line = serde_json::to_vec(event).map_err(|e| Error::io("write", &self.path, &e.into()))?;
         line.push(b'\n');
+        self.failed = true;
         self.file.write_all(&line).map_err(|e| Error::io("append to", &self.path, &e))?;
-        self.file.sync_data().map_err(|e| Error::io("sync", &self.path, &e))
+        self.file.sync_data().map_err(|e| Error::io("sync", &self.path, &e))?;
+        self.failed = false;
+        Ok(())
     }
 }
 
@@ -610,6 +618,17 @@ mod tests {
             let error = Journal::open(dir.path()).expect_err("refused").to_string();
             assert!(error.contains(&format!("line 2, byte {}", first.len())), "{error}");
         }
+    }
+
+    #[test]
+    fn s2_nothing_follows_a_failed_write() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = Journal::open(dir.path()).expect("new");
+        let good = std::mem::replace(&mut journal.file, File::open(dir.path().join(FILE)).expect("to read"));
+        assert_eq!(journal.append(&events()[0]).expect_err("not to write").kind(), Kind::Io);
+        journal.file = good;
+        assert_eq!(journal.append(&events()[1]).expect_err("not any more").kind(), Kind::Io);
+        assert_eq!(std::fs::metadata(dir.path().join(FILE)).expect("there").len(), 0);
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Progress {
         self.aside(|| self.console.note(&text));
     }
 
+    /// What went wrong.
+    pub fn always(&self, text: impl fmt::Display) {
+        self.aside(|| self.console.always(&text));
+    }
+
     pub fn detail(&self, text: impl fmt::Display) {
         self.aside(|| self.console.detail(&text));
     }

@@ -6,8 +6,8 @@
 //! downloads meanwhile. Whoever stops it (a signal, a deadline) stops it between calls; only a create is waited for.
 
 use std::{
-    cell::Cell,
-    collections::{HashMap, HashSet, VecDeque},
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashSet, VecDeque},
     future::Future,
     path::PathBuf,
     sync::Mutex,
@@ -15,7 +15,10 @@ use std::{
 };
 
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
-use tokio::{sync::mpsc, sync::watch, time::sleep};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::sleep,
+};
 
 use super::{
     chunks::Chunk,
@@ -26,22 +29,25 @@ use crate::{
     error::{Error, Kind, Result},
     journal::{BatchEnd, Event, Job, Journal, RowBalance, Step, locked},
     progress::Progress,
-    provider::{ApiError, Batch, BatchId, Class, Client, CreateError, FileId},
+    provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
     workdir::{ResultFile, WorkDir},
 };
 
 /// Complete listings that must not show a batch before its create counts as lost.
 const LISTINGS: u32 = 3;
 /// Failed polls in a row (each was retried by the client) before the provider counts as gone.
-const FAILED_POLLS: u32 = 5;
+const FAILED_POLLS: u32 = 10;
 /// Creates refused for the moment (rate, overload) before the chunk is given up.
 const REFUSALS: u32 = 30;
+const REFUSALS_NO_WAIT: u32 = 2;
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(60);
 /// Downloads of a file that came short.
 const DOWNLOADS: u32 = 3;
 /// A create in flight is waited for this long after a stop; what comes later is found in a listing next time.
 const LAST_CALL: Duration = Duration::from_secs(10);
+/// Uploads at one time, and downloads: more of them would not be faster, only larger.
+const TRANSFERS: usize = 4;
 /// Chunks that wait for room, beside those that run: a few more on disk than are needed at once.
 const WAITING: usize = 4;
 /// Key of our mark in a batch's metadata.
@@ -90,17 +96,21 @@ pub struct JobsEnd {
 
 /// Where a job's future got to.
 enum Reached {
-    /// Its batch is terminal, or was before: there is room for another.
+    /// Its batch exists.
+    Created(usize),
+    /// Its batch is terminal: there is room for another.
     Ended(usize),
-    /// Its results are here.
-    Fetched,
-    /// Not to be waited for (`--no-wait`).
-    Running,
+    /// It may not have a batch now.
+    Left(usize),
+    /// Nothing more to do: its results are here, or it is not to be waited for.
+    Done,
 }
 
 /// Why a job's future gave up.
 enum Gave {
     Stopped,
+    /// Nobody takes the results any more.
+    Unread,
     /// What remains of the chunk is not done; `place` is its place.
     Up {
         place: usize,
@@ -139,17 +149,33 @@ pub struct Driver<'a> {
     pub fetched: Option<mpsc::Sender<usize>>,
 }
 
-/// Who runs and who may not.
+/// What the jobs share. Once it is halted nobody creates, whoever was about to.
+struct Gate {
+    halted: Cell<bool>,
+    halted_models: RefCell<HashSet<String>>,
+    uploads: Semaphore,
+    downloads: Semaphore,
+}
+
+/// Who waits for room and who has it.
 #[derive(Default)]
 struct Floor {
-    waiting: VecDeque<usize>,
+    /// A map in order, so that the same state gives the same start.
+    models: BTreeMap<String, Queue>,
+    /// Jobs that have room: on their way to a batch, or with one that runs.
     live: usize,
-    /// Requests queued at the provider, by model.
-    queued: HashMap<String, u64>,
-    halted: bool,
-    halted_models: HashSet<String>,
-    /// Places that gave up.
-    left: HashSet<usize>,
+    /// Those of them that are on their way to a batch.
+    creating: usize,
+}
+
+/// The jobs of one model.
+#[derive(Default)]
+struct Queue {
+    /// Places and their requests.
+    waiting: VecDeque<(usize, u64)>,
+    /// Requests at the provider, and the most there may be.
+    queued: u64,
+    limit: Option<u64>,
 }
 
 type JobFuture<'f> = LocalBoxFuture<'f, std::result::Result<Reached, Gave>>;
@@ -160,6 +186,13 @@ impl Driver<'_> {
     /// # Errors
     /// The journal or the disk failed. Everything else is told in [`JobsEnd`].
     pub async fn drive(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
+        let goal = self.settings.goal;
+        let gate = Gate {
+            halted: Cell::new(false),
+            halted_models: RefCell::default(),
+            uploads: Semaphore::new(TRANSFERS),
+            downloads: Semaphore::new(TRANSFERS),
+        };
         let mut floor = Floor::default();
         let mut end = JobsEnd::default();
         let mut running: FuturesUnordered<JobFuture<'_>> = FuturesUnordered::new();
@@ -169,65 +202,93 @@ impl Driver<'_> {
         for place in 0..known {
             let job = self.job(place)?;
             match job.step {
-                Step::Cut | Step::Uploaded if self.settings.goal == Goal::Fetched => {}
-                Step::Cut | Step::Uploaded => floor.waiting.push_back(place),
+                Step::Cut | Step::Uploaded if goal == Goal::Fetched => {}
+                Step::Cut | Step::Uploaded => self.queue(&mut floor, &job.chunk).wait(place, &job.chunk),
                 // These may be paid for: they are looked after at once, whatever the number of rooms.
-                Step::Intended | Step::Created => {
-                    floor.enter(&job.chunk);
-                    running.push(Box::pin(self.to_its_end(place)));
+                Step::Intended => {
+                    self.queue(&mut floor, &job.chunk).queued += job.chunk.lines;
+                    (floor.live, floor.creating) = (floor.live + 1, floor.creating + 1);
+                    running.push(Box::pin(self.to_batch(place, &gate)));
                 }
-                Step::Ended if self.settings.goal != Goal::Submitted => running.push(Box::pin(self.to_results(place))),
-                Step::Fetched => running.push(Box::pin(self.to_clean(place))),
-                Step::Ended => {}
+                Step::Created => {
+                    self.queue(&mut floor, &job.chunk).queued += job.chunk.lines;
+                    floor.live += 1;
+                    running.push(Box::pin(self.to_end(place, true)));
+                }
+                Step::Ended if goal != Goal::Submitted => running.push(Box::pin(self.to_results(place, &gate))),
+                Step::Fetched if !job.cleaned => running.push(Box::pin(self.to_clean(place, &gate))),
+                Step::Ended | Step::Fetched => {}
             }
         }
         loop {
-            while let Some(place) = self.next_start(&mut floor)? {
-                running.push(Box::pin(self.to_its_end(place)));
+            while let Some(place) = floor.start(&gate, self.settings.max_concurrent) {
+                running.push(Box::pin(self.to_batch(place, &gate)));
             }
-            let is_waiting = !floor.waiting.is_empty() && floor.live > 0 && !floor.halted;
-            if self.settings.goal == Goal::Submitted && !more && !is_waiting && self.all_created(&floor)? {
+            let waiting = floor.waiting(&gate);
+            let takes_more = more && waiting < WAITING && !gate.halted.get();
+            let may_create = floor.creating > 0 || waiting > 0 || more && !gate.halted.get();
+            if running.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
             }
-            let takes_more = more && floor.waiting.len() < WAITING && !floor.halted;
-            if running.is_empty() && !takes_more {
-                break;
-            }
-            tokio::select! {
+            let reached = tokio::select! {
                 biased;
-                Some(reached) = running.next() => match reached {
-                    Ok(Reached::Ended(place)) => {
-                        floor.leave(&self.job(place)?.chunk);
-                        if self.settings.goal != Goal::Submitted {
-                            running.push(Box::pin(self.to_results(place)));
-                        }
-                    }
-                    Ok(Reached::Fetched | Reached::Running) => {}
-                    Err(Gave::Stopped) => {}
-                    Err(Gave::Broken(error)) => return Err(error),
-                    Err(Gave::Up { place, scope, error }) => {
-                        let job = self.job(place)?;
-                        if job.step < Step::Ended {
-                            floor.leave(&job.chunk);
-                        }
-                        floor.left.insert(place);
-                        self.progress.note(format_args!("{}: {error}", job.chunk.id));
-                        match scope {
-                            Scope::Chunk => {}
-                            Scope::Model(model) => drop(floor.halted_models.insert(model)),
-                            Scope::Creates => floor.halted = true,
-                        }
-                        end.trouble.get_or_insert(error);
-                    }
-                },
-                place = cut.recv(), if takes_more => match place {
-                    Some(place) => floor.waiting.push_back(place),
-                    None => more = false,
-                },
                 reason = stopped(&mut stop), if end.stopped.is_none() => {
                     end.stopped = Some(reason);
-                    floor.halted = true;
+                    gate.halted.set(true);
                     cut.close();
+                    continue;
+                }
+                Some(reached) = running.next() => reached,
+                place = cut.recv(), if takes_more => {
+                    match place {
+                        Some(place) => {
+                            let chunk = self.job(place)?.chunk;
+                            self.queue(&mut floor, &chunk).wait(place, &chunk);
+                        }
+                        None => more = false,
+                    }
+                    continue;
+                }
+            };
+            match reached {
+                Ok(Reached::Created(place)) => {
+                    floor.creating -= 1;
+                    running.push(Box::pin(self.to_end(place, self.settings.no_wait)));
+                }
+                Ok(Reached::Ended(place)) => {
+                    floor.leave(&self.job(place)?.chunk);
+                    if goal != Goal::Submitted {
+                        running.push(Box::pin(self.to_results(place, &gate)));
+                    }
+                }
+                Ok(Reached::Left(place)) => {
+                    floor.creating -= 1;
+                    floor.leave(&self.job(place)?.chunk);
+                }
+                Ok(Reached::Done) | Err(Gave::Stopped) => {}
+                // Whoever read the results says why he stopped.
+                Err(Gave::Unread) => break,
+                Err(Gave::Broken(error)) => {
+                    self.progress.finish();
+                    return Err(error);
+                }
+                Err(Gave::Up { place, scope, error }) => {
+                    let job = self.job(place)?;
+                    floor.creating -= usize::from(job.step < Step::Created);
+                    if job.step < Step::Ended {
+                        floor.leave(&job.chunk);
+                    }
+                    match scope {
+                        Scope::Chunk => {}
+                        Scope::Model(model) => drop(gate.halted_models.borrow_mut().insert(model)),
+                        Scope::Creates => gate.halted.set(true),
+                    }
+                    // The first one is told again at the end.
+                    match end.trouble {
+                        None => self.progress.note(format_args!("{}: {error}", job.chunk.id)),
+                        Some(_) => self.progress.always(format_args!("{}: {error}", job.chunk.id)),
+                    }
+                    end.trouble.get_or_insert(error);
                 }
             }
         }
@@ -237,32 +298,9 @@ impl Driver<'_> {
         Ok(end)
     }
 
-    fn all_created(&self, floor: &Floor) -> Result<bool> {
-        let state = &locked(self.journal)?.state;
-        let is_open = |place: &&usize| state.jobs.get(**place).is_some_and(|job| job.step < Step::Created);
-        Ok(state.below(Step::Created) == floor.left.iter().filter(is_open).count() as u64)
-    }
-
-    /// The next chunk for which there is room.
-    fn next_start(&self, floor: &mut Floor) -> Result<Option<usize>> {
-        if floor.halted || floor.live >= self.settings.max_concurrent {
-            return Ok(None);
-        }
-        for at in 0..floor.waiting.len() {
-            let Some(&place) = floor.waiting.get(at) else { break };
-            let chunk = self.job(place)?.chunk;
-            if floor.halted_models.contains(&chunk.model) {
-                floor.waiting.remove(at);
-                floor.left.insert(place);
-                return self.next_start(floor);
-            }
-            if floor.has_room(&chunk, self.client.dialect().queue_limit(&chunk.model)) {
-                floor.waiting.remove(at);
-                floor.enter(&chunk);
-                return Ok(Some(place));
-            }
-        }
-        Ok(None)
+    fn queue<'f>(&self, floor: &'f mut Floor, chunk: &Chunk) -> &'f mut Queue {
+        let limit = self.client.dialect().queue_limit(&chunk.model);
+        floor.models.entry(chunk.model.clone()).or_insert_with(|| Queue { limit, ..Queue::default() })
     }
 
     fn job(&self, place: usize) -> Result<Job> {
@@ -277,22 +315,30 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// From wherever the job is to a terminal batch.
-    async fn to_its_end(&self, place: usize) -> std::result::Result<Reached, Gave> {
-        let refusals = Cell::new(0);
+    /// To a batch that exists.
+    async fn to_batch(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
+        let mut refusals = 0;
         loop {
             let job = self.job(place)?;
+            let may_create = self.settings.goal != Goal::Fetched && !gate.bars(&job.chunk.model);
             match job.step {
-                Step::Cut => self.upload(place, &job).await?,
-                Step::Uploaded => self.create(place, &job, &refusals).await?,
+                Step::Cut | Step::Uploaded if self.stop.borrow().is_some() => return Err(Gave::Stopped),
+                Step::Cut | Step::Uploaded if !may_create => return Ok(Reached::Left(place)),
+                Step::Cut => self.upload(place, &job, gate).await?,
+                Step::Uploaded => self.create(place, &job, &mut refusals).await?,
+                Step::Intended if self.settings.goal == Goal::Fetched => {
+                    if !self.adopt(place, &job).await? {
+                        return Ok(Reached::Left(place));
+                    }
+                }
                 Step::Intended => self.look_up(place, &job).await?,
-                Step::Created => return self.poll(place, &job).await,
-                Step::Ended | Step::Fetched => return Ok(Reached::Ended(place)),
+                Step::Created | Step::Ended | Step::Fetched => return Ok(Reached::Created(place)),
             }
         }
     }
 
-    async fn upload(&self, place: usize, job: &Job) -> std::result::Result<(), Gave> {
+    async fn upload(&self, place: usize, job: &Job, gate: &Gate) -> std::result::Result<(), Gave> {
+        let _turn = self.unless_stopped(gate.uploads.acquire()).await?;
         let path = self.work.join(&job.chunk.path);
         let give_up = |scope, error| Gave::Up { place, scope, error };
         let (hash, file) = (job.chunk.blake3.clone(), path.clone());
@@ -311,14 +357,11 @@ impl Driver<'_> {
         Ok(())
     }
 
-    async fn create(&self, place: usize, job: &Job, refusals: &Cell<u32>) -> std::result::Result<(), Gave> {
+    async fn create(&self, place: usize, job: &Job, refusals: &mut u32) -> std::result::Result<(), Gave> {
         let id = &job.chunk.id;
         let file_id = file_id(job)?;
         if let Some(error) = self.over_the_cap(job)? {
             return Err(Gave::Up { place, scope: Scope::Creates, error });
-        }
-        if self.stop.borrow().is_some() {
-            return Err(Gave::Stopped);
         }
         let attempt = job.attempt + 1;
         let blake3 = job.chunk.blake3.clone();
@@ -333,38 +376,41 @@ impl Driver<'_> {
             answer = self.client.create(&file_id, &metadata) => answer,
             () = self.last_call() => return Err(Gave::Stopped),
         };
-        match answer {
-            Ok(batch) => self.created(job, &batch.id, false)?,
+        let error = match answer {
+            Ok(batch) => return Ok(self.created(job, &batch.id, false)?),
             Err(CreateError::Ambiguous(error)) => {
                 self.progress.note(format_args!("{id}: no clear answer to its create ({error}); looking it up"));
+                return Ok(());
             }
-            Err(CreateError::Refused(error) | CreateError::NotSent(error)) => {
-                self.append(&Event::Refused { chunk: id.clone(), why: error.to_string() })?;
-                refusals.set(refusals.get() + 1);
-                if error.stops_creates() || !error.is_retryable() || refusals.get() > REFUSALS {
-                    // A file that is gone is uploaded again, once.
-                    if error.class == Class::NotFound && refusals.get() == 1 {
-                        self.append(&Event::Lost { chunk: id.clone(), why: error.to_string() })?;
-                        return Ok(());
-                    }
-                    return Err(Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() });
-                }
-                let pause = REFUSAL_PAUSE.saturating_mul(1 << refusals.get().min(6)).min(LONGEST_REFUSAL_PAUSE);
-                self.unless_stopped(sleep(pause)).await?;
-            }
+            Err(CreateError::Refused(error) | CreateError::NotSent(error)) => error,
+        };
+        self.append(&Event::Refused { chunk: id.clone(), why: error.to_string() })?;
+        *refusals += 1;
+        // The uploaded file may be gone, or too old: once, a fresh one is tried.
+        if matches!(error.class, Class::NotFound | Class::BadRequest) && *refusals == 1 {
+            // As good as gone, whether this succeeds or not.
+            let _deleted = self.unless_stopped(self.client.delete(&file_id)).await?;
+            self.append(&Event::Lost { chunk: id.clone(), why: error.to_string() })?;
+            return Ok(());
         }
-        Ok(())
+        let most = if self.settings.no_wait { REFUSALS_NO_WAIT } else { REFUSALS };
+        if !error.is_retryable() || *refusals > most {
+            return Err(Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() });
+        }
+        let pause = REFUSAL_PAUSE.saturating_mul(1 << refusals.saturating_sub(1).min(6));
+        let pause = pause.max(error.retry_after.unwrap_or_default()).min(LONGEST_REFUSAL_PAUSE);
+        self.progress.detail(format_args!("{id}: {error}; trying again in {pause:?}"));
+        self.unless_stopped(sleep(pause)).await
     }
 
     /// A create was sent, and whether it happened is not known: the listing tells (`promises.md` M1).
     async fn look_up(&self, place: usize, job: &Job) -> std::result::Result<(), Gave> {
         let id = &job.chunk.id;
-        let give_up = |error: ApiError| Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() };
         for listing in 0..LISTINGS {
             if listing > 0 {
                 self.unless_stopped(sleep(self.settings.settle / (LISTINGS - 1))).await?;
             }
-            if self.adopt(job).await?.map_err(give_up)? {
+            if self.adopt(place, job).await? {
                 return Ok(());
             }
         }
@@ -374,8 +420,9 @@ impl Driver<'_> {
             return Err(Gave::Up { place, scope: Scope::Chunk, error });
         }
         // Without its input a create that is still on its way cannot become a batch.
-        self.unless_stopped(self.client.delete(&file_id(job)?)).await?.map_err(give_up)?;
-        if self.adopt(job).await?.map_err(give_up)? {
+        let fence = self.unless_stopped(self.client.delete(&file_id(job)?)).await?;
+        fence.map_err(|error| Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() })?;
+        if self.adopt(place, job).await? {
             return Ok(());
         }
         self.progress
@@ -385,27 +432,29 @@ impl Driver<'_> {
     }
 
     /// Takes the batch of this chunk from a complete listing, if it is there.
-    async fn adopt(&self, job: &Job) -> std::result::Result<std::result::Result<bool, ApiError>, Gave> {
+    async fn adopt(&self, place: usize, job: &Job) -> std::result::Result<bool, Gave> {
         let (mark, file) = (self.mark(job)?, file_id(job)?);
         let ours = |batch: &Batch| {
-            batch.input_file_id.as_ref() == Some(&file) || batch.metadata.get(MARK).is_some_and(|it| *it == mark)
+            let same_file = batch.input_file_id.as_ref() == Some(&file);
+            // An earlier attempt that came late found its input deleted: it did nothing and cost nothing.
+            same_file || !has_failed(batch) && batch.metadata.get(MARK).is_some_and(|it| *it == mark)
         };
-        let mut found = match self.unless_stopped(self.client.find_batches(ours)).await? {
-            Ok(found) => found,
-            Err(error) => return Ok(Err(error)),
-        };
-        found.sort_by_key(|batch| (batch.created_at, batch.id.to_string()));
+        let found = self.unless_stopped(self.client.find_batches(ours)).await?;
+        let mut found =
+            found.map_err(|error| Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() })?;
+        found.sort_by_key(|batch| (has_failed(batch), batch.created_at, batch.id.to_string()));
         let mut found = found.into_iter();
-        let Some(oldest) = found.next() else { return Ok(Ok(false)) };
+        let Some(oldest) = found.next() else { return Ok(false) };
         self.progress.note(format_args!("{}: its batch {} was created after all", job.chunk.id, oldest.id));
-        self.created(job, &oldest.id, true)?;
-        for other in found {
+        // Before the journal forgets that there may be others.
+        for other in found.filter(|other| !other.status.is_terminal()) {
             let outcome = self.unless_stopped(self.client.cancel(&other.id)).await?;
             let outcome =
                 outcome.map_or_else(|e| format!("could not be cancelled: {e}"), |_| "is cancelled".to_owned());
-            self.progress.note(format_args!("{}: a second batch {} {outcome}", job.chunk.id, other.id));
+            self.progress.always(format_args!("{}: a second batch {} {outcome}", job.chunk.id, other.id));
         }
-        Ok(Ok(true))
+        self.created(job, &oldest.id, true)?;
+        Ok(true)
     }
 
     fn created(&self, job: &Job, batch: &BatchId, adopted: bool) -> Result<()> {
@@ -422,106 +471,136 @@ impl Driver<'_> {
         Ok(check_caps(&self.settings, batches + 1, requests + job.chunk.lines))
     }
 
-    async fn poll(&self, place: usize, job: &Job) -> std::result::Result<Reached, Gave> {
+    /// To a terminal batch.
+    async fn to_end(&self, place: usize, mut at_once: bool) -> std::result::Result<Reached, Gave> {
+        let job = self.job(place)?;
         let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
         let mut failed = 0;
-        let mut first = !self.settings.no_wait;
         loop {
-            if first {
+            if !at_once {
                 self.unless_stopped(sleep(self.settings.poll_interval)).await?;
             }
-            first = true;
+            at_once = false;
             match self.unless_stopped(self.client.batch(&batch_id)).await? {
                 Ok(batch) if batch.status.is_terminal() => {
-                    self.append(&Event::Ended { chunk: job.chunk.id.clone(), end: end_of(&batch) })?;
+                    let end = end_of(&batch);
+                    if end.status != "completed" {
+                        let why = if end.errors.is_empty() { String::new() } else { ": ".to_owned() + &end.errors.join("; ") };
+                        self.progress.always(format_args!("{}: its batch {batch_id} is {}{why}", job.chunk.id, end.status));
+                    }
+                    self.append(&Event::Ended { chunk: job.chunk.id.clone(), end })?;
                     return Ok(Reached::Ended(place));
                 }
                 Ok(_) => failed = 0,
                 // A failed poll is not a state change.
                 Err(error) => {
                     failed += 1;
-                    if failed > FAILED_POLLS || matches!(error.class, Class::Key) {
-                        return Err(Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() });
+                    if failed > FAILED_POLLS || self.settings.no_wait || error.class == Class::Key {
+                        let (scope, lost) = (scope_of(&error, &job.chunk), error.class == Class::NotFound);
+                        let mut error = Error::from(error);
+                        if lost {
+                            error = error.fix(format!("{batch_id} is not known under this key: use the one it was created with"));
+                        }
+                        return Err(Gave::Up { place, scope, error });
                     }
                     self.progress.detail(format_args!("{}: {error}", job.chunk.id));
                 }
             }
             if self.settings.no_wait {
-                return Ok(Reached::Running);
+                return Ok(Reached::Done);
             }
         }
     }
 
     /// From a terminal batch to verified results, and no trace left at the provider.
-    async fn to_results(&self, place: usize) -> std::result::Result<Reached, Gave> {
+    async fn to_results(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
+        let turn = self.unless_stopped(gate.downloads.acquire()).await?;
         let job = self.job(place)?;
         let chunk = &job.chunk;
-        let end = job.end.clone().unwrap_or_default();
-        let files = ResultFile::BOTH.map(|file| self.work.results(&chunk.id, file));
-        let mut missed: Option<Error> = None;
-        for tries in 1..=DOWNLOADS {
-            missed = None;
-            let mut whole = true;
-            for (file, id) in ResultFile::BOTH.into_iter().zip([&end.output_file_id, &end.error_file_id]) {
-                let to = self.work.results(&chunk.id, file);
-                let Some(id) = id else {
-                    remove(&to)?;
-                    continue;
-                };
-                let id: FileId = parsed(Some(id), chunk)?;
-                match self.unless_stopped(self.client.download(&id, &to)).await? {
-                    Ok(download) => whole &= download.complete,
-                    Err(error) if error.class == Class::NotFound => {
-                        whole = false;
-                        missed = Some(error.into());
-                    }
-                    Err(error) => {
-                        return Err(Gave::Up { place, scope: scope_of(&error, chunk), error: error.into() });
-                    }
-                }
+        let mut tries = 0;
+        let missed = loop {
+            tries += 1;
+            let (balance, absent, missed) = self.download(place, &job).await?;
+            if balance.short && tries < DOWNLOADS {
+                self.unless_stopped(sleep(REFUSAL_PAUSE)).await?;
+                continue;
             }
-            let (files, analysis, rows) = (files.clone(), chunk.analysis.clone(), self.work.rows(&chunk.id));
-            let mut balance = blocking(move || verify(&files, &analysis, &RowSet::read(&rows)?)).await?;
-            balance.short = !whole || is_short(&balance, &end);
-            if !balance.short || tries == DOWNLOADS || missed.is_some() {
-                if balance.short {
-                    self.progress.note(format_args!("{}: {}", chunk.id, describe_short(&balance, &end)));
-                }
-                self.append(&Event::Fetched { chunk: chunk.id.clone(), rows: balance })?;
-                break;
+            if balance.absent > 0 {
+                let named: Vec<String> = absent.iter().map(ToString::to_string).collect();
+                let more = if absent.len() as u64 == balance.absent { "" } else { ", …" };
+                let again = if balance.short { "; `zbatch fetch --again failed` tries once more" } else { "" };
+                self.progress.note(format_args!(
+                    "{}: {} of {} rows are absent: {}{more}{again}",
+                    chunk.id,
+                    balance.absent,
+                    chunk.lines,
+                    named.join(", ")
+                ));
             }
-            self.unless_stopped(sleep(REFUSAL_PAUSE)).await?;
+            self.append(&Event::Fetched { chunk: chunk.id.clone(), rows: balance })?;
+            break missed;
+        };
+        if let Some(fetched) = &self.fetched
+            && self.unless_stopped(fetched.send(place)).await?.is_err()
+        {
+            return Err(Gave::Unread);
         }
-        if let Some(fetched) = &self.fetched {
-            // The reader has gone only if it failed; then its own error is told.
-            let _reader_gone = fetched.send(place).await;
-        }
+        drop(turn);
         match missed {
-            Some(error) => Err(Gave::Up { place, scope: Scope::Chunk, error }),
-            None => self.to_clean(place).await,
+            Some(error) => Err(Gave::Up { place, scope: Scope::Chunk, error: error.into() }),
+            None => self.to_clean(place, gate).await,
         }
     }
 
+    /// Downloads a batch's files and counts their rows: the balance, the first absent ones, and what was not found.
+    async fn download(
+        &self,
+        place: usize,
+        job: &Job,
+    ) -> std::result::Result<(RowBalance, Vec<u64>, Option<ApiError>), Gave> {
+        let chunk = &job.chunk;
+        let end = job.end.clone().unwrap_or_default();
+        let files = ResultFile::BOTH.map(|file| self.work.results(&chunk.id, file));
+        let (mut whole, mut missed) = (true, None);
+        for (to, id) in files.iter().zip([&end.output_file_id, &end.error_file_id]) {
+            let Some(id) = id else {
+                remove(to)?;
+                continue;
+            };
+            let id: FileId = parsed(Some(id), chunk)?;
+            match self.unless_stopped(self.client.download(&id, to)).await? {
+                Ok(download) => whole &= download.complete,
+                Err(error) if error.class == Class::NotFound => missed = Some(error),
+                Err(error) => return Err(Gave::Up { place, scope: scope_of(&error, chunk), error: error.into() }),
+            }
+        }
+        let (analysis, rows) = (chunk.analysis.clone(), self.work.rows(&chunk.id));
+        let (mut balance, absent) = blocking(move || verify(&files, &analysis, &RowSet::read(&rows)?)).await?;
+        balance.short |= !whole || missed.is_some() || is_short(&balance, &end);
+        Ok((balance, absent, missed))
+    }
+
     /// Deletes what nobody needs any more, here and at the provider. What cannot be deleted now is tried next time.
-    async fn to_clean(&self, place: usize) -> std::result::Result<Reached, Gave> {
+    async fn to_clean(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
         let job = self.job(place)?;
         if !self.settings.keep_requests {
             remove(&self.work.join(&job.chunk.path))?;
         }
         let short = job.rows.as_ref().is_some_and(|rows| rows.short);
         if self.settings.keep_remote || job.cleaned || short {
-            return Ok(Reached::Fetched);
+            return Ok(Reached::Done);
         }
+        let _turn = self.unless_stopped(gate.downloads.acquire()).await?;
         let end = job.end.clone().unwrap_or_default();
         for id in [end.output_file_id, end.error_file_id, job.file_id].into_iter().flatten() {
             let id: FileId = parsed(Some(&id), &job.chunk)?;
             if let Err(error) = self.unless_stopped(self.client.delete(&id)).await? {
                 self.progress.detail(format_args!("{}: {error}; it is tried again next time", job.chunk.id));
-                return Ok(Reached::Fetched);
+                return Ok(Reached::Done);
             }
         }
         self.append(&Event::Cleaned { chunk: job.chunk.id })?;
-        Ok(Reached::Fetched)
+        Ok(Reached::Done)
     }
 
     /// Gives a call up when we are told to stop.
@@ -541,23 +620,51 @@ impl Driver<'_> {
     }
 }
 
+impl Gate {
+    fn bars(&self, model: &str) -> bool {
+        self.halted.get() || self.halted_models.borrow().contains(model)
+    }
+}
+
 impl Floor {
-    fn has_room(&self, chunk: &Chunk, limit: Option<u64>) -> bool {
-        let queued = self.queued.get(&chunk.model).copied().unwrap_or_default();
-        // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
-        limit.is_none_or(|limit| queued == 0 || queued + chunk.lines <= limit)
+    /// Chunks that could start if there were room.
+    fn waiting(&self, gate: &Gate) -> usize {
+        self.models.iter().filter(|(model, _)| !gate.bars(model)).map(|(_, queue)| queue.waiting.len()).sum()
     }
 
-    fn enter(&mut self, chunk: &Chunk) {
+    /// Gives room to the first chunk for which there is some.
+    fn start(&mut self, gate: &Gate, most: usize) -> Option<usize> {
+        if self.live >= most {
+            return None;
+        }
+        let open = self.models.iter_mut().filter(|(model, _)| !gate.bars(model));
+        let (_, queue) = open.filter_map(|(_, queue)| Some((queue.next()?, queue))).min_by_key(|(place, _)| *place)?;
+        let (place, lines) = queue.waiting.pop_front()?;
+        queue.queued += lines;
         self.live += 1;
-        *self.queued.entry(chunk.model.clone()).or_default() += chunk.lines;
+        self.creating += 1;
+        Some(place)
     }
 
     fn leave(&mut self, chunk: &Chunk) {
-        self.live = self.live.saturating_sub(1);
-        if let Some(queued) = self.queued.get_mut(&chunk.model) {
-            *queued = queued.saturating_sub(chunk.lines);
+        self.live -= 1;
+        if let Some(queue) = self.models.get_mut(&chunk.model) {
+            queue.queued -= chunk.lines;
         }
+    }
+}
+
+impl Queue {
+    fn wait(&mut self, place: usize, chunk: &Chunk) {
+        self.waiting.push_back((place, chunk.lines));
+    }
+
+    /// The first in line, if the provider's queue has room for it.
+    fn next(&self) -> Option<usize> {
+        let (place, lines) = self.waiting.front()?;
+        // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
+        let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued + lines <= limit);
+        fits.then_some(*place)
     }
 }
 
@@ -635,13 +742,9 @@ fn is_short(rows: &RowBalance, end: &BatchEnd) -> bool {
     rows.output + rows.foreign + rows.bad < end.completed || rows.error < end.failed && end.error_file_id.is_some()
 }
 
-fn describe_short(rows: &RowBalance, end: &BatchEnd) -> String {
-    format!(
-        "its results hold {} rows of the {} that the provider counts; {} rows are absent (`zbatch fetch --again failed` tries once more)",
-        rows.output + rows.error,
-        end.completed + end.failed,
-        rows.absent
-    )
+/// It did not validate, and nothing of it ran.
+fn has_failed(batch: &Batch) -> bool {
+    batch.status == BatchStatus::Failed
 }
 
 fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {

@@ -1,7 +1,11 @@
 //! The rows of a chunk, and how much of them its results files hold: what was submitted is answered, faulted or absent,
 //! and nothing else counts (`promises.md` S9).
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
 
 use super::{CustomId, results::read_custom_id};
 use crate::{
@@ -59,6 +63,10 @@ impl RowSet {
         self.ranges.iter().map(|(first, last)| last - first + 1).sum()
     }
 
+    pub fn indexes(&self) -> impl Iterator<Item = u64> {
+        self.ranges.iter().flat_map(|(first, last)| *first..=*last)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
@@ -90,20 +98,32 @@ impl RowSet {
     }
 }
 
-/// Counts the lines of a chunk's results files that are there, output first. A row counts where it is first seen.
-pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<RowBalance> {
+/// Absent rows that are named.
+const NAMED: usize = 5;
+
+/// A results file, byte for byte: whatever it begins with, nothing is decoded.
+pub fn read_results(path: &Path) -> Result<LineReader> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, &e))?;
+    let input = Input { reader: Box::new(file), name: path.display().to_string() };
+    Ok(LineReader::new(input, Shape::Lines, LONGEST_RESULT, 0))
+}
+
+/// Counts the lines of a chunk's results files that are there, output first, and names the first absent rows. A row
+/// counts where it is first seen. A file whose last line is torn is short.
+pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(RowBalance, Vec<u64>)> {
     let mut balance = RowBalance::default();
     let mut seen = RowSet::default();
     for (at, path) in files.iter().enumerate() {
         if !path.exists() {
             continue;
         }
-        let input = Input::open(Some(path), "")?;
-        let mut reader = LineReader::new(input, Shape::Lines, LONGEST_RESULT, 0);
+        let mut reader = read_results(path)?;
         let mut block = Block::default();
+        let mut last_is_bad = false;
         while reader.fill(&mut block)? {
             for line in block.lines() {
                 let id = read_custom_id(line.bytes).filter(|_| !line.too_long);
+                last_is_bad = id.is_none();
                 let Some(id) = id else {
                     balance.bad += 1;
                     continue;
@@ -116,9 +136,22 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<Row
                 }
             }
         }
+        balance.short |= last_is_bad && !ends_in_line_feed(path)?;
     }
     balance.absent = rows.len() - seen.len();
-    Ok(balance)
+    let absent = rows.indexes().filter(|index| !seen.contains(*index)).take(NAMED).collect();
+    Ok((balance, absent))
+}
+
+fn ends_in_line_feed(path: &Path) -> Result<bool> {
+    let last = || {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::End(-1))?;
+        let mut byte = [0];
+        file.read_exact(&mut byte)?;
+        Ok(byte == *b"\n")
+    };
+    last().map_err(|e| Error::io("read", path, &e))
 }
 
 #[cfg(test)]
@@ -136,8 +169,15 @@ mod tests {
         crate::lines::output::write_whole(&files[0], output.as_bytes()).expect("written");
         crate::lines::output::write_whole(&files[1], line("a_3").as_bytes()).expect("written");
         let rows = RowSet::parse("1-4\n").expect("ranges");
-        let balance = verify(&files, "a", &rows).expect("read");
-        assert_eq!(balance, RowBalance { output: 2, error: 1, absent: 1, foreign: 2, bad: 1, short: false });
+        let balance = RowBalance { output: 2, error: 1, absent: 1, foreign: 2, bad: 1, short: false };
+        assert_eq!(verify(&files, "a", &rows).expect("read"), (balance.clone(), vec![4]));
+        // The same without the last line feed was cut off within a line.
+        crate::lines::output::write_whole(&files[0], output.trim_end().as_bytes()).expect("written");
+        assert_eq!(verify(&files, "a", &rows).expect("read").0, RowBalance { short: true, ..balance });
+        // What looks compressed is a bad line like another.
+        crate::lines::output::write_whole(&files[0], b"\x1f\x8b\x08 nonsense\n").expect("written");
+        let (balance, absent) = verify(&files, "a", &rows).expect("read");
+        assert_eq!((balance.bad, balance.error, absent), (1, 1, vec![1, 2, 4]));
     }
 
     proptest! {

@@ -50,7 +50,8 @@ pub struct ApiError {
     pub code: Option<String>,
     pub message: String,
     pub class: Class,
-    pub(super) retry_after: Option<Duration>,
+    /// How long the server asks us to wait.
+    pub retry_after: Option<Duration>,
     /// What the server itself says about trying again.
     pub(super) should_retry: Option<bool>,
     /// The body was an error object, not a page of some gateway.
