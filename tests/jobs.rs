@@ -111,6 +111,14 @@ impl Setup {
         answers
     }
 
+    /// Until this process holds the work directory.
+    fn await_lock(&self, child: &Child) {
+        let started = Instant::now();
+        while self.work.read("w/lock") != format!("process {}\n", child.id()) {
+            assert!(started.elapsed() < Duration::from_secs(10));
+        }
+    }
+
     fn files(&self, purpose: &str) -> usize {
         let listed = self.server.get(&format!("{ROOT}/files?limit=100&purpose={purpose}"));
         listed["data"].as_array().expect("a list").len()
@@ -396,9 +404,7 @@ fn m5_the_first_signal_says_what_runs_and_a_lock_keeps_others_out() {
     for (name, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         let child = setup.spawn(&["fetch"]);
         let started = Instant::now();
-        while setup.work.read("w/lock") != format!("process {}\n", child.id()) {
-            assert!(started.elapsed() < Duration::from_secs(10));
-        }
+        setup.await_lock(&child);
         let ran = setup.run(&["cancel"]).exits(75);
         assert!(ran.stderr.contains(&format!("w is in use by process {}", child.id())), "{}", ran.stderr);
         // It holds the lock a little before it hears signals.
@@ -409,6 +415,20 @@ fn m5_the_first_signal_says_what_runs_and_a_lock_keeps_others_out() {
         assert!(ran.stderr.contains("to go on: zbatch "), "{}", ran.stderr);
         assert!(started.elapsed() < Duration::from_secs(10));
     }
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_ignored() {
+    let setup = Setup::new(&["--latency", "60s"]);
+    setup.run(&["submit", "--no-wait"]).exits(75);
+    let fetch = setup.command(&["fetch", "--timeout", "1s"]);
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(fetch.get_program()).args(fetch.get_args());
+    let mut child = nohup.current_dir(setup.work.path()).env("ZHIPUAI_API_KEY", KEY).spawn().expect("sh starts");
+    setup.await_lock(&child);
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&child, "-HUP");
+    assert_eq!(child.wait().expect("ended").code(), Some(75), "it went on to its deadline");
 }
 
 #[test]
