@@ -3,6 +3,7 @@
 mod data;
 mod docs;
 mod emulate;
+mod jobs;
 mod merge;
 mod parse;
 mod run;

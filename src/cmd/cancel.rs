@@ -2,7 +2,7 @@
 
 use super::{
     Console, Ended,
-    remote::{check_provider, client, runtime},
+    remote::{check_provider, client, command, runtime},
     setup::open_journal,
 };
 use crate::{cli::CancelArgs, error::Result, journal::Step, provider::BatchId, settings::Config, workdir::WorkDir};
@@ -25,19 +25,25 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
                 asked += 1;
                 console.note(format_args!("{}: {id} is {}", job.chunk.id, batch.status.as_str()));
             }
-            Err(error) => {
-                console.always(format_args!("{}: {error}", job.chunk.id));
-                trouble.get_or_insert(error);
-            }
+            // It may have ended before we knew.
+            Err(error) => match runtime.block_on(client.batch(&id)) {
+                Ok(batch) if batch.status.is_terminal() => {
+                    console.note(format_args!("{}: {id} is {} already", job.chunk.id, batch.status.as_str()));
+                }
+                _ => {
+                    console.always(format_args!("{}: {error}", job.chunk.id));
+                    trouble.get_or_insert(error);
+                }
+            },
         }
     }
-    let unsure = journal.state.at(Step::Intended);
-    if unsure > 0 {
-        console.note(format_args!(
-            "{unsure} creates have no known answer; `zbatch submit -d {}` looks them up",
-            dir.display()
+    let next = command("fetch", &dir, &args.source, &args.provider, &args.remote);
+    let unclear = journal.state.at(Step::Intended);
+    if unclear > 0 {
+        console.always(format_args!(
+            "{unclear} creates have no known answer, and what they made is not cancelled; `{next}` finds it, then cancel again"
         ));
     }
-    console.note(format_args!("{asked} batches asked to cancel; next: zbatch fetch -d {}", dir.display()));
+    console.note(format_args!("{asked} batches asked to cancel; next: {next}"));
     trouble.map_or(Ok(Ended::Finished), |error| Err(error.into()))
 }

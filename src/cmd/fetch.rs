@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Console, Ended,
-    remote::{check_provider, client, conclude, job_settings, runtime, watch_for_stops},
+    remote::{check_provider, client, command, conclude, job_settings, runtime, watch_for_stops},
     setup::open_journal,
 };
 use crate::{
@@ -16,14 +16,10 @@ use crate::{
         ChunkId, CustomId,
         jobs::{Driver, Goal},
         results::read_custom_id,
-        rows::{LONGEST_RESULT, RowSet},
+        rows::{RowSet, read_results},
     },
     journal::{Event, Job, Journal, RowBalance, Step, locked},
-    lines::{
-        blocks::{Block, LineReader, Shape},
-        input::Input,
-        output::Output,
-    },
+    lines::{blocks::Block, output::Output},
     progress::Progress,
     settings::Config,
     snapshots,
@@ -51,18 +47,24 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let driver =
         Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched };
     let (_, none) = mpsc::channel(1);
-    let end = std::thread::scope(|scope| {
+    let (end, emitted) = std::thread::scope(|scope| {
         let emitter = args.output.as_deref().map(|path| scope.spawn(|| emit_all(path, &work, &journal, receive)));
         let end = runtime.block_on(driver.drive(none));
         drop(driver);
-        match emitter.map(std::thread::ScopedJoinHandle::join) {
-            None | Some(Ok(Ok(()))) => end,
-            Some(Ok(Err(error))) => Err(error),
-            Some(Err(_)) => Err(Error::input("the thread that writes the results died; run the same command again")),
-        }
-    })?;
+        let died = |_| Err(Error::input("the thread that writes the results died; run the same command again"));
+        (end, emitter.map(|emitter| emitter.join().unwrap_or_else(died)).transpose())
+    });
     snapshots::write_download_info(&work, &locked(&journal)?.state)?;
-    let ended = conclude(end, &journal, Goal::Fetched, &format!("zbatch fetch -d {}", dir.display()), console)?;
+    let (end, output) = (end?, emitted?);
+    let next = {
+        let next = |verb| command(verb, &dir, &args.source, &args.provider, &args.remote);
+        let all_created = locked(&journal)?.state.below(Step::Created) == 0;
+        if all_created { next("fetch") } else { format!("{}, then {}", next("submit"), next("fetch")) }
+    };
+    let ended = conclude(end, &journal, Goal::Fetched, &next, console)?;
+    if let Some(output) = output.filter(|_| ended == Ended::Finished) {
+        output.commit()?;
+    }
     let rows = totals(&locked(&journal)?.state.jobs);
     console.note(format_args!(
         "{} results, {} errors, {} absent rows, {} foreign lines, {} unreadable lines",
@@ -93,7 +95,7 @@ fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<(
     let mut chunks = Vec::new();
     for name in names {
         if name == "failed" {
-            let short = |job: &&Job| job.rows.as_ref().is_some_and(|rows| rows.short);
+            let short = |job: &&Job| job.rows.as_ref().is_some_and(|rows| rows.short) && !job.cleaned;
             chunks.extend(journal.state.jobs.iter().filter(short).map(|job| job.chunk.id.clone()));
             continue;
         }
@@ -110,6 +112,8 @@ fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<(
             chunks.push(id);
         }
     }
+    chunks.sort_unstable();
+    chunks.dedup();
     for chunk in &chunks {
         journal.append(&Event::Again { chunk: chunk.clone() })?;
     }
@@ -120,8 +124,13 @@ fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<(
 }
 
 /// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as
-/// they come.
-fn emit_all(path: &Path, work: &WorkDir, journal: &Mutex<Journal>, mut places: mpsc::Receiver<usize>) -> Result<()> {
+/// they come. Whether that was all, and the output may appear, the caller knows.
+fn emit_all(
+    path: &Path,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    mut places: mpsc::Receiver<usize>,
+) -> Result<Output> {
     let mut output = Output::create(Some(path))?;
     let job = |place: usize| -> Result<Option<Job>> { Ok(locked(journal)?.state.jobs.get(place).cloned()) };
     let here: Vec<usize> = {
@@ -136,11 +145,11 @@ fn emit_all(path: &Path, work: &WorkDir, journal: &Mutex<Journal>, mut places: m
     }
     while let Some(place) = places.blocking_recv() {
         match job(place)? {
-            Some(job) if !here.contains(&place) => emit(&job, work, &mut output)?,
+            Some(job) if here.binary_search(&place).is_err() => emit(&job, work, &mut output)?,
             _ => {}
         }
     }
-    output.commit()
+    Ok(output)
 }
 
 /// A line of another chunk's row stays behind: behind a pipe nobody could tell.
@@ -151,7 +160,7 @@ fn emit(job: &Job, work: &WorkDir, output: &mut Output) -> Result<()> {
         if !path.exists() {
             continue;
         }
-        let mut reader = LineReader::new(Input::open(Some(&path), "")?, Shape::Lines, LONGEST_RESULT, 0);
+        let mut reader = read_results(&path)?;
         while reader.fill(&mut block)? {
             for line in block.lines() {
                 let id = read_custom_id(line.bytes);

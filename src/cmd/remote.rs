@@ -1,19 +1,24 @@
 //! What the verbs that talk to a provider share: the client, signals and deadlines, and how their end is told.
 
-use std::{path::Path, sync::Mutex, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
+};
 
 use tokio::{
     runtime::{Builder, Runtime},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
-use super::{Console, Ended};
+use super::{Console, Ended, merge::shell_word};
 use crate::{
-    cli::{ProviderArgs, RemoteArgs, SpendArgs},
+    cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs},
     error::{Error, Kind, Result},
     flow::jobs::{Goal, JobSettings, JobsEnd, Stop},
     journal::{self, Journal, State, Step, locked},
+    lines::input::read_small,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
 };
@@ -86,7 +91,13 @@ pub fn job_settings(
 pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<watch::Receiver<Option<Stop>>> {
     let (tell, stop) = watch::channel(None);
     let _context = runtime.enter();
-    let listen = |kind: SignalKind| signal(kind).map_err(|e| Error::new(Kind::Io, format!("listen for signals: {e}")));
+    // What was ignored when we were started (`nohup`, a script's background job) stays ignored.
+    let ignored = ignored_signals();
+    let listen = |kind: SignalKind| {
+        let heard = ignored & (1 << (kind.as_raw_value() - 1)) == 0;
+        let listened = heard.then(|| signal(kind)).transpose();
+        listened.map_err(|e| Error::new(Kind::Io, format!("listen for signals: {e}")))
+    };
     let (mut int, mut term, mut hup) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
     runtime.spawn(async move {
@@ -100,9 +111,9 @@ pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<w
         tokio::pin!(deadline);
         loop {
             let number = tokio::select! {
-                _ = int.recv() => 2,
-                _ = term.recv() => 15,
-                _ = hup.recv() => 1,
+                () = heard(&mut int) => 2,
+                () = heard(&mut term) => 15,
+                () = heard(&mut hup) => 1,
                 () = &mut deadline, if !asked => {
                     tell.send_replace(Some(Stop::TimedOut));
                     asked = true;
@@ -118,6 +129,20 @@ pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<w
         }
     });
     Ok(stop)
+}
+
+async fn heard(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The signals that this process ignores, one bit each from signal 1; none where the system does not tell.
+fn ignored_signals() -> u64 {
+    let status = read_small(Path::new("/proc/self/status"), 1 << 16).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// Says what the jobs will take before the first of them is created.
@@ -141,7 +166,7 @@ pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str,
         Goal::Submitted => state.below(Step::Created),
         Goal::Fetched | Goal::Done => state.below(Step::Fetched),
     };
-    if unfinished > 0 || end.stopped.is_some() {
+    if unfinished > 0 {
         say_what_runs(state, again, console);
     }
     if let Some(Stop::Signal(number)) = end.stopped {
@@ -170,11 +195,35 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         console.note(format_args!("these batches run on: {}{more}", running.join(", ")));
     }
-    let waiting = state.below(Step::Created);
+    let waiting = state.below(Step::Intended);
     if waiting > 0 {
         console.note(format_args!("{waiting} chunks have no batch yet"));
     }
+    let unclear = state.at(Step::Intended);
+    if unclear > 0 {
+        console.note(format_args!(
+            "{unclear} creates have no known answer; they are looked up before anything is sent again"
+        ));
+    }
     console.note(format_args!("to go on: {again}"));
+}
+
+/// The complete command that goes on with a directory.
+pub fn command(verb: &str, dir: &Path, source: &SourceArgs, provider: &ProviderArgs, remote: &RemoteArgs) -> String {
+    let mut command = format!("zbatch {verb} -d {}", shell_word(&dir.display().to_string()));
+    let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    for (flag, value) in [
+        ("--config", text(&source.config)),
+        ("--provider", provider.provider.clone()),
+        ("--base-url", provider.base_url.clone()),
+        ("--key-file", text(&remote.key_file)),
+        ("--ca-cert", text(&remote.ca_cert)),
+    ] {
+        if let Some(value) = value {
+            command += &format!(" {flag} {}", shell_word(&value));
+        }
+    }
+    command
 }
 
 /// A state for verbs that take no lock.

@@ -66,7 +66,8 @@ fn as_text(dir: &Path, state: &State) -> String {
         let id = job.chunk.id.to_string();
         let end = job.end.as_ref().map_or("", |end| end.status.as_str());
         let batch = job.batch_id.as_deref().unwrap_or_default();
-        let trouble = job.trouble.as_deref().unwrap_or_default();
+        let errors = job.end.as_ref().map(|end| end.errors.join("; ")).unwrap_or_default();
+        let trouble = job.trouble.as_deref().unwrap_or(&errors);
         let line =
             format!("{id:width$}  {:>8}  {:>6} rows  {end:10} {batch} {trouble}", name(job.step), job.chunk.lines);
         text += &escape_control(line.trim_end());

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Console, Ended,
-    remote::{announce, check_provider, client, conclude, job_settings, runtime, watch_for_stops},
+    remote::{announce, check_provider, client, command, conclude, job_settings, runtime, watch_for_stops},
     setup::open_journal,
 };
 use crate::{
@@ -47,11 +47,15 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
         Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched: None };
     // All chunks are in the journal: none comes later.
     let (_, none) = mpsc::channel(1);
-    let end = runtime.block_on(driver.drive(none))?;
+    let end = runtime.block_on(driver.drive(none));
     snapshots::write_batch_results(&work, &locked(&journal)?.state)?;
-    let ended = conclude(end, &journal, Goal::Submitted, &format!("zbatch submit -d {}", dir.display()), console)?;
+    let next = |verb| command(verb, &dir, &args.source, &args.provider, &args.remote);
+    let ended = conclude(end?, &journal, Goal::Submitted, &next("submit"), console)?;
     if ended == Ended::Finished {
-        console.note(format_args!("every chunk has a batch; next: zbatch fetch -d {}", dir.display()));
+        if locked(&journal)?.state.posts.is_none() {
+            console.always("the input was not cut to its end: run the same `zbatch gen -d` or `zbatch chunk -d` again");
+        }
+        console.note(format_args!("every chunk has a batch; next: {}", next("fetch")));
     }
     Ok(ended)
 }
