@@ -243,7 +243,7 @@ fn cut_all(
     };
     match cut(rendering.posts(Some(posts))?, rendering, work, journal, &mut seen, &mut send) {
         Ok((_, tally)) => {
-            super::r#gen::tell(&tally, console);
+            seen.tell(&tally, console);
             Ok(())
         }
         Err(error) if error.kind() == Kind::ClosedPipe => Ok(()),
