@@ -17,14 +17,16 @@ pub struct Cli {
 }
 
 const LONG_ABOUT: &str = "\
-Labels ten thousand to a hundred million texts with a language model through a Batch API: half price, streamed,
-resumable, in constant memory.
+Labels ten thousand to a hundred million texts with a language model through
+a Batch API: half price, streamed, resumable, in constant memory.
 
-  zbatch run posts.jsonl -o enhanced.jsonl --emulate   the whole job, no key and no network needed
-  zbatch run posts.jsonl -o enhanced.jsonl             the same for real (ZHIPUAI_API_KEY is set)
-  zbatch gen posts.jsonl | head -1                     look at a request
+  zbatch gen posts.jsonl | head -1                    look at a request
+  zbatch run posts.jsonl -o enhanced.jsonl --emulate  no key, no network
+  zbatch run posts.jsonl -o enhanced.jsonl            for real: it needs a key
 
-Posts come in as JSON Lines or one JSON array, plain or gz/zst/bz2/xz. Data goes to stdout, all else to stderr.";
+Posts come in as JSON Lines or one JSON array, plain or gz, zst, bz2, xz.
+Data goes to stdout, all else to stderr. gen, parse and merge are filters; the
+other verbs work in a directory (-d), can be killed, and go on when run again.";
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -43,7 +45,7 @@ pub enum Verb {
 
 #[derive(Clone, Debug, Args)]
 pub struct Verbosity {
-    /// Say only what went wrong
+    /// Say only what stopped it: no notes, and faults only in the exit code
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say more; twice for every call to the provider
@@ -267,8 +269,8 @@ pub enum OnAmbiguous {
 /// Examples:
 ///   cat posts.jsonl | zbatch gen | head -1
 ///   zbatch gen posts.json.gz --only topic_analysis -o requests.jsonl
-///   zbatch gen -d work posts.jsonl              chunk files, ready for `zbatch submit -d work`
-///   zbatch gen --missing enhanced.jsonl         only what is still absent or null
+///   zbatch gen -d work posts.jsonl        chunk files, for zbatch submit -d work
+///   zbatch gen --missing enhanced.jsonl   only what is still absent or null
 ///
 /// Memory: at most 32 MiB for lines up to 1 MiB, at any number of posts.
 #[derive(Debug, Args)]
@@ -332,7 +334,8 @@ pub struct ChunkArgs {
 ///
 /// Examples:
 ///   zbatch parse results/*.jsonl > answers.jsonl
-///   zbatch fetch -d work -o - | zbatch parse | zbatch merge posts.jsonl - > enhanced.jsonl
+///   zbatch fetch -d work -o - | zbatch parse |
+///     zbatch merge posts.jsonl - > enhanced.jsonl
 ///
 /// Memory: at most 32 MiB for lines up to 1 MiB.
 #[derive(Debug, Args)]
@@ -405,7 +408,8 @@ pub struct SubmitArgs {
 ///
 /// Examples:
 ///   zbatch fetch -d work
-///   zbatch fetch -d work -o - | zbatch parse | zbatch merge posts.jsonl - > enhanced.jsonl
+///   zbatch fetch -d work -o - | zbatch parse |
+///     zbatch merge posts.jsonl - > enhanced.jsonl
 ///   zbatch fetch -d work --again failed
 ///
 /// Memory: at most 64 MiB.
@@ -516,12 +520,13 @@ pub struct CancelArgs {
     pub remote: RemoteArgs,
 }
 
-/// Serve the Batch API on 127.0.0.1: for tests, or in front of a model server of your own
+/// Serve the Batch API locally: for tests, or in front of a model server of yours
 ///
 /// Examples:
-///   zbatch emulate --port 8900 &                the base URL is the first line on stdout
-///   ZHIPUAI_API_KEY=any zbatch run posts.jsonl -o out.jsonl --base-url http://127.0.0.1:8900/api/paas/v4
-///   zbatch emulate --upstream http://127.0.0.1:8080/v1     real answers from a local chat server
+///   zbatch emulate --port 8900 &   the base URL is the first line on stdout
+///   ZHIPUAI_API_KEY=any zbatch run posts.jsonl -o out.jsonl \
+///     --base-url http://127.0.0.1:8900/api/paas/v4
+///   zbatch emulate --upstream http://127.0.0.1:8080/v1   answers of a chat server
 ///
 /// Memory: at most 64 MiB; files are on disk (--state).
 #[derive(Debug, Args)]
@@ -562,6 +567,8 @@ pub struct EmulatorArgs {
 /// Examples:
 ///   zbatch config
 ///   zbatch config --config batch/config.json
+///
+/// Memory: at most 32 MiB.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct ConfigArgs {

@@ -1,8 +1,11 @@
 //! Tests that run the program in a fresh directory and show input and expected output.
 
+mod chunk;
+mod config;
 mod data;
 mod docs;
 mod emulate;
+mod r#gen;
 mod jobs;
 mod merge;
 mod parse;

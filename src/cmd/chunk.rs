@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     Console, Ended,
-    setup::{claim, record_models, resolve_limits},
+    setup::{ChunkRecords, cap_note, claim, record_models, resolve_limits},
 };
 use crate::{
     analysis,
@@ -21,7 +21,6 @@ use crate::{
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::Input,
-        output::Output,
     },
     provider::Dialect,
     report::{Report, Tally},
@@ -61,13 +60,10 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let mut cutter = Cutter::new(work.path().to_owned(), limits, &locked(&journal)?.state);
     let mut log = FaultLog::create(args.faults.faults.as_deref())?;
     let mut tally = Tally::new(0);
-    let mut stdout = Output::create(None)?;
+    let mut records = ChunkRecords::create()?;
     let mut record = |chunk: Chunk, input| {
         locked(&journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
-        let mut line = serde_json::to_vec(&chunk).unwrap_or_default();
-        line.push(b'\n');
-        stdout.put(&line)?;
-        stdout.flush()
+        records.print(&chunk)
     };
     let (mut lines, mut good) = (0, 0);
     let mut block = Block::default();
@@ -117,26 +113,29 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
         }
     }
     let mark = cutter.finish(&mut record)?;
+    let is_all_bad = lines > 0 && good == 0;
     {
         let mut journal = locked(&journal)?;
-        if journal.state.posts.is_none() {
+        // The wrong input must not keep the right one out.
+        if journal.state.posts.is_none() && !is_all_bad {
             journal.append(&Event::Posts { good, input: mark })?;
         }
         snapshots::write_files_info(&work, &journal.state)?;
     }
-    stdout.commit()?;
     log.commit()?;
     if let Some(path) = &args.faults.report {
         let report =
             Report { analyses: Vec::new(), tally: &tally, posts: None, batches: None, times: None, next: None };
         report.write(path)?;
     }
-    if lines > 0 && good == 0 {
-        console.show_faults(&log);
+    if let Some(cap) = cap_note(&config, &args.limits, dialect).filter(|_| cutter.bytes_bind()) {
+        console.note(cap);
+    }
+    console.show_faults(&log);
+    if is_all_bad {
         return Err(Error::input(format!("{}: none of its {lines} lines is a request", reader.name()))
             .fix("give it what `zbatch gen` writes; posts go to `zbatch gen -d`"));
     }
-    console.show_faults(&log);
     Ok(Ended::judge(args.faults.max_faults, log.total(), lines))
 }
 

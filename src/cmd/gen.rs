@@ -4,7 +4,7 @@ use std::{path::Path, sync::Mutex};
 
 use super::{
     Console, Ended,
-    setup::{Rendering, Step, claim},
+    setup::{ChunkRecords, Rendering, Step, claim},
 };
 use crate::{
     cli::GenArgs,
@@ -35,16 +35,9 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
         Some(dir) => {
             let (work, journal) = claim(dir, args.new, rendering.record(false), false, console)?;
             let journal = Mutex::new(journal);
-            let mut stdout = Output::create(None)?;
-            let mut print = |chunk: Chunk| {
-                let mut line = serde_json::to_vec(&chunk).unwrap_or_default();
-                line.push(b'\n');
-                stdout.put(&line)?;
-                stdout.flush()
-            };
-            let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut print)?;
+            let mut records = ChunkRecords::create()?;
+            let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk))?;
             snapshots::write_files_info(&work, &locked(&journal)?.state)?;
-            stdout.commit()?;
             done
         }
     };
@@ -52,9 +45,9 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     if let Some(path) = &args.faults.report {
         report::write_filter_report(path, &rendering.set, &seen.tally)?;
     }
-    counts.check(&name)?;
-    tell(&tally, console);
+    seen.tell(&tally, console);
     console.show_faults(&seen.log);
+    counts.check(&name)?;
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), tally.requests + seen.log.total()))
 }
 
@@ -64,11 +57,29 @@ pub struct Seen<'s> {
     rendering: &'s Rendering,
     pub log: FaultLog,
     pub tally: Tally,
+    /// A chunk ended since the next line's bytes did not fit.
+    bytes_bind: bool,
 }
 
 impl<'s> Seen<'s> {
     pub fn new(rendering: &'s Rendering, log: FaultLog) -> Self {
-        Self { rendering, log, tally: Tally::new(rendering.set.list.len()) }
+        Self { rendering, log, tally: Tally::new(rendering.set.list.len()), bytes_bind: false }
+    }
+
+    /// What was changed or left out without being a fault.
+    pub fn tell(&self, tally: &RenderTally, console: &Console) {
+        for (count, what) in [
+            (tally.images_dropped, "images left out: a request holds at most 5"),
+            (tally.surrogates, "lone surrogates became U+FFFD"),
+            (tally.skipped, "rows left out by --skip"),
+        ] {
+            if count > 0 {
+                console.note(format_args!("{count} {what}"));
+            }
+        }
+        if let Some(cap) = self.rendering.cap.as_ref().filter(|_| self.bytes_bind) {
+            console.note(cap);
+        }
     }
 
     fn add(&mut self, fault: &crate::flow::FaultLine) -> Result<()> {
@@ -100,7 +111,9 @@ fn filter(
         }
         Step::Fault(fault) => seen.add(&fault),
     })?;
-    output.commit()?;
+    if !counts.are_all_bad() {
+        output.commit()?;
+    }
     Ok((counts, renderer.tally))
 }
 
@@ -141,22 +154,11 @@ pub fn cut(
         Step::Fault(fault) => seen.add(&fault),
     })?;
     let input = cutter.finish(&mut record)?;
+    seen.bytes_bind = cutter.bytes_bind();
     let mut journal = locked(journal)?;
-    if journal.state.posts.is_none() {
+    // The wrong input must not keep the right one out.
+    if journal.state.posts.is_none() && !counts.are_all_bad() {
         journal.append(&Event::Posts { good: counts.posts, input })?;
     }
     Ok((counts, renderer.tally))
-}
-
-/// What was changed or left out without being a fault.
-pub fn tell(tally: &RenderTally, console: &Console) {
-    for (count, what) in [
-        (tally.images_dropped, "images left out: a request holds at most 5"),
-        (tally.surrogates, "lone surrogates became U+FFFD"),
-        (tally.skipped, "rows left out by --skip"),
-    ] {
-        if count > 0 {
-            console.note(format_args!("{count} {what}"));
-        }
-    }
 }

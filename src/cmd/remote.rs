@@ -1,7 +1,7 @@
 //! What the verbs that talk to a provider share: the client, signals and deadlines, and how their end is told.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::Mutex,
     time::Duration,
 };
@@ -12,7 +12,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Console, Ended, merge::shell_word};
+use super::{Console, Ended, next::NextCommand};
 use crate::{
     cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs},
     error::{Error, Kind, Result},
@@ -210,20 +210,14 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
 
 /// The complete command that goes on with a directory.
 pub fn command(verb: &str, dir: &Path, source: &SourceArgs, provider: &ProviderArgs, remote: &RemoteArgs) -> String {
-    let mut command = format!("zbatch {verb} -d {}", shell_word(&dir.display().to_string()));
-    let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-    for (flag, value) in [
-        ("--config", text(&source.config)),
-        ("--provider", provider.provider.clone()),
-        ("--base-url", provider.base_url.clone()),
-        ("--key-file", text(&remote.key_file)),
-        ("--ca-cert", text(&remote.ca_cert)),
-    ] {
-        if let Some(value) = value {
-            command += &format!(" {flag} {}", shell_word(&value));
-        }
-    }
-    command
+    NextCommand::new(&format!("zbatch {verb}"))
+        .path("-d", Some(dir))
+        .path("--config", source.config.as_deref())
+        .flag("--provider", provider.provider.as_deref())
+        .flag("--base-url", provider.base_url.as_deref())
+        .path("--key-file", remote.key_file.as_deref())
+        .path("--ca-cert", remote.ca_cert.as_deref())
+        .into_text()
 }
 
 /// A state for verbs that take no lock.

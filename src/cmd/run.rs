@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use self::{gather::read_results, join::Join};
 use super::{
     Console, Ended,
-    r#gen::{Seen, cut, tell},
+    r#gen::{Seen, cut},
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
     setup::{Rendering, Step as Rendered, claim},
     source::Source,
@@ -231,7 +231,7 @@ fn cut_all(
     };
     match cut(rendering.posts(Some(posts))?, rendering, work, journal, &mut seen, &mut send) {
         Ok((_, tally)) => {
-            tell(&tally, console);
+            seen.tell(&tally, console);
             Ok(())
         }
         Err(error) if error.kind() == Kind::ClosedPipe => Ok(()),

@@ -10,14 +10,15 @@ use super::Console;
 use crate::{
     analysis::AnalysisSet,
     cli::{InputArgs, LimitArgs, ModelArgs, OnBadPost, RowArgs, SourceArgs},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     flow::{
         FaultKind, FaultLine,
-        chunks::Limits,
+        chunks::{Chunk, Limits},
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, read_skip},
     },
     journal::{self, Journal},
+    lines::output::Output,
     provider::Dialect,
     settings::{Config, Models},
     workdir::WorkDir,
@@ -30,6 +31,8 @@ pub struct Rendering {
     pub models: Models,
     pub dialect: &'static Dialect,
     pub limits: Limits,
+    /// What to say if a chunk ends at the provider's cap on bytes.
+    pub cap: Option<String>,
     rows: Rows,
     data_dir: Option<PathBuf>,
     on_bad_post: OnBadPost,
@@ -63,6 +66,7 @@ impl Rendering {
         let skip = rows.skip.as_deref().map(|path| read_skip(path, &set)).transpose()?.unwrap_or_default();
         Ok(Self {
             limits: resolve_limits(config, limits, dialect),
+            cap: cap_note(config, limits, dialect),
             rows: Rows { missing: rows.missing, skip },
             data_dir: config.data_dir(source.data_dir.as_deref())?.map(|dir| dir.value),
             on_bad_post: rows.on_bad_post,
@@ -152,6 +156,40 @@ pub fn resolve_limits(config: &Config, flags: &LimitArgs, dialect: &Dialect) -> 
     }
 }
 
+/// What to say if a chunk ends at the provider's cap on bytes, and would not have ended at the limit asked for.
+pub fn cap_note(config: &Config, flags: &LimitArgs, dialect: &Dialect) -> Option<String> {
+    let asked = config.max_bytes(flags.max_bytes);
+    (asked.value > dialect.max_bytes).then(|| {
+        format!(
+            "chunk files end at {} bytes, the most that {} takes, and not at {} ({})",
+            dialect.max_bytes, dialect.name, asked.value, asked.origin
+        )
+    })
+}
+
+/// Chunk records on stdout. They only tell of the job, which goes on when nobody reads them any more.
+#[derive(Debug)]
+pub struct ChunkRecords(Option<Output>);
+
+impl ChunkRecords {
+    pub fn create() -> Result<Self> {
+        Output::create(None).map(|stdout| Self(Some(stdout)))
+    }
+
+    pub fn print(&mut self, chunk: &Chunk) -> Result<()> {
+        let Some(stdout) = &mut self.0 else { return Ok(()) };
+        let mut line = serde_json::to_vec(chunk).unwrap_or_default();
+        line.push(b'\n');
+        match stdout.put(&line).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == Kind::ClosedPipe => {
+                self.0 = None;
+                Ok(())
+            }
+            done => done,
+        }
+    }
+}
+
 /// The part of a directory's configuration that every verb which cuts has.
 pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal::Config {
     journal::Config {
@@ -195,6 +233,10 @@ pub fn claim(
                 return Err(Error::input(format!("{} belongs to another job: {difference}", dir.display())).fix(
                     "use another directory (-d), or --new to begin again (the old contents are kept in DIR.old-N)",
                 ));
+            }
+            let chunks = journal.state.jobs.len();
+            if chunks > 0 {
+                console.note(format_args!("{} holds {chunks} chunks already", dir.display()));
             }
         }
     }

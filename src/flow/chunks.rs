@@ -5,9 +5,9 @@
 //! over by count, so that a killed run goes on where the journal ends.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io::{BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -84,15 +84,18 @@ pub struct Cutter {
     dir: PathBuf,
     limits: Limits,
     groups: Vec<GroupState>,
-    /// Requests that the chunks of the journal hold, by analysis and model.
-    held: HashMap<(String, String), u64>,
+    /// The chunks of the journal, by analysis and model, until their group is asked for.
+    held: HashMap<(String, String), VecDeque<HeldChunk>>,
     /// The last part of each name, by analysis and whether it is the multimodal model's.
     parts: HashMap<(String, bool), u32>,
     input: blake3::Hasher,
     places: u64,
-    /// What the journal says of the input, to be found again: in ascending order, from `next_mark`.
-    marks: Vec<(InputMark, String)>,
-    next_mark: usize,
+    /// What the journal says of the input, to be found again: in ascending order.
+    marks: VecDeque<(InputMark, String)>,
+    /// Places in the whole input, if the journal has seen its end.
+    end: Option<u64>,
+    /// A chunk ended since the next line's bytes did not fit.
+    bytes_bind: bool,
 }
 
 #[derive(Debug)]
@@ -100,9 +103,44 @@ struct GroupState {
     analysis: String,
     vision: bool,
     model: String,
-    /// Requests still to be passed over, since journaled chunks hold them.
-    held: u64,
+    /// Journaled chunks whose requests are still to be passed over.
+    held: VecDeque<HeldChunk>,
     open: Option<OpenChunk>,
+}
+
+/// A chunk of the journal, as its requests come by again.
+#[derive(Debug)]
+struct HeldChunk {
+    id: ChunkId,
+    lines: u64,
+    bytes: u64,
+    /// What came by of it, so that a row that was refused as its second is refused again.
+    passed: u64,
+    rows: RowSet,
+}
+
+impl HeldChunk {
+    /// What became of a request when the chunk was cut; `None` if it came after the chunk.
+    fn pass(&mut self, index: u64, bytes: u64, limits: Limits) -> Option<Pushed> {
+        let is_full = self.passed == self.lines;
+        if is_full {
+            let came_twice = limits.fit(self.lines, self.bytes, bytes) && self.rows.contains(index);
+            return came_twice.then_some(Pushed::Twice);
+        }
+        let is_new = self.rows.insert(index);
+        self.passed += u64::from(is_new);
+        Some(if is_new { Pushed::Held } else { Pushed::Twice })
+    }
+
+    /// The same rows came by as the chunk was cut with. Images are no part of the input's hash: one that appeared or went
+    /// away moves its row to another group, and counting alone would leave a row out or ask for it twice.
+    fn check(&self, dir: &Path) -> Result<()> {
+        if RowSet::read(&dir.join("rows").join(format!("{}.txt", self.id)))? == self.rows {
+            return Ok(());
+        }
+        Err(Error::input(format!("the posts no longer give the rows of {}; have images changed?", self.id))
+            .fix("put the images back as they were, or --new to begin again (the old contents are kept in DIR.old-N)"))
+    }
 }
 
 #[derive(Debug)]
@@ -129,17 +167,20 @@ pub enum Pushed {
 impl Cutter {
     /// `dir` is the work directory, `state` what its journal says.
     pub fn new(dir: PathBuf, limits: Limits, state: &State) -> Self {
-        let mut held: HashMap<(String, String), u64> = HashMap::new();
+        let mut held: HashMap<(String, String), VecDeque<HeldChunk>> = HashMap::new();
         let mut parts: HashMap<(String, bool), u32> = HashMap::new();
         for job in &state.jobs {
             let chunk = &job.chunk;
-            *held.entry((chunk.analysis.clone(), chunk.model.clone())).or_default() += chunk.lines;
+            let (lines, bytes) = (chunk.lines, chunk.bytes);
+            let group = held.entry((chunk.analysis.clone(), chunk.model.clone())).or_default();
+            group.push_back(HeldChunk { id: chunk.id.clone(), lines, bytes, passed: 0, rows: RowSet::default() });
             let part = parts.entry((chunk.analysis.clone(), chunk.id.vision)).or_default();
             *part = chunk.id.part.max(*part);
         }
         let mut marks: Vec<_> = state.jobs.iter().map(|job| (job.input.clone(), job.chunk.id.to_string())).collect();
         marks.extend(state.posts.iter().map(|(_, mark)| (mark.clone(), "the end of the input".to_owned())));
         marks.sort_by_key(|(mark, _)| mark.posts);
+        let end = state.posts.as_ref().map(|(_, mark)| mark.posts);
         Self {
             dir,
             limits,
@@ -148,8 +189,9 @@ impl Cutter {
             parts,
             input: blake3::Hasher::new(),
             places: 0,
-            marks,
-            next_mark: 0,
+            marks: marks.into(),
+            end,
+            bytes_bind: false,
         }
     }
 
@@ -158,7 +200,7 @@ impl Cutter {
         let known = self.groups.iter().position(|group| group.analysis == analysis && group.model == model);
         Group(known.unwrap_or_else(|| {
             let key = (analysis.to_owned(), model.to_owned());
-            let held = self.held.get(&key).copied().unwrap_or_default();
+            let held = self.held.remove(&key).unwrap_or_default();
             self.groups.push(GroupState { analysis: key.0, vision, model: key.1, held, open: None });
             self.groups.len() - 1
         }))
@@ -169,29 +211,37 @@ impl Cutter {
     /// # Errors
     /// The input is not the one that the journal's chunks were cut from.
     pub fn read_place(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.next_mark < self.marks.len() {
-            self.check_marks(false)?;
+        if self.end == Some(self.places) {
+            return Err(another_input(format_args!("it goes on after {}, where that one ended", count(self.places))));
         }
         self.input.update(bytes).update(b"\n");
         self.places += 1;
+        self.find_marks()
+    }
+
+    fn find_marks(&mut self) -> Result<()> {
+        while let Some((mark, _)) = self.marks.front().filter(|(mark, _)| mark.posts == self.places) {
+            if *mark != self.mark() {
+                return self.check_no_mark_is_left();
+            }
+            self.marks.pop_front();
+        }
         Ok(())
     }
 
-    fn check_marks(&mut self, at_end: bool) -> Result<()> {
-        while let Some((mark, what)) = self.marks.get(self.next_mark) {
-            if mark.posts > self.places && !at_end {
-                break;
+    /// Everything that the journal says of the input was found again, up to here.
+    fn check_no_mark_is_left(&self) -> Result<()> {
+        match self.marks.front() {
+            None => Ok(()),
+            Some((mark, what)) => {
+                Err(another_input(format_args!("it differs before {what}, in the first {}", count(mark.posts))))
             }
-            if *mark != self.mark() {
-                return Err(Error::input(format!(
-                    "the input is not the one this work directory was made from: it differs before {what} (post {})",
-                    mark.posts
-                ))
-                .fix("give the same input, or --new to begin again (the old contents are kept in DIR.old-N)"));
-            }
-            self.next_mark += 1;
         }
-        Ok(())
+    }
+
+    /// A chunk ended since the next line's bytes did not fit.
+    pub fn bytes_bind(&self) -> bool {
+        self.bytes_bind
     }
 
     pub fn mark(&self) -> InputMark {
@@ -208,11 +258,15 @@ impl Cutter {
         yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>,
     ) -> Result<Pushed> {
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
-        if state.held > 0 {
-            state.held -= 1;
-            return Ok(Pushed::Held);
+        while let Some(held) = state.held.front_mut() {
+            if let Some(pushed) = held.pass(index, bytes, self.limits) {
+                return Ok(pushed);
+            }
+            held.check(&self.dir)?;
+            state.held.pop_front();
         }
-        if state.open.as_ref().is_some_and(|open| !self.limits.fit(open.lines, open.bytes, bytes)) {
+        if let Some(open) = state.open.as_ref().filter(|open| !self.limits.fit(open.lines, open.bytes, bytes)) {
+            self.bytes_bind |= open.lines < self.limits.lines;
             self.close(group, yield_chunk)?;
         }
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
@@ -236,7 +290,11 @@ impl Cutter {
 
     /// Ends every open chunk and checks that the input ended where the journal says.
     pub fn finish(&mut self, yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>) -> Result<InputMark> {
-        self.check_marks(true)?;
+        self.find_marks()?;
+        self.check_no_mark_is_left()?;
+        for held in self.groups.iter().flat_map(|group| &group.held).chain(self.held.values().flatten()) {
+            held.check(&self.dir)?;
+        }
         for group in 0..self.groups.len() {
             self.close(Group(group), yield_chunk)?;
         }
@@ -246,6 +304,9 @@ impl Cutter {
     fn close(&mut self, group: Group, yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>) -> Result<()> {
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(()) };
         let Some(open) = state.open.take() else { return Ok(()) };
+        // Chunks are journaled in the order in which they end: a new one before an old one comes of another input.
+        self.check_no_mark_is_left()?;
+        let Some(state) = self.groups.get(group.0) else { return Ok(()) };
         let part = self.parts.entry((state.analysis.clone(), state.vision)).or_default();
         *part += 1;
         let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
@@ -268,6 +329,15 @@ impl Cutter {
         chunk.blake3.shrink_to_fit();
         yield_chunk(chunk, self.mark())
     }
+}
+
+fn another_input(how: std::fmt::Arguments<'_>) -> Error {
+    Error::input(format!("the input is not the one this work directory was made from: {how}"))
+        .fix("give the same input, or --new to begin again (the old contents are kept in DIR.old-N)")
+}
+
+fn count(places: u64) -> String {
+    if places == 1 { "1 line".to_owned() } else { format!("{places} lines") }
 }
 
 impl OpenChunk {
@@ -381,11 +451,17 @@ mod tests {
             posts: text.lines().count() as u64,
             blake3: blake3::hash(text.as_bytes()).to_hex().to_string(),
         };
-        for (input, told) in
-            [("a\nb\nc\n", None), ("a\nx\nc\n", Some("part1")), ("a\n", Some("part1")), ("a\nb\nx\n", Some("end"))]
-        {
+        for (input, told) in [
+            ("a\nb\nc\n", None),
+            ("a\nx\nc\n", Some("part1")),
+            ("a\n", Some("part1")),
+            ("a\nb\nx\n", Some("end")),
+            ("a\nb\n", Some("end")),
+            ("a\nb\nc\nd\n", Some("goes on after 3 lines")),
+        ] {
             let mut cutter = Cutter::new(dir.path().to_owned(), limits, &State::default());
-            cutter.marks = vec![(mark("a\nb\n"), "part1".to_owned()), (mark("a\nb\nc\n"), "the end".to_owned())];
+            cutter.marks = [(mark("a\nb\n"), "part1".to_owned()), (mark("a\nb\nc\n"), "the end".to_owned())].into();
+            cutter.end = Some(3);
             let outcome = input
                 .lines()
                 .try_for_each(|line| cutter.read_place(line.as_bytes()))

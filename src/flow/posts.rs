@@ -120,10 +120,15 @@ pub struct PostCounts {
 }
 
 impl PostCounts {
+    /// It holds something, but no post at all: the wrong input.
+    pub fn are_all_bad(self) -> bool {
+        self.places > 0 && self.posts == 0
+    }
+
     /// # Errors
-    /// An input that holds something, but no post at all, is the wrong input.
+    /// [`PostCounts::are_all_bad`].
     pub fn check(self, name: &str) -> Outcome<()> {
-        if self.places > 0 && self.posts == 0 {
+        if self.are_all_bad() {
             return Err(Error::input(format!("{name}: none of its {} lines is a post", self.places))
                 .fix("a post is one JSON object on one line, or an element of one JSON array"));
         }

@@ -102,6 +102,7 @@ pub struct LineReader {
     offset: u64,
     /// Number of the line that the first pending byte is in.
     number: u64,
+    first_index: u64,
     next_index: u64,
     at_end: bool,
 }
@@ -122,6 +123,7 @@ impl LineReader {
             pending: Vec::new(),
             offset: 0,
             number: 1,
+            first_index: start_index,
             next_index: start_index,
             at_end: false,
         }
@@ -244,9 +246,8 @@ impl LineReader {
     }
 
     fn refuse_pretty_printed(&self, block: &Block) -> Result<()> {
-        let alone =
-            |line: Line<'_>| self.shape == Shape::LinesOrArray && line.number == 1 && line.bytes.trim_ascii() == b"{";
-        if block.lines().next().is_some_and(alone) {
+        let alone = |line: Line<'_>| line.index == self.first_index && line.bytes.trim_ascii() == b"{";
+        if self.shape == Shape::LinesOrArray && block.lines().next().is_some_and(alone) {
             return Err(Error::input(format!(
                 "{}: pretty-printed JSON, one object over several lines",
                 self.input.name

@@ -13,6 +13,7 @@ use super::{nearest, parse_bytes, parse_duration};
 use crate::{
     error::{Error, Result},
     lines::input::read_small,
+    provider::Dialect,
 };
 
 const LARGEST: u64 = 1 << 20;
@@ -90,6 +91,10 @@ impl ConfigFile {
         }
         let batch = section("batch", &BATCH_KEYS)?;
         let paths = section("paths", &PATHS_KEYS)?;
+        let provider = batch.text("provider")?;
+        if let Some(name) = &provider {
+            Dialect::find(name).map_err(|e| Error::input(format!("config {here}: {e}")))?;
+        }
         Ok(Self {
             batch: Batch {
                 model: batch.text("model")?,
@@ -109,7 +114,7 @@ impl ConfigFile {
                     Value::Number(n) if n.as_f64().is_some_and(|t| (0.0..=2.0).contains(&t)) => Some(n.clone()),
                     _ => None,
                 })?,
-                provider: batch.text("provider")?,
+                provider,
                 base_url: batch.text("base_url")?,
                 max_lines: batch.read("max_lines", "a whole number from 1", |value| {
                     value.as_u64().filter(|n| (1..=u64::from(u32::MAX)).contains(n))

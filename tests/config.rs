@@ -1,0 +1,207 @@
+//! `zbatch config`, `--help` and how wrong usage is told.
+
+use crate::workdir::WorkDir;
+
+/// Value and origin of a row of the table.
+fn row(table: &str, key: &str) -> (String, String) {
+    let line =
+        table.lines().find(|line| line.starts_with(&format!("{key} "))).unwrap_or_else(|| panic!("{key}:\n{table}"));
+    let rest = line.strip_prefix(key).expect("begins so").trim();
+    let (value, origin) = rest.rsplit_once("  ").unwrap_or((rest, ""));
+    (value.trim().to_owned(), origin.trim().to_owned())
+}
+
+fn pair(value: &str, origin: &str) -> (String, String) {
+    (value.to_owned(), origin.to_owned())
+}
+
+#[test]
+fn defaults_in_an_empty_directory() {
+    let dir = WorkDir::new();
+    let ran = dir.run(&["config"]).exits(0);
+    let table = ran.text();
+    for (key, value) in [
+        ("batch.model", "glm-4-air"),
+        ("batch.multimodal_model", "glm-4v-plus"),
+        ("batch.temperature", "0.7"),
+        ("batch.provider", "zhipu"),
+        ("batch.max_concurrent_tasks", "3"),
+        ("batch.poll_interval", "60s"),
+        ("batch.max_lines", "10000"),
+        ("batch.max_bytes", "500000000, but zhipu takes 100000000"),
+        ("paths.data_dir", "embedded data"),
+        ("paths.enhanced_output", "enhanced_blogs.json"),
+        ("paths.work_dir", "batch/temp"),
+    ] {
+        assert_eq!(row(table, key), pair(value, "default"));
+    }
+    assert_eq!(row(table, "config file").0, "none");
+    assert!(row(table, "key").0.starts_with("not set (ZHIPUAI_API_KEY"));
+    assert!(table.lines().all(|line| line == line.trim_end()), "{table:?}");
+    assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0, "it writes nothing");
+}
+
+#[test]
+fn flags_beat_environment_beats_file_beats_defaults() {
+    let dir = WorkDir::new();
+    dir.write(
+        "batch/config.json",
+        r#"{"batch":{"model":"file","base_url":"https://file/v4","poll_interval":5,"max_bytes":"50MB"},"paths":{"data_dir":"../labels"}}"#,
+    );
+    let ran = dir.run(&["config"]).exits(65);
+    assert!(ran.stderr.contains("batch/../labels (batch/config.json) is not a directory"), "{}", ran.stderr);
+    std::fs::create_dir(dir.join("labels")).expect("made");
+    let only = "--only=sentiment_polarity";
+    let ran = dir.run(&["config", only]).exits(0);
+    let file = "batch/config.json";
+    assert_eq!(row(ran.text(), "config file").0, file);
+    assert_eq!(row(ran.text(), "batch.model"), pair("file", file));
+    assert_eq!(row(ran.text(), "batch.base_url"), pair("https://file/v4", file));
+    assert_eq!(row(ran.text(), "batch.poll_interval"), pair("5s", file));
+    assert_eq!(row(ran.text(), "batch.max_bytes"), pair("50000000", file));
+    assert_eq!(row(ran.text(), "paths.data_dir"), pair("batch/../labels", file));
+    assert_eq!(row(ran.text(), "paths.work_dir"), pair("batch/temp", file));
+    assert_eq!(row(ran.text(), "batch.multimodal_model"), pair("glm-4v-plus", "default"));
+
+    let with = |variables: &[(&str, &str)], args: &[&str]| {
+        let mut command = dir.command(&[&["config", only], args].concat());
+        crate::workdir::Ran::of(command.envs(variables.iter().copied()).output().expect("the program starts")).exits(0)
+    };
+    let base = [("ZHIPUAI_BASE_URL", "https://env/v4"), ("ZHIPUAI_API_KEY", "secret-key")];
+    let ran = with(&base, &[]);
+    assert_eq!(row(ran.text(), "batch.base_url"), pair("https://env/v4", "$ZHIPUAI_BASE_URL"));
+    assert_eq!(row(ran.text(), "key"), pair("set", "$ZHIPUAI_API_KEY"));
+    assert!(!ran.text().contains("secret-key") && !ran.stderr.contains("secret-key"));
+    let ran =
+        with(&base, &["--base-url", "https://flag/v4", "--model=m", "-d", "w", "--max-lines=7", "--max-bytes=1MiB"]);
+    assert_eq!(row(ran.text(), "batch.base_url"), pair("https://flag/v4", "--base-url"));
+    assert_eq!(row(ran.text(), "batch.model"), pair("m", "--model"));
+    assert_eq!(row(ran.text(), "batch.max_lines"), pair("7", "--max-lines"));
+    assert_eq!(row(ran.text(), "batch.max_bytes"), pair("1048576", "--max-bytes"));
+    assert_eq!(row(ran.text(), "paths.work_dir"), pair("w", "-d"));
+    // Zhipu's variable is nobody else's; the file's URL is whose the file says.
+    let ran = with(&base, &["--provider=openai"]);
+    assert_eq!(row(ran.text(), "batch.base_url"), pair("https://file/v4", file));
+    assert!(row(ran.text(), "key").0.contains("OPENAI_API_KEY"));
+}
+
+#[test]
+fn which_file_is_read() {
+    let dir = WorkDir::new();
+    let model = |args: &[&str], variable: Option<&str>| {
+        let mut command = dir.command(&[&["config"], args].concat());
+        command.envs(variable.map(|value| ("ZBATCH_CONFIG", value)));
+        let ran = crate::workdir::Ran::of(command.output().expect("the program starts")).exits(0);
+        row(ran.text(), "batch.model").0
+    };
+    let named = |name: &str| format!(r#"{{"batch":{{"model":"{name}"}}}}"#);
+    // A config.json of some other program is left alone.
+    for other in [r#"{"compilerOptions":{}}"#, r#"{"batch":5}"#, "not JSON", "[]"] {
+        dir.write("config.json", other);
+        assert_eq!(model(&[], None), "glm-4-air", "{other}");
+    }
+    dir.write("config.json", named("here"));
+    assert_eq!(model(&[], None), "here");
+    dir.write("batch/config.json", named("batch"));
+    assert_eq!(model(&[], None), "batch");
+    dir.write("env.json", named("env")).write("flag.json", named("flag"));
+    assert_eq!(model(&[], Some("env.json")), "env");
+    assert_eq!(model(&[], Some("")), "batch");
+    assert_eq!(model(&["--config", "flag.json"], Some("env.json")), "flag");
+    assert!(dir.run(&["config", "--config", "nosuch.json"]).exits(65).stderr.contains("nosuch.json"));
+}
+
+#[test]
+fn a_config_of_the_scripts_works_as_it_is() {
+    let dir = WorkDir::new();
+    dir.write(
+        "batch/config.json",
+        r#"{"batch":{"model":"glm-4-air","multimodal_model":"glm-4v-plus","max_concurrent_tasks":3,"poll_interval":60},
+            "paths":{"data_dir":"../data","enhanced_output":"./enhanced_blogs.json"}}"#,
+    );
+    dir.write("data/sentiment_attributes.json", r#"["愤怒"]"#);
+    let only = "--only=sentiment_attribute";
+    let ran = dir.run(&["config", only]).exits(0);
+    assert_eq!(row(ran.text(), "paths.enhanced_output").0, "batch/./enhanced_blogs.json");
+    assert_eq!(row(ran.text(), "paths.data_dir").0, "batch/../data");
+    let ran = dir.pipe(r#"{"content":"x"}"#, &["gen", only]).exits(0);
+    assert!(ran.text().contains("愤怒") && ran.stderr.is_empty(), "{}", ran.stderr);
+}
+
+#[test]
+fn wrong_files_are_told_by_key() {
+    let dir = WorkDir::new();
+    for (text, told) in [
+        (r#"{"batch":{"modle":"m"}}"#, "unknown key `batch.modle`\n  fix: did you mean `batch.model`?"),
+        (r#"{"batch":{"max_concurent_task":1}}"#, "did you mean `batch.max_concurrent_tasks`?"),
+        (r#"{"paths":{"datadir":"d"}}"#, "did you mean `paths.data_dir`?"),
+        (r#"{"bach":{}}"#, "unknown key `bach`\n  fix: did you mean `batch`?"),
+        (r#"{"batch":[]}"#, "`batch` is not an object"),
+        (r#"{"batch":{"poll_interval":"soon"}}"#, "`batch.poll_interval` is \"soon\""),
+        (r#"{"batch":{"max_concurrent_tasks":0}}"#, "a whole number from 1"),
+        (r#"{"batch":{"temperature":3}}"#, "a number from 0 to 2"),
+        (r#"{"batch":{"model":""}}"#, "a non-empty string"),
+        (r#"{"batch":{"max_bytes":"5 apples"}}"#, "100MB"),
+        (r#"{"batch":{"provider":"zhipuu"}}"#, "did you mean zhipu?"),
+        ("{", "config c.json"),
+    ] {
+        dir.write("c.json", text);
+        let ran = dir.run(&["config", "--config", "c.json"]);
+        assert!(matches!(ran.code, Some(65)), "{text}: {ran:?}");
+        assert!(ran.stderr.contains(told), "{text}: {}", ran.stderr);
+        assert_eq!(ran.text(), "");
+    }
+}
+
+const VERBS: [&str; 11] =
+    ["gen", "chunk", "parse", "merge", "submit", "fetch", "run", "status", "cancel", "emulate", "config"];
+
+#[test]
+fn help_leads_with_examples_and_fits_80_columns() {
+    let dir = WorkDir::new();
+    let help = |args: &[&str], columns: &str| {
+        let output = dir.command(args).env("COLUMNS", columns).output().expect("the program starts");
+        crate::workdir::Ran::of(output).exits(0).text().to_owned()
+    };
+    let top = |text: &str| text.split("\nUsage:").next().expect("a beginning").to_owned();
+    for verb in VERBS {
+        let text = help(&[verb, "--help"], "80");
+        let begin = top(&text);
+        assert!(begin.contains("\n\nExamples:\n  "), "{begin}");
+        assert!(begin.contains("\n\nMemory: "), "{begin}");
+        assert_eq!(begin, top(&help(&[verb, "--help"], "100")), "a line of it is too long");
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{verb}: {line}");
+        }
+    }
+    let text = help(&["--help"], "80");
+    assert_eq!(top(&text), top(&help(&["--help"], "100")), "a line of it is too long");
+    for verb in VERBS {
+        assert!(text.contains(&format!("\n  {verb} ")), "{verb}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_64_and_names_what_was_meant() {
+    let dir = WorkDir::new();
+    for (args, told) in [
+        (&[][..], "Usage: zbatch"),
+        (&["gne"], "unrecognized subcommand 'gne'"),
+        (&["gen", "--max-lnes", "3"], "'--max-lines'"),
+        (&["gen", "--max-lines", "0"], "--max-lines"),
+        (&["gen", "--max-bytes", "1XB"], "`XB` is no unit; use kB, MB, GB, KiB, MiB or GiB"),
+        (&["gen", "--max-faults", "101%"], "a percentage is from 0% to 100%"),
+        (&["gen", "--new"], "--work-dir <DIR>"),
+        (&["gen", "-d", "w", "-o", "x"], "cannot be used with"),
+        (&["gen", "a", "b"], "unexpected argument 'b'"),
+        (&["gen", "--provider", "zhipo"], "did you mean zhipu?"),
+        (&["gen", "--base-url", " "], "the base URL is empty"),
+        (&["merge"], "<POSTS>"),
+        (&["run", "--api-key", "k"], "unexpected argument '--api-key'"),
+    ] {
+        let ran = dir.run(args).exits(64);
+        assert!(ran.stderr.contains(told), "{args:?}: {}", ran.stderr);
+        assert_eq!(ran.text(), "", "{args:?}");
+    }
+    assert_eq!(dir.run(&["--version"]).exits(0).text(), format!("zbatch {}\n", env!("CARGO_PKG_VERSION")));
+}
