@@ -983,7 +983,7 @@ mod tests {
             }),
         );
         let end = drive(router, &work, &journal, Goal::Submitted).await;
-        assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Input));
+        assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
         assert_eq!((seen.count("create"), seen.count("upload"), seen.count("delete file-1")), (2, 2, 1));
         assert_eq!(job(&journal, 0).step, Step::Uploaded);
         assert_eq!(journal.lock().expect("whole").state.spent(), (0, 0));
