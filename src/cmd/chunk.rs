@@ -5,17 +5,19 @@ use std::sync::Mutex;
 use serde::Deserialize;
 
 use super::{
-    Console, Ended,
+    Ended,
     setup::{ChunkRecords, cap_note, claim, record_models, resolve_limits},
 };
 use crate::{
     analysis,
     cli::ChunkArgs,
+    console::Console,
     error::{Error, Result},
     flow::{
         CustomId, Fault, FaultKind, FaultLine,
         chunks::{Chunk, Cutter, Pushed},
         faults::{FaultLog, excerpt},
+        tally::Tally,
     },
     journal::{Event, locked},
     lines::{
@@ -23,7 +25,7 @@ use crate::{
         input::Input,
     },
     provider::Dialect,
-    report::{Report, Tally},
+    report::Report,
     settings::Config,
     snapshots,
 };

@@ -5,12 +5,13 @@ use std::{path::Path, sync::Mutex};
 use tokio::sync::mpsc;
 
 use super::{
-    Console, Ended,
+    Ended,
     remote::{check_provider, client, command, conclude, job_settings, runtime, watch_for_stops},
     setup::open_journal,
 };
 use crate::{
     cli::FetchArgs,
+    console::Console,
     error::{Error, Result},
     flow::{
         ChunkId, CustomId,

@@ -3,21 +3,23 @@
 use std::{path::Path, sync::Mutex};
 
 use super::{
-    Console, Ended,
+    Ended,
     setup::{ChunkRecords, Rendering, Step, claim},
 };
 use crate::{
     cli::GenArgs,
+    console::Console,
     error::Result,
     flow::{
         chunks::{Chunk, Cutter, Group},
         faults::FaultLog,
         posts::{PostCounts, PostReader},
         requests::RenderTally,
+        tally::Tally,
     },
     journal::{Event, Journal, locked},
     lines::output::Output,
-    report::{self, Tally},
+    report,
     settings::Config,
     snapshots,
     workdir::WorkDir,

@@ -4,23 +4,25 @@ use std::{io::Write as _, path::Path};
 
 use serde_json::Value;
 
-use super::{Console, Ended};
+use super::Ended;
 use crate::{
     analysis::AnalysisSet,
     cli::ParseArgs,
+    console::Console,
     error::{Error, Result},
     flow::{
         Fault, FaultKind, FaultLine, PostIndex,
         answers::{AnswerReader, Outcome},
         faults::{FaultLog, excerpt},
         results::Usage,
+        tally::Tally,
     },
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::{Input, is_stdin},
         output::Output,
     },
-    report::{Tally, write_filter_report},
+    report::write_filter_report,
     settings::Config,
 };
 

@@ -781,7 +781,7 @@ mod tests {
     use super::*;
     use crate::{
         cli,
-        cmd::Console,
+        console::Console,
         flow::chunks::InputMark,
         journal::{Config, start},
         lines::output::write_whole,
