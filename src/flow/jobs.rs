@@ -22,12 +22,12 @@ use tokio::{
 
 use super::{
     chunks::Chunk,
-    rows::{RowSet, verify},
+    rows::{RowBalance, RowSet, verify},
 };
 use crate::{
     cli::OnAmbiguous,
     error::{Error, Kind, Result},
-    journal::{BatchEnd, Event, Job, Journal, RowBalance, Step, locked},
+    journal::{BatchEnd, Event, Job, Journal, Step, locked},
     progress::Progress,
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
     workdir::{ResultFile, WorkDir},
