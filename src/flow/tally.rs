@@ -90,6 +90,18 @@ impl Tally {
         Self { analyses: vec![AnalysisTally::default(); analyses], ..Self::default() }
     }
 
+    /// Adds what another thread read. Faults are not among it: they are counted where they are put in order.
+    pub fn add(&mut self, other: &Self) {
+        self.surrogates += other.surrogates;
+        for (tally, other) in self.analyses.iter_mut().zip(&other.analyses) {
+            tally.rows += other.rows;
+            tally.answers += other.answers;
+            tally.unknown_labels += other.unknown_labels;
+            tally.usage.add(other.usage);
+            tally.rungs.iter_mut().zip(other.rungs).for_each(|(count, more)| *count += more);
+        }
+    }
+
     /// Counts a fault under its analysis, or under none.
     pub fn add_fault(&mut self, analysis: Option<usize>, fault: &FaultLine) {
         match analysis.and_then(|at| self.analyses.get_mut(at)) {

@@ -4,4 +4,5 @@ mod array;
 pub mod blocks;
 pub mod input;
 pub mod output;
+pub mod pool;
 pub mod spill;
