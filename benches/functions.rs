@@ -44,8 +44,7 @@ fn render(bencher: Bencher) {
     let set = set();
     let models = Config::default().models(&Default::default()).expect("the defaults");
     let rows = Rows::default();
-    let mut renderer =
-        Renderer::new(&set, &models, "/v4/chat/completions", None, &rows, u64::MAX).expect("a renderer");
+    let mut renderer = Renderer::new(&set, &models, "/v4/chat/completions", None, &rows, u64::MAX).expect("a renderer");
     let mut parser = PostParser::new(&set.fields);
     let post = parser.parse(PostIndex(7), POST.as_bytes()).expect("a post");
     let mut out = Vec::new();
@@ -78,7 +77,9 @@ fn read_answer(bencher: Bencher, kind: &str) {
     let line = match kind {
         "strict" => result("sentiment_polarity", "3"),
         "label" => result("publisher_analysis", "普通网民"),
-        "fenced" => result("topic_analysis", "```json\n[{\"parent_topic\": \"灾害救援\", \"sub_topic\": \"洪涝救援\"}]\n```"),
+        "fenced" => {
+            result("topic_analysis", "```json\n[{\"parent_topic\": \"灾害救援\", \"sub_topic\": \"洪涝救援\"}]\n```")
+        }
         "prose" => result("sentiment_attribute", "根据博文内容，结果如下：\n[\"感动\", \"平静\"]\n以上。"),
         _ => result("sentiment_attribute", "[“感动”，‘平静’,]"),
     };

@@ -1,5 +1,6 @@
 //! Bytes ⇄ whole lines, in bounded memory.
 
+mod ahead;
 mod array;
 pub mod blocks;
 pub mod input;
