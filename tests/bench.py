@@ -216,6 +216,7 @@ def main():
     words.add_argument("--zbatch", required=True, type=Path)
     words.add_argument("--posts", type=int, default=100_000)
     words.add_argument("--rounds", type=int, default=3)
+    words.add_argument("--stage", default="", help="only stages whose name begins so")
     words.add_argument("--json", type=Path)
     words.add_argument("--data", type=Path, help="a folder with posts_N.jsonl")
     args = words.parse_args()
@@ -233,6 +234,8 @@ def main():
                 measure.make_posts(args.posts, out)
         results = write_results(args.posts, data)
         for stage, bytes_in, bytes_out, runs in stages(zbatch, data, Path(shm), posts, results):
+            if not stage.startswith(args.stage):
+                continue
             here = []
             for run in runs:
                 lacking = run.missing()

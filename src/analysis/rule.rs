@@ -1,8 +1,9 @@
 //! When an answer counts. A rule is made once from `analysis.json` and the reference file; judging
 //! (`flow/answers.rs`) only looks things up in it.
 
-use std::{collections::HashMap, fmt::Write as _};
+use std::fmt::Write as _;
 
+use rustc_hash::FxHashMap;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -23,7 +24,10 @@ pub enum AnswerRule {
 #[derive(Debug, Default)]
 pub struct LabelSet {
     names: Vec<String>,
-    ids: HashMap<String, u32>,
+    /// Each name as a JSON string, quotes included.
+    json: Vec<String>,
+    /// A plain hash will do: the labels are the user's own, and only they are stored.
+    ids: FxHashMap<String, u32>,
 }
 
 impl LabelSet {
@@ -35,6 +39,11 @@ impl LabelSet {
         &self.names
     }
 
+    /// A label as a JSON string.
+    pub fn json(&self, id: u32) -> &str {
+        self.json.get(id as usize).map_or("\"\"", String::as_str)
+    }
+
     fn push(&mut self, name: &str) -> Result<(), String> {
         let id = u32::try_from(self.names.len()).map_err(|_| "too many labels".to_owned())?;
         if name.trim().is_empty() || name.trim() != name {
@@ -44,6 +53,7 @@ impl LabelSet {
             return Err(format!("the label `{name}` is there twice"));
         }
         self.names.push(name.to_owned());
+        self.json.push(Value::from(name).to_string());
         Ok(())
     }
 }

@@ -11,7 +11,7 @@
 mod ladder;
 mod tape;
 
-use std::{borrow::Cow, io::Write as _};
+use std::borrow::Cow;
 
 use ladder::Judging;
 use tape::{Node, Number, Tape};
@@ -233,8 +233,7 @@ fn accept_integer(number: i64, (min, max): (i64, i64), out: &mut Vec<u8>) -> Ver
     if !(min..=max).contains(&number) {
         return Verdict::Refused(format!("{number} is not from {min} to {max}"));
     }
-    // Writing to a Vec cannot fail.
-    let _infallible = write!(out, "{number}");
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     Verdict::Accepted { unknown_labels: 0 }
 }
 
@@ -276,9 +275,9 @@ fn accept_labels(
     if single && unknown.count > 0 {
         return Verdict::Refused(unknown.describe());
     }
-    let names = picked.iter().filter_map(|(id, _)| labels.names().get(*id as usize));
+    let names = picked.iter().map(|(id, _)| labels.json(*id));
     if single {
-        names.for_each(|name| push_json(out, name));
+        names.for_each(|name| out.extend_from_slice(name.as_bytes()));
     } else {
         push_list(out, names);
     }
@@ -300,13 +299,14 @@ fn push_json(out: &mut Vec<u8>, text: &str) {
     let _infallible = serde_json::to_writer(&mut *out, text);
 }
 
-fn push_list<'a>(out: &mut Vec<u8>, names: impl Iterator<Item = &'a String>) {
+/// `names` are JSON already.
+fn push_list<'a>(out: &mut Vec<u8>, names: impl Iterator<Item = &'a str>) {
     out.push(b'[');
     for (place, name) in names.enumerate() {
         if place > 0 {
             out.push(b',');
         }
-        push_json(out, name);
+        out.extend_from_slice(name.as_bytes());
     }
     out.push(b']');
 }
@@ -344,16 +344,16 @@ impl Pairs<'_> {
             out.push(b'{');
             push_json(out, self.parent);
             out.push(b':');
-            push_json(out, self.tree.parents.names().get(*parent as usize).map_or("", String::as_str));
+            out.extend_from_slice(self.tree.parents.json(*parent).as_bytes());
             out.push(b',');
             push_json(out, self.child);
             out.push(b':');
-            let names = self.tree.children.get(*parent as usize).map_or(&[][..], LabelSet::names);
+            let Some(names) = self.tree.children.get(*parent as usize) else { continue };
             if self.child_list {
                 let children = picked.iter().filter(|(other, _)| other == parent);
-                push_list(out, children.filter_map(|(_, child)| names.get(*child as usize)));
+                push_list(out, children.map(|(_, child)| names.json(*child)));
             } else {
-                push_json(out, names.get(*child as usize).map_or("", String::as_str));
+                out.extend_from_slice(names.json(*child).as_bytes());
             }
             out.push(b'}');
         }

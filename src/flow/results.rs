@@ -80,7 +80,8 @@ impl<'a> JsonText<'a> {
 /// Appends the text of a JSON string's body, which serde has found to be well formed but for its surrogates.
 fn decode_escapes(body: &str, out: &mut String, surrogates: &mut u64) {
     let mut rest = body;
-    while let Some((before, escape)) = rest.split_once('\\') {
+    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
+        let (Some(before), Some(escape)) = (rest.get(..at), rest.get(at + 1..)) else { break };
         out.push_str(before);
         let mut chars = escape.chars();
         let plain = match chars.next() {
@@ -422,6 +423,9 @@ fn integer(raw: &str) -> Option<u64> {
     /// Beyond it a float is no exact count any more.
     const EXACT: f64 = 9_007_199_254_740_992.0;
 
+    if let Ok(number) = raw.parse() {
+        return Some(number);
+    }
     let text = word(raw);
     let text = text.trim();
     text.parse().ok().or_else(|| {

@@ -358,6 +358,10 @@ fn trim(text: &str) -> &str {
 /// What follows the thinking; or, if nothing does, what precedes it. Thinking that does not end hides all after it.
 fn strip_thinking(text: &str) -> &str {
     const TAGS: [(&str, &str); 2] = [("<think>", "</think>"), ("<thinking>", "</thinking>")];
+    // Nearly no answer has a tag, and one byte is found faster than four words.
+    if memchr::memchr(b'<', text.as_bytes()).is_none() {
+        return text;
+    }
     for (open, close) in TAGS {
         let before = text.split_once(open).map(|(before, _)| before);
         if let Some((_, after)) = text.rsplit_once(close) {
@@ -373,7 +377,11 @@ fn strip_thinking(text: &str) -> &str {
 /// What stands in code fences, the last of which may lack its end, and in the boxes that some GLM models draw.
 fn fences(text: &str) -> impl Iterator<Item = &str> {
     const BOX: (&str, &str) = ("<|begin_of_box|>", "<|end_of_box|>");
-    let mut boxed = text.split_once(BOX.0).map(|(_, rest)| rest.split_once(BOX.1).map_or(rest, |(inside, _)| inside));
+    let has_box = memchr::memchr(b'<', text.as_bytes()).is_some();
+    let mut boxed = has_box
+        .then(|| text.split_once(BOX.0))
+        .flatten()
+        .map(|(_, rest)| rest.split_once(BOX.1).map_or(rest, |(inside, _)| inside));
     let mut rest = text;
     let mut left = MAX_TRIES;
     std::iter::from_fn(move || {
@@ -381,11 +389,16 @@ fn fences(text: &str) -> impl Iterator<Item = &str> {
             return Some(inside);
         }
         left = left.checked_sub(1)?;
-        let (_, from) = rest.split_once("```")?;
-        let (inside, after) = from.split_once("```").unwrap_or((from, ""));
+        let (_, from) = split_fence(rest)?;
+        let (inside, after) = split_fence(from).unwrap_or((from, ""));
         rest = after;
         Some(strip_language(inside))
     })
+}
+
+fn split_fence(text: &str) -> Option<(&str, &str)> {
+    let at = memchr::memmem::find(text.as_bytes(), b"```")?;
+    Some((text.get(..at)?, text.get(at + 3..)?))
 }
 
 /// Takes `json` away from the beginning of a fence.
