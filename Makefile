@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ZBATCH := $(TARGET)/release/zbatch
 VENV := target/venv
 
-.PHONY: help build demo test lint python-tests measure clean
+.PHONY: help build demo test lint python-tests measure bench clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -46,6 +46,15 @@ $(VENV)/ready: tests/requirements.txt
 
 measure: build ## Peak memory of gen, parse and merge for POSTS=100000 posts and ten times as many
 	$(PYTHON) -B tests/measure.py --zbatch $(ZBATCH) --posts $(POSTS)
+
+bench: build $(VENV)/peers ## zbatch beside jq, Python, orjson and DuckDB on the same data, then each function alone
+	$(VENV)/bin/python -B tests/bench.py --zbatch $(ZBATCH) --posts $(POSTS) --json target/bench.json
+	$(CARGO) bench --locked --bench functions
+
+$(VENV)/peers:
+	$(PYTHON) -m venv $(VENV)
+	-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check duckdb orjson
+	touch $@
 
 clean: ## Remove what the targets above left, but for Cargo's own files
 	rm -rf demo/work demo/enhanced_blogs.json $(VENV) target/measure
