@@ -449,3 +449,16 @@ fn rows_that_will_not_get_better_are_left_out_of_the_next_round() {
     assert!(ran.stderr.contains(&format!("{blocked} rows left out by --skip")), "{}", ran.stderr);
     assert!(ran.stderr.contains("0 requests"), "{}", ran.stderr);
 }
+
+#[test]
+fn a_report_or_faults_file_that_cannot_be_written_is_told_before_anything_is_paid() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+    for flag in ["--faults", "--report"] {
+        let ran = dir.run(&["run", "posts.jsonl", "-o", "out", "-d", "work", "--emulate", flag, "none/x"]).exits(74);
+        assert!(ran.stderr.contains("mkdir -p none"), "{flag}: {}", ran.stderr);
+        assert!(!dir.exists("work"), "{flag}");
+        dir.run(&["run", "posts.jsonl", "-o", "out", "-d", "work", "--emulate", flag, "posts.jsonl"]).exits(64);
+        assert!(!dir.exists("work"), "{flag}");
+    }
+}

@@ -178,7 +178,8 @@ impl Join<'_> {
                 path
             }
         };
-        self.console.note(format_args!("{}\n{}", self.output.display(), report.table()));
+        let name = if self.output == Path::new("-") { Path::new("stdout") } else { self.output };
+        self.console.note(format_args!("{}\n{}", name.display(), report.table()));
         self.console.note(format_args!("report: {}", path.display()));
         self.console.show_faults(log);
         let rows = tally.analyses.iter().map(|tally| tally.rows).sum::<u64>() + (counts.places - counts.posts);
