@@ -133,8 +133,10 @@ pub struct RowArgs {
     #[arg(long)]
     pub missing: bool,
     /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post)
+    ///
+    /// May be given several times, once for each round before.
     #[arg(long, value_name = "FILE")]
-    pub skip: Option<PathBuf>,
+    pub skip: Vec<PathBuf>,
     /// What a post that cannot be read does
     #[arg(long, value_enum, default_value_t = OnBadPost::Fault)]
     pub on_bad_post: OnBadPost,

@@ -137,7 +137,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     console.show_faults(&log);
     if is_all_bad {
         return Err(Error::input(format!("{}: none of its {lines} lines is a request", reader.name()))
-            .fix("give it what `zbatch gen` writes; posts go to `zbatch gen -d`"));
+            .fix("give it what `zbatch gen` writes, one request a line (`jq -c`); posts go to `zbatch gen -d`"));
     }
     Ok(Ended::judge(args.faults.max_faults, log.total(), lines))
 }
