@@ -486,3 +486,13 @@ fn a_report_or_faults_file_that_cannot_be_written_is_told_before_anything_is_pai
         assert!(!dir.exists("work"), "{flag}");
     }
 }
+
+#[test]
+fn a_work_directory_may_be_written_with_a_dot_or_a_slash() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(1));
+    for name in ["w/.", "w/", "./w", "w"] {
+        dir.run(&["run", "posts.jsonl", "-o", "out", "-d", name, "--emulate"]).exits(0);
+    }
+    assert_eq!(creates(&dir, "w"), dir.read("w/journal.jsonl").matches("\"event\":\"chunk\"").count());
+}

@@ -37,6 +37,13 @@ pub struct Join<'a> {
     pub console: &'a Console,
 }
 
+/// What the pass over the posts came to, beside the tally.
+struct Passed {
+    counts: PostCounts,
+    /// Something is missing that another round would ask for.
+    askable: bool,
+}
+
 impl Join<'_> {
     pub fn write(
         &self,
@@ -149,19 +156,19 @@ impl Join<'_> {
         }
         writer.commit()?;
         log.commit()?;
-        self.tell(&tally, counts, askable, &log, work, journal, times)
+        self.tell(&tally, &Passed { counts, askable }, &log, work, journal, times)
     }
 
     fn tell(
         &self,
         tally: &Tally,
-        counts: PostCounts,
-        askable: bool,
+        passed: &Passed,
         log: &FaultLog,
         work: &WorkDir,
         journal: &Mutex<Journal>,
         times: &dyn Fn() -> serde_json::Value,
     ) -> Result<Ended> {
+        let Passed { counts, askable } = *passed;
         let state = &locked(journal)?.state;
         let remains = state.below(Step::Fetched) > 0;
         let report = Report {
