@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::units::{MaxFaults, parse_bytes, parse_duration, parse_max_faults};
+use crate::units::{MaxFaults, parse_bytes, parse_duration, parse_interval, parse_max_faults};
 
 #[derive(Debug, Parser)]
 #[command(name = "zbatch", version, about, long_about = LONG_ABOUT, max_term_width = 100, subcommand_required = true)]
@@ -110,6 +110,9 @@ pub struct ProviderArgs {
     pub base_url: Option<String>,
 }
 
+/// Far beyond any input, and far enough below what a `u64` holds that no index overflows.
+const LAST_START: u64 = 1_000_000_000_000_000_000;
+
 /// How posts are read.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Input")]
@@ -118,7 +121,7 @@ pub struct InputArgs {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
     pub max_line: u64,
     /// Index of the first post, for a partition of a larger input
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=LAST_START))]
     pub start_index: u64,
 }
 
@@ -130,8 +133,10 @@ pub struct RowArgs {
     #[arg(long)]
     pub missing: bool,
     /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post)
+    ///
+    /// May be given several times, once for each round before.
     #[arg(long, value_name = "FILE")]
-    pub skip: Option<PathBuf>,
+    pub skip: Vec<PathBuf>,
     /// What a post that cannot be read does
     #[arg(long, value_enum, default_value_t = OnBadPost::Fault)]
     pub on_bad_post: OnBadPost,
@@ -220,7 +225,7 @@ pub struct RemoteArgs {
     #[arg(long, value_name = "FILE")]
     pub ca_cert: Option<PathBuf>,
     /// Time between looks at the batches, e.g. 250ms or 60s [default: 60s]
-    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    #[arg(long, value_name = "DUR", value_parser = parse_interval)]
     pub poll_interval: Option<Duration>,
     /// Stop waiting after this long (batches run on; exit 75)
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]

@@ -74,6 +74,9 @@ pub struct Config {
 impl Config {
     /// The first difference, in words: what is there and what is wanted now.
     pub fn difference(&self, now: &Self) -> Option<String> {
+        if self.input != now.input {
+            return Some(format!("it was cut from {}; now {} are given", self.input, now.input));
+        }
         if self.analyses != now.analyses {
             let names = |list: &[(String, String)]| list.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
             let changed = self.analyses.iter().find(|old| !now.analyses.contains(old));
@@ -645,5 +648,7 @@ mod tests {
         assert_eq!(there.difference(&now).as_deref(), Some("its `max_lines` is 10; now it is 11"));
         let now = Config { analyses: vec![("a".to_owned(), "g".to_owned())], ..config() };
         assert!(there.difference(&now).expect("one").contains("`a` has changed"));
+        let now = Config { input: "requests".to_owned(), analyses: Vec::new(), ..config() };
+        assert_eq!(there.difference(&now).as_deref(), Some("it was cut from posts; now requests are given"));
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         answers::Rung,
         tally::{AnalysisTally, FaultCounts, Tally},
     },
-    lines::output::{write_private, write_whole},
+    lines::output::{Output, write_private},
 };
 
 /// A field under this share of posts is an issue.
@@ -156,7 +156,9 @@ impl Report<'_> {
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_whole(path, &self.to_text())
+        let mut output = Output::create(Some(path))?;
+        output.put(&self.to_text())?;
+        output.commit()
     }
 
     /// Into a work directory, where all is the user's alone.

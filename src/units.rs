@@ -49,6 +49,12 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     count.checked_mul(factor).filter(|bytes| *bytes > 0).ok_or_else(|| "that is no size".to_owned())
 }
 
+/// [`parse_duration`], and not 0: a provider that is asked without a pause refuses.
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .and_then(|time| if time.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(time) })
+}
+
 /// `2`, `1.5s`, `250ms`, `10m`, `24h`, `1d`; a bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

@@ -50,6 +50,8 @@ impl WorkDir {
     /// # Errors
     /// [`Kind::TryAgain`] when another process holds it.
     pub fn create(dir: &Path) -> Result<Self> {
+        // `w/.` is `w`, and can only be made under that name.
+        let dir = &dir.components().collect::<PathBuf>();
         make(dir)?;
         for folder in FOLDERS {
             make(&dir.join(folder))?;

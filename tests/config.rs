@@ -205,3 +205,35 @@ fn wrong_usage_is_64_and_names_what_was_meant() {
     }
     assert_eq!(dir.run(&["--version"]).exits(0).text(), format!("zbatch {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn files_may_begin_with_a_byte_order_mark() {
+    let dir = WorkDir::new();
+    dir.write("c.json", "\u{feff}{\"batch\":{\"model\":\"glm-4-flash\"}}");
+    assert!(dir.run(&["config", "--config=c.json"]).exits(0).text().contains("glm-4-flash"));
+}
+
+#[test]
+fn values_that_no_provider_takes_are_refused() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+    dir.write("c.json", r#"{"batch":{"poll_interval":0}}"#);
+    dir.run(&["config", "--config=c.json"]).exits(65);
+    dir.run(&["submit", "-d", "w", "--poll-interval=0"]).exits(64);
+    dir.run(&["gen", "posts.jsonl", "--model="]).exits(64);
+    dir.run(&["gen", "posts.jsonl", "--multimodal-model", " "]).exits(64);
+    for (key, value) in [
+        ("temperature", "2.1"),
+        ("temperature", "-1"),
+        ("max_tokens", "0"),
+        ("field", "\"\""),
+        ("field", "\"content\""),
+        ("field", "\"image_urls\""),
+    ] {
+        let mut analysis = serde_json::json!({"name":"q","field":"f","rule":{"type":"integer","min":0,"max":9}});
+        analysis[key] = serde_json::from_str(value).expect("JSON");
+        dir.write("an/q/analysis.json", analysis.to_string()).write("an/q/prompt.txt", "{{content}}");
+        let ran = dir.run(&["gen", "posts.jsonl", "--analyses=an", "--only=q"]).exits(65);
+        assert!(ran.stderr.contains("an/q") && ran.stderr.contains("fix:"), "{key} {value}: {}", ran.stderr);
+    }
+}

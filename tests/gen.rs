@@ -534,3 +534,72 @@ fn h1_foreign_corpora_as_posts() {
     }
     assert_eq!(ran.indexes().len(), strings.len());
 }
+
+#[test]
+fn faults_and_report_replace_no_other_file() {
+    let dir = WorkDir::new();
+    let posts = "{\"content\":\"a\"}\n";
+    dir.write("posts.jsonl", posts);
+    for args in [
+        &["--faults=posts.jsonl"][..],
+        &["--report=./posts.jsonl"],
+        &["-o", "x", "--faults=x"],
+        &["-o", "x", "--report", "./x"],
+        &["--faults=x", "--report=x"],
+        &["--faults=-"],
+        &["--report=-"],
+    ] {
+        let ran = dir.run(&[&["gen", "posts.jsonl"], args].concat()).exits(64);
+        assert!(ran.stderr.contains("a file of its own"), "{args:?}: {}", ran.stderr);
+        assert!(ran.stdout.is_empty() && !dir.exists("x"), "{args:?}");
+        assert_eq!(dir.read("posts.jsonl"), posts, "{args:?}");
+    }
+    dir.run(&["gen", "posts.jsonl", "--faults=/dev/null", "--report=/dev/null"]).exits(0);
+    let report = dir.run(&["gen", "posts.jsonl", "-o", "x", "--report=-"]).exits(0);
+    assert!(report.text().contains("\"integration_stats\""));
+}
+
+#[test]
+fn an_output_without_its_directory_is_told_before_the_work() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+    for flag in ["-o", "--faults", "--report"] {
+        let ran = dir.run(&["gen", "posts.jsonl", flag, "none/x"]).exits(74);
+        assert!(ran.stderr.contains("there is no directory none\n  fix: mkdir -p none"), "{flag}: {}", ran.stderr);
+        assert!(ran.stdout.is_empty(), "{flag}");
+    }
+}
+
+#[test]
+fn an_index_cannot_overflow() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n{\"content\":\"b\"}\n");
+    dir.run(&["gen", "posts.jsonl", "--start-index=18446744073709551615"]).exits(64);
+    let ran = dir.run(&["gen", "posts.jsonl", "--start-index=1000000000000000000", "--only=belief_system"]).exits(0);
+    assert!(ran.text().contains("belief_system_1000000000000000001"));
+}
+
+#[test]
+fn damaged_compression_is_bad_input() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n".repeat(100));
+    dir.run(&["gen", "posts.jsonl", "-o", "requests.gz"]).exits(0);
+    #[expect(clippy::disallowed_methods, reason = "a test's file is small")]
+    let whole = std::fs::read(dir.join("requests.gz")).expect("read");
+    dir.write("cut.gz", &whole[..whole.len() / 2]);
+    let ran = dir.run(&["gen", "cut.gz"]).exits(65);
+    assert!(ran.stderr.contains("cut.gz: its compressed data is damaged or cut short"), "{}", ran.stderr);
+}
+
+#[test]
+fn one_bad_element_of_image_urls_leaves_the_others() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\",\"image_urls\":[\"http://x/1.png\",null,5,\"http://x/2.png\"]}\n");
+    let ran = dir.run(&["gen", "posts.jsonl", "--only=sentiment_polarity", "--faults=f"]).exits(1);
+    let content = &ran.json_lines()[0]["body"]["messages"][0]["content"];
+    assert_eq!(
+        (&content[1]["image_url"]["url"], &content[2]["image_url"]["url"]),
+        (&"http://x/1.png".into(), &"http://x/2.png".into())
+    );
+    assert_eq!(dir.read("f").lines().count(), 2);
+}

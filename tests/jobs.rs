@@ -522,3 +522,13 @@ fn a_closed_reader_ends_it_quietly() {
     // Nothing has come yet, so that nobody has noticed.
     assert_eq!(child.wait().expect("ended").code(), Some(75));
 }
+
+#[test]
+fn an_output_of_fetch_that_cannot_be_written_is_told_before_the_wait() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+    dir.run(&["gen", "posts.jsonl", "-d", "w"]).exits(0);
+    // Without a key: no call was near.
+    let ran = dir.run(&["fetch", "-d", "w", "-o", "none/x"]).exits(74);
+    assert!(ran.stderr.contains("mkdir -p none"), "{}", ran.stderr);
+}

@@ -350,3 +350,23 @@ fn the_program_is_the_naive_join_in_any_memory() {
         })
         .unwrap_or_else(|e| panic!("{e}"));
 }
+
+#[test]
+fn a_fallback_over_several_lines_is_written_on_one() {
+    let dir = dir("{\"content\":\"一\"}\n", r#"{"index":0,"analysis":"q","fault":{"kind":"empty","detail":""}}"#);
+    let analysis = "{\"name\":\"q\",\"field\":\"f\",\"rule\":{\"type\":\"integer\",\"min\":0,\"max\":9},\n\"fallback\":[\r\n 1,\n 2\n]}";
+    dir.write("an/q/analysis.json", analysis).write("an/q/prompt.txt", "{{content}}");
+    let ran = dir.run(&["merge", "posts.jsonl", "answers.jsonl", "--analyses=an", "--only=q"]).exits(0);
+    assert_eq!(ran.text(), "{\"content\":\"一\",\"f\":[ 1, 2]}\n");
+}
+
+#[test]
+fn results_instead_of_answers_are_refused_and_nothing_is_written() {
+    let dir = dir(POSTS, "{\"custom_id\":\"topic_analysis_0000\",\"response\":null}\n");
+    let ran = dir.run(&["merge", "posts.jsonl", "answers.jsonl", "-o", "posts.jsonl"]).exits(65);
+    assert!(ran.stderr.contains("zbatch parse"), "{}", ran.stderr);
+    assert_eq!(dir.read("posts.jsonl"), POSTS);
+    // One good answer among bad lines is another matter.
+    dir.write("answers.jsonl", format!("junk\n{ANSWERS}"));
+    dir.run(&["merge", "posts.jsonl", "answers.jsonl", TWO]).exits(1);
+}

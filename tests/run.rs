@@ -440,12 +440,59 @@ fn an_empty_input_gives_an_empty_output() {
 fn rows_that_will_not_get_better_are_left_out_of_the_next_round() {
     let dir = WorkDir::new();
     dir.write("posts.jsonl", posts(60));
-    dir.run(&job(&["--fault", "blocked=10%", "--only", "topic_analysis"])).exits(1);
-    let blocked = dir.read("faults.jsonl").lines().count();
+    let first = job(&["--fault", "blocked=10%", "--fault", "invalid=30%", "--only", "topic_analysis"]);
+    dir.run(&first).exits(1);
+    let faults = dir.read("faults.jsonl");
+    let blocked = faults.lines().filter(|line| line.contains("\"blocked\"")).count();
     assert!(blocked > 0);
-    let report = report(&dir, "w/integration_report.json");
-    let words: Vec<&str> = report["next_command"].as_str().expect("a command").split(' ').skip(1).collect();
-    let ran = dir.run(&words);
+    let next = |path: &str| report(&dir, path)["next_command"].as_str().map(str::to_owned);
+    let second = next("w/integration_report.json").expect("a command");
+    let words: Vec<&str> = second.split(' ').skip(1).collect();
+
+    // A round that fails in part again: the next one leaves out the rows of both.
+    let again = [&words[..], &["--fault", "invalid=50%", "--faults", "faults2.jsonl"]].concat();
+    let ran = dir.run(&again).exits(1);
     assert!(ran.stderr.contains(&format!("{blocked} rows left out by --skip")), "{}", ran.stderr);
-    assert!(ran.stderr.contains("0 requests"), "{}", ran.stderr);
+    let third = next("w-round2/integration_report.json").expect("a command");
+    assert!(third.contains(" --skip faults.jsonl --skip faults2.jsonl "), "{third}");
+    let words: Vec<&str> = third.split(' ').skip(1).collect();
+    let ran = dir.run(&words).exits(0);
+    assert!(ran.stderr.contains(&format!("{blocked} rows left out by --skip")), "{}", ran.stderr);
+
+    // Only rows that will not get better are missing now: there is nothing to run next.
+    let last = report(&dir, "w-round2-round2/integration_report.json");
+    assert_eq!(last["integration_stats"]["analyses"]["topic_analysis"]["missing_posts"], blocked);
+    assert_eq!(last.get("next_command"), None);
+}
+
+#[test]
+fn what_went_down_a_pipe_has_a_name_that_the_next_command_leaves_open() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(20));
+    let ran = dir.run(&["run", "posts.jsonl", "-o", "-", "-d", "w", "--emulate", "--fault", "invalid=50%"]).exits(1);
+    assert_eq!(ran.text().lines().count(), 20);
+    assert!(ran.stderr.contains("--missing ENHANCED -o ENHANCED.round2 -d w-round2"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_report_or_faults_file_that_cannot_be_written_is_told_before_anything_is_paid() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+    for flag in ["--faults", "--report"] {
+        let ran = dir.run(&["run", "posts.jsonl", "-o", "out", "-d", "work", "--emulate", flag, "none/x"]).exits(74);
+        assert!(ran.stderr.contains("mkdir -p none"), "{flag}: {}", ran.stderr);
+        assert!(!dir.exists("work"), "{flag}");
+        dir.run(&["run", "posts.jsonl", "-o", "out", "-d", "work", "--emulate", flag, "posts.jsonl"]).exits(64);
+        assert!(!dir.exists("work"), "{flag}");
+    }
+}
+
+#[test]
+fn a_work_directory_may_be_written_with_a_dot_or_a_slash() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(1));
+    for name in ["w/.", "w/", "./w", "w"] {
+        dir.run(&["run", "posts.jsonl", "-o", "out", "-d", name, "--emulate"]).exits(0);
+    }
+    assert_eq!(creates(&dir, "w"), dir.read("w/journal.jsonl").matches("\"event\":\"chunk\"").count());
 }

@@ -143,7 +143,7 @@ impl AnalysisSet {
         }
         if let Some(unknown) = sources.only.iter().find(|name| !folders.iter().any(|f| f.name == **name)) {
             let names: Vec<&str> = folders.iter().map(|f| f.name.as_str()).collect();
-            return Err(Error::usage(format!("--only {unknown}: there is no such analysis")).fix(format!(
+            return Err(Error::usage(format!("--only `{unknown}`: there is no such analysis")).fix(format!(
                 "did you mean `{}`? There are: {}",
                 nearest(unknown, &names),
                 names.join(", ")
@@ -196,10 +196,11 @@ impl AnalysisSet {
             return Err(Error::input(format!("{here}: `{}` already writes the field `{}`", other.name, other.field))
                 .fix("choose another `field`"));
         }
+        definition.check().map_err(|(what, fix)| Error::input(format!("{here}: {what}")).fix(fix))?;
         let reference = match &definition.reference {
             None => None,
             Some(reference) => match read_reference(&reference.file, folder, data_dir)? {
-                Some(text) => Some((reference.file.as_str(), text)),
+                Some(found) => Some(found),
                 None if reference.optional => {
                     self.notes.push(format!("{}: left out, {} is not in the data dir", folder.name, reference.file));
                     return Ok(());
@@ -218,14 +219,19 @@ impl AnalysisSet {
         for text in [folder.json.as_str(), &folder.prompt, reference.as_ref().map_or("", |(_, text)| text.as_str())] {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
+        let required: Vec<String> = definition.requires().map(str::to_owned).collect();
         let rule = definition
             .rule
-            .resolve(reference.as_ref().map(|(file, text)| (*file, text.as_str())))
-            .map_err(|what| Error::input(format!("{here}: {what}")))?;
-        let template = Template::compile(&folder.prompt, &rule.labels_text(), &mut self.fields)
-            .map_err(|what| Error::input(format!("{here}, prompt.txt: {what}")))?;
-        let requires = definition.requires.unwrap_or_else(|| vec!["content".to_owned()]);
-        let requires = requires.into_iter().map(|name| (name.clone(), self.fields.slot(&name))).collect();
+            .resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str())))
+            .map_err(|what| {
+                Error::input(format!("{here}: {what}"))
+                    .fix("mend its `rule` or its labels; the README says what both hold")
+            })?;
+        let template = Template::compile(&folder.prompt, &rule.labels_text(), &mut self.fields).map_err(|what| {
+            Error::input(format!("{here}, prompt.txt: {what}"))
+                .fix("mend the prompt; in it `{{name}}` is a field of the post and `{{labels}}` the labels")
+        })?;
+        let requires = required.into_iter().map(|name| (name.clone(), self.fields.slot(&name))).collect();
         if definition.images {
             self.image_slot = Some(self.fields.slot(IMAGE_FIELD));
         }
@@ -239,12 +245,44 @@ impl AnalysisSet {
             template,
             images: definition.images,
             requires,
-            fallback: definition.fallback.map(|raw| raw.get().to_owned()).filter(|raw| raw != "null"),
+            // It goes into one line. Within strings JSON has no raw line breaks, so these are between tokens.
+            fallback: definition
+                .fallback
+                .map(|raw| raw.get().replace(['\n', '\r'], ""))
+                .filter(|fallback| fallback != "null"),
             temperature: definition.temperature,
             max_tokens: definition.max_tokens,
             fingerprint: hasher.finalize(),
         });
         Ok(())
+    }
+}
+
+impl Definition {
+    /// What is wrong with it by itself, and how to mend it.
+    fn check(&self) -> Result<(), (String, &'static str)> {
+        if self.field.is_empty() {
+            return Err(("`field` is empty".to_owned(), "name the key of the post that the answer is written to"));
+        }
+        if self.field == IMAGE_FIELD || self.requires().any(|name| name == self.field) {
+            let what = format!("the answer would replace `{}`, which is asked about", self.field);
+            return Err((what, "choose another `field`"));
+        }
+        if let Some(temperature) = &self.temperature
+            && !temperature.as_f64().is_some_and(|t| (0.0..=2.0).contains(&t))
+        {
+            return Err((format!("`temperature` is {temperature}"), "write a number from 0 to 2"));
+        }
+        if self.max_tokens == Some(0) {
+            return Err(("`max_tokens` is 0".to_owned(), "write a whole number from 1"));
+        }
+        Ok(())
+    }
+
+    fn requires(&self) -> impl Iterator<Item = &str> {
+        let names = self.requires.as_deref();
+        let default = names.is_none().then_some("content");
+        names.unwrap_or_default().iter().map(String::as_str).chain(default)
     }
 }
 
@@ -284,18 +322,23 @@ fn read_folders(dir: &Path) -> Result<Vec<Folder>> {
     Ok(folders)
 }
 
-/// Beside the analysis first, then in the data dir, then (without a data dir) among the embedded files.
-fn read_reference(file: &str, folder: &Folder, data_dir: Option<&Path>) -> Result<Option<String>> {
+/// Where it was found, and the text. Beside the analysis first, then in the data dir, then (without a data dir) among the embedded files.
+fn read_reference(file: &str, folder: &Folder, data_dir: Option<&Path>) -> Result<Option<(String, String)>> {
     if Path::new(file).components().count() != 1 {
         return Err(Error::input(format!("{}: the reference file `{file}` must be a plain name", folder.describe())));
     }
     for dir in folder.path.as_deref().into_iter().chain(data_dir) {
         let path = dir.join(file);
         if path.exists() {
-            return read_small(&path, SMALL_FILE).map(Some);
+            return Ok(Some((path.display().to_string(), read_small(&path, SMALL_FILE)?)));
         }
     }
-    let embedded = || builtin::REFERENCES.iter().find(|(name, _)| *name == file).map(|(_, text)| (*text).to_owned());
+    let embedded = || {
+        builtin::REFERENCES
+            .iter()
+            .find(|(name, _)| *name == file)
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+    };
     Ok(if data_dir.is_none() { embedded() } else { None })
 }
 

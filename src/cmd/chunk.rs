@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use serde::Deserialize;
 
 use super::{
-    Ended,
+    Ended, outputs,
     setup::{ChunkRecords, cap_note, claim, record_models, resolve_limits},
 };
 use crate::{
@@ -55,6 +55,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let dialect = Dialect::find(&models.provider.value)?;
     let limits = resolve_limits(&config, &args.limits, dialect);
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    outputs::check(args.requests.as_deref(), None, &args.faults)?;
     let input = Input::open(args.requests.as_deref(), "zbatch gen posts.jsonl | zbatch chunk -d work")?;
     let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
     let (work, journal) = claim(&dir, args.new, record_models(&models, limits, false), false, console)?;
@@ -136,7 +137,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     console.show_faults(&log);
     if is_all_bad {
         return Err(Error::input(format!("{}: none of its {lines} lines is a request", reader.name()))
-            .fix("give it what `zbatch gen` writes; posts go to `zbatch gen -d`"));
+            .fix("give it what `zbatch gen` writes, one request a line (`jq -c`); posts go to `zbatch gen -d`"));
     }
     Ok(Ended::judge(args.faults.max_faults, log.total(), lines))
 }

@@ -34,6 +34,8 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let config = Config::load(args.source.config.as_deref())?;
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
     let work = WorkDir::open(&dir)?;
+    // Not after the hours that the batches take.
+    args.output.as_deref().map_or(Ok(()), Output::probe)?;
     let mut journal = open_journal(&work, console)?;
     check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
     let client = client(&config, &args.provider, &args.remote)?;

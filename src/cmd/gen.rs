@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Mutex};
 
 use super::{
-    Ended,
+    Ended, outputs,
     setup::{ChunkRecords, Rendering, Step, claim},
 };
 use crate::{
@@ -29,6 +29,7 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     let config = Config::load(args.source.config.as_deref())?;
     let rendering =
         Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
+    outputs::check(args.posts.as_deref(), args.output.as_deref(), &args.faults)?;
     let mut seen = Seen::new(&rendering, FaultLog::create(args.faults.faults.as_deref())?);
     let posts = rendering.posts(args.posts.as_deref())?;
     let name = posts.name().to_owned();

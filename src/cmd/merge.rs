@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Ended, next::NextCommand};
+use super::{Ended, next::NextCommand, outputs};
 use crate::{
     analysis::AnalysisSet,
     cli::{Format, MergeArgs},
@@ -43,6 +43,8 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     // Inputs and outputs are opened before the work, so that a wrong path is known at once.
     let reader = PostReader::open(Some(&args.posts), &set.fields, args.input.max_line, args.input.start_index)?;
     let output = args.output.output.as_deref();
+    let inputs = args.answers.iter().chain([&args.posts]);
+    outputs::check(inputs.map(std::path::PathBuf::as_path), output, &args.faults)?;
     let as_array = match args.output.format {
         Some(format) => format == Format::Json,
         None => output.is_some_and(is_array_name),
@@ -55,6 +57,13 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     for path in answers {
         let input = Input::open(path, "zbatch parse results/*.jsonl | zbatch merge posts.jsonl -")?;
         read_answers(input, args, &set, &mut store, &mut rank, &mut seen)?;
+    }
+    let bad = seen.tally.unplaced.count(FaultKind::BadLine);
+    if rank > 0 && bad == rank {
+        let first = seen.log.first().first().map(FaultLine::describe).unwrap_or_default();
+        return Err(Error::input(format!("none of {rank} lines is an answer; {first}")).fix(
+            "results go through `zbatch parse` first: zbatch parse results/*.jsonl | zbatch merge posts.jsonl -",
+        ));
     }
     let posts_name = reader.name().to_owned();
     let counts = write_posts(reader, args.input.start_index, &set, store.join(), &mut writer, &mut seen)?;

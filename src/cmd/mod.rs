@@ -8,6 +8,7 @@ mod fetch;
 mod r#gen;
 mod merge;
 mod next;
+mod outputs;
 mod parse;
 mod remote;
 mod run;

@@ -1,6 +1,6 @@
 //! The one complete command to run next, as a POSIX shell reads it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::cli::SourceArgs;
 
@@ -29,6 +29,11 @@ impl NextCommand {
 
     pub fn path(self, name: &str, path: Option<&Path>) -> Self {
         self.flag(name, path.map(|path| path.display().to_string()).as_deref())
+    }
+
+    /// A flag that is given once for each value.
+    pub fn paths<'a>(self, name: &str, paths: impl IntoIterator<Item = &'a PathBuf>) -> Self {
+        paths.into_iter().fold(self, |command, path| command.path(name, Some(path)))
     }
 
     /// The same analyses, from the same places, for the same indexes.

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::Ended;
+use super::{Ended, outputs};
 use crate::{
     analysis::AnalysisSet,
     cli::ParseArgs,
@@ -38,6 +38,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     let set = config.analyses(&args.source)?;
     set.notes.iter().for_each(|note| console.note(note));
     check_inputs(args)?;
+    outputs::check(args.results.iter().map(PathBuf::as_path), args.output.as_deref(), &args.faults)?;
 
     let mut output = Output::create(args.output.as_deref())?;
     let mut faults = FaultLog::create(args.faults.faults.as_deref())?;

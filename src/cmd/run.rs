@@ -18,6 +18,7 @@ use super::{
     Ended,
     emulate::settings,
     r#gen::{Seen, cut},
+    outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
     setup::{Rendering, Step as Rendered, claim},
     source::Source,
@@ -55,7 +56,8 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
     let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
     // What can be refused is refused before anything is read or paid.
-    drop(Output::create(Some(&output))?);
+    Output::probe(&output)?;
+    outputs::check(args.posts.as_deref(), Some(&output), &args.faults)?;
     let source = Source::find(args, &config, &output)?;
     let remote = if args.emulate { None } else { Some(client(&config, &args.model.provider, &args.remote)?) };
 

@@ -63,7 +63,12 @@ impl Rendering {
                 ));
             }
         }
-        let skip = rows.skip.as_deref().map(|path| read_skip(path, &set)).transpose()?.unwrap_or_default();
+        let mut skip = Vec::new();
+        for path in &rows.skip {
+            skip.extend(read_skip(path, &set)?);
+        }
+        skip.sort_unstable();
+        skip.dedup();
         Ok(Self {
             limits: resolve_limits(config, limits, dialect),
             cap: cap_note(config, limits, dialect),

@@ -11,7 +11,7 @@ use crate::{
     console::Console,
     error::{Error, Result},
     lines::{
-        input::{Input, read_small},
+        input::{Input, read_error, read_small},
         output::{AtomicFile, write_private},
     },
     settings::Config,
@@ -107,7 +107,7 @@ fn copy(mut input: Input, to: &mut impl std::io::Write) -> Result<Option<String>
             Ok(0) => return Ok(any.then(|| hasher.finalize().to_hex().to_string())),
             Ok(read) => read,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::io("read", &input.name, &e)),
+            Err(e) => return Err(read_error(&input.name, &e)),
         };
         any = true;
         let bytes = buffer.get(..read).unwrap_or_default();

@@ -9,6 +9,7 @@ use std::{
 
 use cap_std::fs::OpenOptionsExt as _;
 use cap_std::{ambient_authority, fs::Dir};
+use serde_json::value::RawValue;
 
 use super::{Fault, FaultKind};
 use crate::error::{Error, Kind, Result};
@@ -101,17 +102,20 @@ impl ImageFinder {
     /// `raw` is the JSON value of `image_urls`: an array of strings, a string, or null.
     pub fn find(&self, raw: &str) -> Images {
         let mut images = Images::default();
-        let list: Vec<Cow<'_, str>> = match serde_json::from_str(raw) {
+        let list: Vec<&RawValue> = match serde_json::from_str(raw) {
             Ok(list) => list,
-            Err(_) => match serde_json::from_str::<Option<String>>(raw) {
-                Ok(one) => one.map(Cow::Owned).into_iter().collect(),
-                Err(_) => {
-                    images.faults.push(Fault::new(FaultKind::Image, "image_urls is not an array of strings"));
-                    return images;
-                }
-            },
+            // One string, or null.
+            Err(_) => serde_json::from_str::<Option<&RawValue>>(raw).ok().flatten().into_iter().collect(),
         };
-        for url in list.iter().filter(|url| !url.trim().is_empty()) {
+        for (at, raw) in list.into_iter().enumerate() {
+            let Ok(url) = serde_json::from_str::<Cow<'_, str>>(raw.get()) else {
+                let what = format!("image_urls, element {at} is not a string");
+                images.faults.push(Fault::new(FaultKind::Image, what));
+                continue;
+            };
+            if url.trim().is_empty() {
+                continue;
+            }
             if images.found.len() == MAX_IMAGES {
                 images.dropped += 1;
                 continue;
@@ -119,7 +123,7 @@ impl ImageFinder {
             let is_url = ["http://", "https://", "data:image/"]
                 .iter()
                 .any(|scheme| url.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme)));
-            let image = if is_url { Ok(Image::Url(escape(url))) } else { self.local(url).map(Image::File) };
+            let image = if is_url { Ok(Image::Url(escape(&url))) } else { self.local(&url).map(Image::File) };
             match image {
                 Ok(image) => images.found.push(image),
                 Err(why) => images.faults.push(Fault::new(FaultKind::Image, format!("{url}: {why}"))),
@@ -133,7 +137,11 @@ impl ImageFinder {
         let mut options = cap_std::fs::OpenOptions::new();
         // A FIFO in the data dir must not hang us.
         options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-        let mut file = dir.open_with(path, &options).map_err(|e| e.to_string())?;
+        let mut file = dir.open_with(path, &options).map_err(|e| match e.raw_os_error() {
+            // Only the confinement fails without a system call.
+            None => "it leads out of the data dir".to_owned(),
+            Some(_) => e.to_string(),
+        })?;
         let meta = file.metadata().map_err(|e| e.to_string())?;
         if !meta.is_file() {
             return Err("not a regular file".to_owned());

@@ -373,6 +373,7 @@ pub fn read_skip(path: &Path, set: &AnalysisSet) -> Result<Vec<(u64, usize)>> {
         for line in block.lines() {
             let fault: FaultLine = serde_json::from_slice(line.bytes).map_err(|e| {
                 Error::input(format!("{}, line {}: not a line of a faults file: {e}", path.display(), line.number))
+                    .fix("name a file that --faults wrote")
             })?;
             let Some(index) = fault.index.filter(|_| fault.kind.is_final()) else { continue };
             match &fault.analysis {

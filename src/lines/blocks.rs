@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 use super::{
     array::{ArraySplitter, Place},
-    input::Input,
+    input::{Input, read_error},
 };
 use crate::error::{Error, Result};
 
@@ -161,7 +161,7 @@ impl LineReader {
         };
         self.pending.truncate(have + *read.as_ref().unwrap_or(&0));
         self.at_end = matches!(read, Ok(0));
-        read.map_err(|e| Error::io("read", &self.input.name, &e))
+        read.map_err(|e| read_error(&self.input.name, &e))
     }
 
     /// Looks at the first bytes: a byte order mark is passed over, `[` means an array.

@@ -29,6 +29,17 @@ impl std::fmt::Debug for Input {
     }
 }
 
+/// What reading an input came to: its device failed, or what it holds is no sound archive.
+pub fn read_error(name: &str, e: &io::Error) -> Error {
+    let error = Error::io("read", name, e);
+    if error.kind() != crate::error::Kind::Io || e.raw_os_error().is_some() {
+        return error;
+    }
+    // No system call failed: the decoder did.
+    Error::input(format!("{name}: its compressed data is damaged or cut short: {e}"))
+        .fix("fetch or compress the file again; `gzip -t`, `zstd -t`, `bzip2 -t` and `xz -t` check one")
+}
+
 impl Input {
     /// `None` and `-` are stdin.
     ///
@@ -99,12 +110,16 @@ pub fn is_stdin(path: Option<&PathBuf>) -> bool {
 /// # Errors
 /// Missing, unreadable, not UTF-8, or larger than `limit` bytes: each is the user's input to mend.
 pub fn read_small(path: &Path, limit: u64) -> Result<String> {
-    let unreadable = |e: std::io::Error| Error::input(format!("cannot read {}: {e}", path.display()));
+    let unreadable = |e: std::io::Error| {
+        Error::input(format!("cannot read {}: {e}", path.display()))
+            .fix("check the path; it is one small file of UTF-8 text")
+    };
     let mut text = String::new();
     let file = File::open(path).map_err(unreadable)?;
     file.take(limit + 1).read_to_string(&mut text).map_err(unreadable)?;
     if text.len() as u64 > limit {
         return Err(Error::input(format!("{} is larger than {limit} bytes; is it the right file?", path.display())));
     }
-    Ok(text)
+    // Editors on Windows begin a file with a byte order mark.
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }

@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 /// Buffer before a file or stdout.
 const BUFFER: usize = 256 << 10;
+/// Characters of a file's name in the name of its temp file.
+const TEMP_CHARS: usize = 40;
 
 /// A file that will appear under its name when [`AtomicFile::commit`] returns, and not before.
 #[derive(Debug)]
@@ -43,13 +45,28 @@ impl AtomicFile {
                 format!("cannot write {}: it is a directory", path.display()),
             ));
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let dir = directory(path);
+        if !dir.is_dir() {
+            return Err(Error::new(
+                crate::error::Kind::Io,
+                format!("cannot write {}: there is no directory {}", path.display(), dir.display()),
+            )
+            .fix(format!("mkdir -p {}", dir.display())));
+        }
+        // The temp file's name is longer than the file's, and must not be too long because of that.
+        let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(TEMP_CHARS).collect();
         let temp = tempfile::Builder::new()
             .prefix(&format!(".{name}."))
             .suffix(".part")
             .permissions(std::fs::Permissions::from_mode(mode))
-            .tempfile_in(directory(path))
-            .map_err(|e| Error::io("create", path, &e))?;
+            .tempfile_in(dir)
+            .map_err(|e| {
+                // The name of the temp file tells the user nothing.
+                let why = e.to_string();
+                let why = why.split_once(" at path ").map_or(why.as_str(), |(why, _)| why);
+                Error::new(crate::error::Kind::Io, format!("cannot write {}: {why}", path.display()))
+                    .fix(format!("make {} writable, or name another place", dir.display()))
+            })?;
         Ok(Self { temp, path: path.to_owned() })
     }
 
@@ -169,6 +186,11 @@ enum Encoder {
     Packed(WriteBehind<BufWriter<Target>>),
 }
 
+/// A device, pipe or socket.
+pub fn is_stream(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+}
+
 /// Where a verb's data goes: stdout, or a file that appears on [`Output::commit`].
 pub struct Output {
     encoder: Encoder,
@@ -191,8 +213,7 @@ impl Output {
             let target = BufWriter::with_capacity(BUFFER, Target::Stream(File::from(stdout)));
             return Ok(Self { encoder: Encoder::Plain(target), name: PathBuf::from("stdout") });
         };
-        let is_stream = std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir());
-        let target = if is_stream {
+        let target = if is_stream(path) {
             let file = File::options().write(true).open(path).map_err(|e| Error::io("open", path, &e))?;
             Target::Stream(file)
         } else {
@@ -213,6 +234,15 @@ impl Output {
             }
         };
         Ok(Self { encoder, name: path.to_owned() })
+    }
+
+    /// Whether [`Output::create`] would work, without touching anything. A pipe is not opened: its reader would take that
+    /// for the end.
+    pub fn probe(path: &Path) -> Result<()> {
+        if path == Path::new("-") || is_stream(path) {
+            return Ok(());
+        }
+        Self::create(Some(path)).map(drop)
     }
 
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {

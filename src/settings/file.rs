@@ -13,10 +13,11 @@ use crate::{
     error::{Error, Result},
     lines::input::read_small,
     provider::Dialect,
-    units::{nearest, parse_bytes, parse_duration},
+    units::{nearest, parse_bytes, parse_interval},
 };
 
 const LARGEST: u64 = 1 << 20;
+const SHAPE: &str = r#"write one object, {"batch": {…}, "paths": {…}}; the README has an example"#;
 
 const BATCH_KEYS: [&str; 9] = [
     "model",
@@ -70,12 +71,12 @@ impl ConfigFile {
         let text = read_small(path, LARGEST)?;
         let here = path.display();
         let top: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|e| Error::input(format!("config {here}: {e}")))?;
+            serde_json::from_str(&text).map_err(|e| Error::input(format!("config {here}: {e}")).fix(SHAPE))?;
         let section = |name: &str, keys: &[&'static str]| -> Result<Section> {
             let map = match top.get(name) {
                 None => Map::new(),
                 Some(Value::Object(map)) => map.clone(),
-                Some(_) => return Err(Error::input(format!("config {here}: `{name}` is not an object"))),
+                Some(_) => return Err(Error::input(format!("config {here}: `{name}` is not an object")).fix(SHAPE)),
             };
             if let Some(unknown) = map.keys().find(|key| !keys.contains(&key.as_str())) {
                 return Err(Error::input(format!("config {here}: unknown key `{name}.{unknown}`"))
@@ -106,8 +107,10 @@ impl ConfigFile {
                     "poll_interval",
                     "seconds, or a time such as \"60s\"",
                     |value| match value {
-                        Value::Number(n) => n.as_f64().and_then(|n| Duration::try_from_secs_f64(n).ok()),
-                        value => value.as_str().and_then(|text| parse_duration(text).ok()),
+                        Value::Number(n) => {
+                            n.as_f64().and_then(|n| Duration::try_from_secs_f64(n).ok()).filter(|n| !n.is_zero())
+                        }
+                        value => value.as_str().and_then(|text| parse_interval(text).ok()),
                     },
                 )?,
                 temperature: batch.read("temperature", "a number from 0 to 2", |value| match value {

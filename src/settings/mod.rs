@@ -100,6 +100,13 @@ impl Config {
             None => default(serde_json::Number::from_f64(TEMPERATURE).unwrap_or_else(|| 0.into())),
         };
         let (provider, base_url) = self.provider(&flags.provider)?;
+        for (flag, model) in [("--model", &flags.model), ("--multimodal-model", &flags.multimodal_model)] {
+            if model.as_ref().is_some_and(|model| model.trim().is_empty()) {
+                return Err(
+                    Error::usage(format!("{flag} is empty")).fix("name a model, or leave it out for the default")
+                );
+            }
+        }
         Ok(Models {
             model: self.text("--model", flags.model.as_ref(), batch.model.as_ref(), MODEL),
             multimodal_model: self.text(

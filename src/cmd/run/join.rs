@@ -21,7 +21,7 @@ use crate::{
     },
     journal::{Job, Journal, Step, locked},
     lines::{
-        output::{JsonWriter, Output, is_array_name},
+        output::{JsonWriter, Output, is_array_name, is_stream},
         spill::{Cell, Joined},
     },
     report::Report,
@@ -35,6 +35,13 @@ pub struct Join<'a> {
     pub output: &'a Path,
     pub stop: &'a watch::Receiver<Option<Stop>>,
     pub console: &'a Console,
+}
+
+/// What the pass over the posts came to, beside the tally.
+struct Passed {
+    counts: PostCounts,
+    /// Something is missing that another round would ask for.
+    askable: bool,
 }
 
 impl Join<'_> {
@@ -59,6 +66,7 @@ impl Join<'_> {
         let mut renderer = self.rendering.renderer()?;
         let (mut enhanced, mut filled, mut asked) = (Vec::new(), Vec::new(), vec![false; analyses]);
         let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
+        let mut askable = false;
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
         let counts = posts.for_each(|place| {
             if let Some(Stop::Signal(number)) = *self.stop.borrow() {
@@ -102,13 +110,21 @@ impl Join<'_> {
                 if row.conflict(at) {
                     here(FaultKind::Conflict, "different answers; the first of them is kept");
                 }
+                let mut is_final = false;
                 let counted = tally.analyses.get_mut(at);
                 match row.cell(at) {
                     Cell::Value(_) => counted.into_iter().for_each(|tally| tally.answers += 1),
                     Cell::Absent if was_asked => here(FaultKind::Absent, "asked for, and in no results file"),
                     Cell::Absent => {}
-                    Cell::Fault(payload) => faults.push((Some(at), read_back(payload)?)),
+                    Cell::Fault(payload) => {
+                        let fault = read_back(payload)?;
+                        is_final = fault.kind.is_final();
+                        faults.push((Some(at), fault));
+                    }
                 }
+                // What was not asked for now, and what the next round leaves out, is not asked for then.
+                let is_missing = !filled.get(at).copied().unwrap_or_default();
+                askable |= is_missing && was_asked && !(is_final && self.args.faults.faults.is_some());
                 if let Cell::Fault(payload) = row.cell(analyses + at) {
                     faults.push((Some(at), read_back(payload)?));
                 }
@@ -140,20 +156,20 @@ impl Join<'_> {
         }
         writer.commit()?;
         log.commit()?;
-        self.tell(&tally, counts, &log, work, journal, times)
+        self.tell(&tally, &Passed { counts, askable }, &log, work, journal, times)
     }
 
     fn tell(
         &self,
         tally: &Tally,
-        counts: PostCounts,
+        passed: &Passed,
         log: &FaultLog,
         work: &WorkDir,
         journal: &Mutex<Journal>,
         times: &dyn Fn() -> serde_json::Value,
     ) -> Result<Ended> {
+        let Passed { counts, askable } = *passed;
         let state = &locked(journal)?.state;
-        let missing = tally.analyses.iter().any(|tally| tally.missing > 0);
         let remains = state.below(Step::Fetched) > 0;
         let report = Report {
             analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
@@ -161,7 +177,7 @@ impl Join<'_> {
             posts: Some((counts.places, counts.posts)),
             batches: Some(batches(&state.jobs, self.args.emulate)),
             times: Some(times()),
-            next: match (remains, missing) {
+            next: match (remains, askable) {
                 (true, _) => Some("the same command; batches are not done yet".to_owned()),
                 (false, true) => Some(self.next_command(work)),
                 (false, false) => None,
@@ -178,7 +194,8 @@ impl Join<'_> {
                 path
             }
         };
-        self.console.note(format_args!("{}\n{}", self.output.display(), report.table()));
+        let name = if self.output == Path::new("-") { Path::new("stdout") } else { self.output };
+        self.console.note(format_args!("{}\n{}", name.display(), report.table()));
         self.console.note(format_args!("report: {}", path.display()));
         self.console.show_faults(log);
         let rows = tally.analyses.iter().map(|tally| tally.rows).sum::<u64>() + (counts.places - counts.posts);
@@ -187,14 +204,17 @@ impl Join<'_> {
 
     /// Asks for what is missing in the output, in a directory of its own.
     fn next_command(&self, work: &WorkDir) -> String {
-        let (stem, ending) = split_name(self.output);
+        // What went down a pipe is somewhere, under a name that only the user knows.
+        let is_file = self.output != Path::new("-") && !is_stream(self.output);
+        let output = if is_file { self.output } else { Path::new("ENHANCED") };
+        let (stem, ending) = split_name(output);
         let work_name = work.path().file_name().unwrap_or_default().to_string_lossy();
         let (source, model, remote) = (&self.args.source, &self.args.model, &self.args.remote);
         let command = NextCommand::new("zbatch run --missing")
-            .word(&self.output.display().to_string())
-            .path("-o", Some(&self.output.with_file_name(format!("{stem}.round2{ending}"))))
+            .word(&output.display().to_string())
+            .path("-o", Some(&output.with_file_name(format!("{stem}.round2{ending}"))))
             .path("-d", Some(&work.path().with_file_name(format!("{work_name}-round2"))))
-            .path("--skip", self.args.faults.faults.as_deref())
+            .paths("--skip", self.args.rows.skip.iter().chain(&self.args.faults.faults))
             .source(source, self.args.input.start_index)
             .flag("--model", model.model.as_deref())
             .flag("--multimodal-model", model.multimodal_model.as_deref())
