@@ -592,7 +592,9 @@ mod tests {
             journal.append(&event).expect("follows");
         }
         let text = crate::lines::input::read_small(&dir.path().join(FILE), 1 << 20).expect("small");
-        for cut in 0..=text.len() {
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+        // Around each line's end, and here and there within: every case costs a dozen syncs.
+        for cut in (0..=text.len()).filter(|cut| cut % 37 == 0 || ends.iter().any(|end| cut.abs_diff(*end) <= 1)) {
             let dir = tempfile::tempdir().expect("a directory");
             crate::lines::output::write_whole(&dir.path().join(FILE), &text.as_bytes()[..cut]).expect("written");
             let whole = text.as_bytes()[..cut].iter().filter(|b| **b == b'\n').count();
