@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::settings::{MaxFaults, parse_bytes, parse_duration, parse_max_faults};
+use crate::units::{MaxFaults, parse_bytes, parse_duration, parse_max_faults};
 
 #[derive(Debug, Parser)]
 #[command(name = "zbatch", version, about, long_about = LONG_ABOUT, max_term_width = 100, subcommand_required = true)]

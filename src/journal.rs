@@ -33,7 +33,8 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         ChunkId,
-        chunks::{Chunk, InputMark},
+        chunks::{Chunk, Cutter, InputMark, Limits},
+        rows::RowBalance,
     },
     lines::{
         blocks::{Block, LineReader, Shape},
@@ -182,21 +183,6 @@ pub struct BatchEnd {
     pub errors: Vec<String>,
 }
 
-/// The rows of a chunk after its results were verified: `submitted = results + absent` (`promises.md` S9).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowBalance {
-    /// Rows of the chunk that the output file, the error file holds.
-    pub output: u64,
-    pub error: u64,
-    pub absent: u64,
-    /// Lines that are no row of this chunk, and lines that cannot be read.
-    pub foreign: u64,
-    pub bad: u64,
-    /// A file came shorter than its batch had promised, or not at all.
-    #[serde(default)]
-    pub short: bool,
-}
-
 /// Where a chunk stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
@@ -249,6 +235,12 @@ pub struct State {
 impl State {
     pub fn job(&self, id: &ChunkId) -> Option<&Job> {
         self.jobs.get(*self.places.get(id)?)
+    }
+
+    /// The chunks, in order, and where the input ended: what a [`Cutter`] goes on from.
+    pub fn cutter(&self, dir: &Path, limits: Limits) -> Cutter {
+        let cut = self.jobs.iter().map(|job| (&job.chunk, &job.input));
+        Cutter::new(dir.to_owned(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark))
     }
 
     /// Place of a chunk among all, from 0.

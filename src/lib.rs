@@ -66,6 +66,7 @@
 pub mod analysis;
 pub mod cli;
 pub mod cmd;
+pub mod console;
 pub mod emulator;
 pub mod error;
 pub mod flow;
@@ -76,4 +77,5 @@ pub mod provider;
 pub mod report;
 pub mod settings;
 pub mod snapshots;
+pub mod units;
 pub mod workdir;

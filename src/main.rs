@@ -10,7 +10,8 @@ use tracing_subscriber::{
 };
 use zbatch::{
     cli::{Cli, Verbosity},
-    cmd::{self, Console},
+    cmd,
+    console::Console,
     error::Kind,
 };
 

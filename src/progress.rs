@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     cli,
-    cmd::Console,
+    console::Console,
     journal::{State, Step},
 };
 

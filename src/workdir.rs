@@ -86,6 +86,17 @@ impl WorkDir {
         Self::create(&dir)
     }
 
+    /// Forgets a job of which nothing was cut.
+    pub fn forget(&self) -> Result<()> {
+        for path in [self.join(journal::FILE), self.spool(), self.spool_hash()] {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, &e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     pub fn path(&self) -> &Path {
         &self.dir
     }
@@ -112,6 +123,11 @@ impl WorkDir {
 
     pub fn spool(&self) -> PathBuf {
         self.dir.join("input.zst")
+    }
+
+    /// The hash of what the spool holds.
+    pub fn spool_hash(&self) -> PathBuf {
+        self.dir.join("input.blake3")
     }
 
     /// Removes what a killed process left half-written.

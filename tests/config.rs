@@ -122,7 +122,7 @@ fn a_config_of_the_scripts_works_as_it_is() {
     dir.write("data/sentiment_attributes.json", r#"["愤怒"]"#);
     let only = "--only=sentiment_attribute";
     let ran = dir.run(&["config", only]).exits(0);
-    assert_eq!(row(ran.text(), "paths.enhanced_output").0, "batch/./enhanced_blogs.json");
+    assert_eq!(row(ran.text(), "paths.enhanced_output").0, "batch/enhanced_blogs.json");
     assert_eq!(row(ran.text(), "paths.data_dir").0, "batch/../data");
     let ran = dir.pipe(r#"{"content":"x"}"#, &["gen", only]).exits(0);
     assert!(ran.text().contains("愤怒") && ran.stderr.is_empty(), "{}", ran.stderr);

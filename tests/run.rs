@@ -329,6 +329,15 @@ fn m3_a_cap_refuses_before_the_first_create() {
 }
 
 #[test]
+fn a_refused_first_try_does_not_tie_the_directory_to_its_flags() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(10));
+    dir.run(&job(&["--max-batches", "2"])).exits(69);
+    dir.run(&job(&["--max-lines", "5"])).exits(0);
+    assert!(!dir.exists("w.old-1"));
+}
+
+#[test]
 fn no_wait_does_what_can_be_done_now_until_all_is_done() {
     let dir = WorkDir::new();
     dir.write("posts.jsonl", posts(12));

@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     flow::posts::{Fields, Slot},
     lines::input::read_small,
-    settings::nearest,
+    units::nearest,
 };
 
 /// A reference file, a prompt or an `analysis.json` larger than this is a mistake.

@@ -1,11 +1,14 @@
 //! Cancels what runs.
 
 use super::{
-    Console, Ended,
+    Ended,
     remote::{check_provider, client, command, runtime},
     setup::open_journal,
 };
-use crate::{cli::CancelArgs, error::Result, journal::Step, provider::BatchId, settings::Config, workdir::WorkDir};
+use crate::{
+    cli::CancelArgs, console::Console, error::Result, journal::Step, provider::BatchId, settings::Config,
+    workdir::WorkDir,
+};
 
 pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let config = Config::load(args.source.config.as_deref())?;

@@ -5,17 +5,19 @@ use std::sync::Mutex;
 use serde::Deserialize;
 
 use super::{
-    Console, Ended,
+    Ended,
     setup::{ChunkRecords, cap_note, claim, record_models, resolve_limits},
 };
 use crate::{
     analysis,
     cli::ChunkArgs,
+    console::Console,
     error::{Error, Result},
     flow::{
         CustomId, Fault, FaultKind, FaultLine,
-        chunks::{Chunk, Cutter, Pushed},
+        chunks::{Chunk, Pushed},
         faults::{FaultLog, excerpt},
+        tally::Tally,
     },
     journal::{Event, locked},
     lines::{
@@ -23,7 +25,7 @@ use crate::{
         input::Input,
     },
     provider::Dialect,
-    report::{Report, Tally},
+    report::Report,
     settings::Config,
     snapshots,
 };
@@ -57,7 +59,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
     let (work, journal) = claim(&dir, args.new, record_models(&models, limits, false), false, console)?;
     let journal = Mutex::new(journal);
-    let mut cutter = Cutter::new(work.path().to_owned(), limits, &locked(&journal)?.state);
+    let mut cutter = locked(&journal)?.state.cutter(work.path(), limits);
     let mut log = FaultLog::create(args.faults.faults.as_deref())?;
     let mut tally = Tally::new(0);
     let mut records = ChunkRecords::create()?;

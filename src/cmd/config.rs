@@ -1,8 +1,9 @@
 //! What is in force and where it came from.
 
-use super::{Console, Ended};
+use super::Ended;
 use crate::{
     cli::ConfigArgs,
+    console::Console,
     error::Result,
     lines::output::Output,
     provider::Dialect,

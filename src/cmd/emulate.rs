@@ -7,10 +7,11 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Console, Ended};
+use super::Ended;
 use crate::{
-    cli::EmulateArgs,
-    emulator::{self, Dialect, Emulator},
+    cli::{EmulateArgs, EmulatorArgs},
+    console::Console,
+    emulator::{self, Clock, Dialect, Emulator, Upstream, faults::FaultPlan},
     error::{Error, Kind, Result},
     settings::Config,
 };
@@ -20,7 +21,7 @@ const WORKERS: usize = 2;
 const GRACE: Duration = Duration::from_millis(500);
 
 pub fn run(args: &EmulateArgs, console: &Console) -> Result<Ended> {
-    let settings = emulator::Settings::resolve(&args.emulator)?;
+    let settings = settings(&args.emulator)?;
     let analyses = Arc::new(Config::load(args.source.config.as_deref())?.analyses(&args.source)?);
     let temporary = match &args.state {
         Some(_) => None,
@@ -67,4 +68,16 @@ async fn serve(emulator: &Emulator, port: u16, console: &Console) -> Result<Ende
 
 fn ended_by(number: i32) -> Error {
     Error::new(Kind::Interrupted(number), "the emulator was stopped")
+}
+
+/// # Errors
+/// [`Kind::Usage`] for a fault or an upstream that cannot be.
+pub fn settings(args: &EmulatorArgs) -> Result<emulator::Settings> {
+    Ok(emulator::Settings {
+        latency: args.latency.unwrap_or_default(),
+        seed: args.seed,
+        faults: FaultPlan::parse(&args.fault)?,
+        upstream: args.upstream.as_deref().map(Upstream::resolve).transpose()?,
+        clock: Clock::System,
+    })
 }

@@ -5,20 +5,21 @@ use std::{path::Path, sync::Mutex};
 use tokio::sync::mpsc;
 
 use super::{
-    Console, Ended,
+    Ended,
     remote::{check_provider, client, command, conclude, job_settings, runtime, watch_for_stops},
     setup::open_journal,
 };
 use crate::{
     cli::FetchArgs,
+    console::Console,
     error::{Error, Result},
     flow::{
         ChunkId, CustomId,
         jobs::{Driver, Goal},
         results::read_custom_id,
-        rows::{RowSet, read_results},
+        rows::{RowBalance, RowSet, read_results},
     },
-    journal::{Event, Job, Journal, RowBalance, Step, locked},
+    journal::{Event, Job, Journal, Step, locked},
     lines::{blocks::Block, output::Output},
     progress::Progress,
     settings::Config,

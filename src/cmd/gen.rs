@@ -3,21 +3,23 @@
 use std::{path::Path, sync::Mutex};
 
 use super::{
-    Console, Ended,
+    Ended,
     setup::{ChunkRecords, Rendering, Step, claim},
 };
 use crate::{
     cli::GenArgs,
+    console::Console,
     error::Result,
     flow::{
-        chunks::{Chunk, Cutter, Group},
+        chunks::{Chunk, Group},
         faults::FaultLog,
         posts::{PostCounts, PostReader},
         requests::RenderTally,
+        tally::Tally,
     },
     journal::{Event, Journal, locked},
     lines::output::Output,
-    report::{self, Tally},
+    report,
     settings::Config,
     snapshots,
     workdir::WorkDir,
@@ -127,7 +129,7 @@ pub fn cut(
     seen: &mut Seen<'_>,
     yield_chunk: &mut dyn FnMut(Chunk) -> Result<()>,
 ) -> Result<(PostCounts, RenderTally)> {
-    let mut cutter = Cutter::new(work.path().to_owned(), rendering.limits, &locked(journal)?.state);
+    let mut cutter = locked(journal)?.state.cutter(work.path(), rendering.limits);
     let (text, vision) = (&rendering.models.model.value, &rendering.models.multimodal_model.value);
     let groups: Vec<[Group; 2]> = rendering
         .set

@@ -3,16 +3,18 @@
 
 use std::path::Path;
 
-use super::{Console, Ended, next::NextCommand};
+use super::{Ended, next::NextCommand};
 use crate::{
     analysis::AnalysisSet,
     cli::{Format, MergeArgs},
+    console::Console,
     error::{Error, Result},
     flow::{
         Fault, FaultKind, FaultLine,
         enhanced::{parse_answer, write_enhanced, write_unreadable},
         faults::{FaultLog, excerpt},
         posts::{PostCounts, PostReader},
+        tally::Tally,
     },
     lines::{
         blocks::{Block, Line, LineReader, Shape},
@@ -20,7 +22,7 @@ use crate::{
         output::{JsonWriter, Output, is_array_name},
         spill::{AnswerStore, Cell, Joined},
     },
-    report::{Report, Tally},
+    report::Report,
     settings::Config,
 };
 

@@ -1,26 +1,33 @@
 //! Result lines → answers, one for one, in order. A line that belongs to no row is a fault and gives no answer line.
 
-use std::{io::Write as _, path::Path};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde_json::Value;
 
-use super::{Console, Ended};
+use super::Ended;
 use crate::{
     analysis::AnalysisSet,
     cli::ParseArgs,
+    console::Console,
     error::{Error, Result},
     flow::{
         Fault, FaultKind, FaultLine, PostIndex,
         answers::{AnswerReader, Outcome},
         faults::{FaultLog, excerpt},
         results::Usage,
+        tally::Tally,
     },
     lines::{
-        blocks::{Block, Line, LineReader, Shape},
+        blocks::{Block, LineReader, Shape},
         input::{Input, is_stdin},
         output::Output,
+        pool::{map_in_order, workers},
     },
-    report::{Tally, write_filter_report},
+    report::write_filter_report,
     settings::Config,
 };
 
@@ -32,23 +39,31 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     set.notes.iter().for_each(|note| console.note(note));
     check_inputs(args)?;
 
-    let mut parser = Parser {
-        set: &set,
-        reader: AnswerReader::new(&set),
-        tally: Tally::new(set.list.len()),
-        output: Output::create(args.output.as_deref())?,
-        faults: FaultLog::create(args.faults.faults.as_deref())?,
-        lines: 0,
-        placed: 0,
-        answer: Vec::new(),
+    let mut output = Output::create(args.output.as_deref())?;
+    let mut faults = FaultLog::create(args.faults.faults.as_deref())?;
+    let mut tally = Tally::new(set.list.len());
+    let (mut lines, mut placed) = (0, 0);
+    let mut inputs = Inputs {
+        paths: if args.results.is_empty() { vec![None] } else { some(&args.results) }.into_iter(),
+        open: None,
     };
-    if args.results.is_empty() {
-        parser.read(None, args.max_line)?;
-    }
-    for path in &args.results {
-        parser.read(Some(path), args.max_line)?;
-    }
-    let Parser { tally, output, mut faults, lines, placed, .. } = parser;
+    let readers =
+        (0..workers().get()).map(|_| Parser { set: &set, reader: AnswerReader::new(&set), tally: tally.clone() });
+    let readers = map_in_order(
+        readers.collect(),
+        |job: &mut Job| inputs.fill(job, args.max_line),
+        Parser::parse,
+        |job| {
+            lines += job.lines;
+            placed += job.placed;
+            for (analysis, fault) in job.faults.drain(..) {
+                tally.add_fault(analysis, &fault);
+                faults.add(&fault)?;
+            }
+            output.put(&job.answers)
+        },
+    )?;
+    readers.iter().for_each(|reader| tally.add(&reader.tally));
     if lines > 0 && placed == 0 {
         let first = faults.first().first().map(FaultLine::describe).unwrap_or_default();
         return Err(Error::input(format!("none of {lines} lines has a custom_id that can be read; {first}"))
@@ -76,64 +91,87 @@ fn check_inputs(args: &ParseArgs) -> Result<()> {
     Ok(())
 }
 
+fn some(paths: &[PathBuf]) -> Vec<Option<&Path>> {
+    paths.iter().map(|path| Some(path.as_path())).collect()
+}
+
+/// The result files, one after another; `None` is stdin.
+struct Inputs<'a> {
+    paths: std::vec::IntoIter<Option<&'a Path>>,
+    open: Option<(LineReader, Arc<str>)>,
+}
+
+impl Inputs<'_> {
+    fn fill(&mut self, job: &mut Job, max_line: u64) -> Result<bool> {
+        loop {
+            if let Some((lines, name)) = &mut self.open
+                && lines.fill(&mut job.block)?
+            {
+                job.file = Arc::clone(name);
+                return Ok(true);
+            }
+            let Some(path) = self.paths.next() else { return Ok(false) };
+            let lines = LineReader::new(Input::open(path, EXAMPLE)?, Shape::Lines, max_line, 0);
+            let name = Arc::from(lines.name());
+            self.open = Some((lines, name));
+        }
+    }
+}
+
+/// A block of result lines, and what came of it.
+#[derive(Default)]
+struct Job {
+    file: Arc<str>,
+    block: Block,
+    answers: Vec<u8>,
+    /// With the place of the analysis, if it is known.
+    faults: Vec<(Option<usize>, FaultLine)>,
+    lines: u64,
+    /// Lines whose custom_id could be read.
+    placed: u64,
+}
+
+/// A worker.
 struct Parser<'s> {
     set: &'s AnalysisSet,
     reader: AnswerReader<'s>,
     tally: Tally,
-    output: Output,
-    faults: FaultLog,
-    lines: u64,
-    /// Lines whose custom_id could be read.
-    placed: u64,
-    /// The answer line being written.
-    answer: Vec<u8>,
 }
 
 impl Parser<'_> {
-    fn read(&mut self, path: Option<&Path>, max_line: u64) -> Result<()> {
-        let mut lines = LineReader::new(Input::open(path, EXAMPLE)?, Shape::Lines, max_line, 0);
-        let mut block = Block::default();
-        while lines.fill(&mut block)? {
-            for line in block.lines() {
-                self.parse(lines.name(), &line)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn parse(&mut self, file: &str, line: &Line<'_>) -> Result<()> {
-        self.lines += 1;
-        let outcome = if line.too_long {
-            let fault = Fault::new(FaultKind::BadLine, "the line is longer than --max-line");
-            Outcome::Fault { index: None, analysis: None, name: None, fault }
-        } else {
-            self.reader.read(line.bytes, &mut self.tally)
-        };
-        self.answer.clear();
-        match outcome {
-            Outcome::Answer { index, analysis, value, usage } => {
-                self.placed += 1;
-                let name = self.set.list.get(analysis).map_or("", |known| known.name.as_str());
-                write_answer(&mut self.answer, index, name, value, usage);
-                self.output.put(&self.answer)
-            }
-            Outcome::Fault { index, analysis, name, fault } => {
-                self.placed += u64::from(fault.kind != FaultKind::BadLine);
-                if let (Some(index), Some(name)) = (index, &name) {
-                    write_fault(&mut self.answer, index, name, &fault);
-                    self.output.put(&self.answer)?;
+    fn parse(&mut self, job: &mut Job) {
+        job.answers.clear();
+        (job.lines, job.placed) = (0, 0);
+        for line in job.block.lines() {
+            job.lines += 1;
+            let outcome = if line.too_long {
+                let fault = Fault::new(FaultKind::BadLine, "the line is longer than --max-line");
+                Outcome::Fault { index: None, analysis: None, name: None, fault }
+            } else {
+                self.reader.read(line.bytes, &mut self.tally)
+            };
+            match outcome {
+                Outcome::Answer { index, analysis, value, usage } => {
+                    job.placed += 1;
+                    let name = self.set.list.get(analysis).map_or("", |known| known.name.as_str());
+                    write_answer(&mut job.answers, index, name, value, usage);
                 }
-                let fault = FaultLine {
-                    index: index.map(|index| index.0),
-                    analysis: name.map(|name| name.into_owned()),
-                    file: Some(file.to_owned()),
-                    line: Some(line.number),
-                    offset: Some(line.offset),
-                    excerpt: Some(excerpt(line.bytes)),
-                    ..FaultLine::new(fault)
-                };
-                self.tally.add_fault(analysis, &fault);
-                self.faults.add(&fault)
+                Outcome::Fault { index, analysis, name, fault } => {
+                    job.placed += u64::from(fault.kind != FaultKind::BadLine);
+                    if let (Some(index), Some(name)) = (index, &name) {
+                        write_fault(&mut job.answers, index, name, &fault);
+                    }
+                    let fault = FaultLine {
+                        index: index.map(|index| index.0),
+                        analysis: name.map(|name| name.into_owned()),
+                        file: Some(job.file.to_string()),
+                        line: Some(line.number),
+                        offset: Some(line.offset),
+                        excerpt: Some(excerpt(line.bytes)),
+                        ..FaultLine::new(fault)
+                    };
+                    job.faults.push((analysis, fault));
+                }
             }
         }
     }

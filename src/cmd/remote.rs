@@ -1,10 +1,6 @@
 //! What the verbs that talk to a provider share: the client, signals and deadlines, and how their end is told.
 
-use std::{
-    path::Path,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{path::Path, sync::Mutex, time::Duration};
 
 use tokio::{
     runtime::{Builder, Runtime},
@@ -12,9 +8,10 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Console, Ended, next::NextCommand};
+use super::{Ended, next::NextCommand};
 use crate::{
     cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs},
+    console::Console,
     error::{Error, Kind, Result},
     flow::jobs::{Goal, JobSettings, JobsEnd, Stop},
     journal::{self, Journal, State, Step, locked},

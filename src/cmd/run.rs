@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 
 use self::{gather::read_results, join::Join};
 use super::{
-    Console, Ended,
+    Ended,
+    emulate::settings,
     r#gen::{Seen, cut},
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
     setup::{Rendering, Step as Rendered, claim},
@@ -23,7 +24,8 @@ use super::{
 };
 use crate::{
     cli::RunArgs,
-    emulator::{self, Emulator},
+    console::Console,
+    emulator::Emulator,
     error::{Error, Kind, Result},
     flow::{
         chunks::{Chunk, Limits},
@@ -71,7 +73,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
 
     let tmp_dir = args.memory.tmp_dir.clone().unwrap_or_else(|| work.path().to_owned());
     let store = AnswerStore::new(rendering.set.list.len() * 2, args.memory.memory, &tmp_dir)?;
-    let (end, parsed, store) = std::thread::scope(|scope| {
+    let overlapped = std::thread::scope(|scope| {
         let (cut_send, cut_receive) = mpsc::channel(CUT_AHEAD);
         let (fetched_send, fetched_receive) = mpsc::channel(FETCHED_AHEAD);
         let cutter = scope.spawn(|| cut_all(&posts, &rendering, &work, &journal, cut_send, console));
@@ -81,7 +83,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
             work: &work,
             journal: &journal,
             settings: settings.clone(),
-            stop,
+            stop: stop.clone(),
             progress: &progress,
             fetched: Some(fetched_send),
         };
@@ -93,20 +95,21 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
         cut?;
         let (store, parsed) = read?;
         Ok::<_, Error>((end, parsed, store))
-    })?;
+    });
     {
         let state = &locked(&journal)?.state;
         snapshots::write_files_info(&work, state)?;
         snapshots::write_batch_results(&work, state)?;
         snapshots::write_download_info(&work, state)?;
     }
+    let (end, parsed, store) = overlapped?;
     let nothing_yet = {
         let state = &locked(&journal)?.state;
         state.posts.is_none() || state.at(Step::Fetched) == 0 && !state.jobs.is_empty()
     };
     let mut ended = Ended::Finished;
     if !nothing_yet && !matches!(end.stopped, Some(Stop::Signal(_))) {
-        let join = Join { args, rendering: &rendering, output: &output, console };
+        let join = Join { args, rendering: &rendering, output: &output, stop: &stop, console };
         let times = || {
             json!({
                 "started": began_at, "ended": snapshots::now(),
@@ -132,7 +135,7 @@ fn died(what: &str) -> Error {
 /// A client that calls the emulator in this process.
 fn emulated(args: &RunArgs, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
     console.note("answers come from the embedded emulator: they are invented");
-    let settings = emulator::Settings::resolve(&args.emulator)?;
+    let settings = settings(&args.emulator)?;
     let server = Emulator::open(settings, &work.join("emulator"), Arc::clone(&rendering.set))?;
     Client::new(ClientSettings {
         dialect: rendering.dialect,

@@ -6,10 +6,10 @@ use std::{
     time::SystemTime,
 };
 
-use super::Console;
 use crate::{
     analysis::AnalysisSet,
     cli::{InputArgs, LimitArgs, ModelArgs, OnBadPost, RowArgs, SourceArgs},
+    console::Console,
     error::{Error, Kind, Result},
     flow::{
         FaultKind, FaultLine,
@@ -224,6 +224,13 @@ pub fn claim(
     if new && journal.state.config.is_some() {
         drop(journal);
         work = work.renew()?;
+        journal = work.journal()?;
+    }
+    let is_other = journal.state.config.as_ref().is_some_and(|there| *there != record);
+    if is_other && journal.state.jobs.is_empty() && journal.state.posts.is_none() {
+        // Nothing was cut, let alone paid: a first try that was refused does not tie the directory to its flags.
+        drop(journal);
+        work.forget()?;
         journal = work.journal()?;
     }
     match &journal.state.config {

@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Console;
 use crate::{
     cli::RunArgs,
+    console::Console,
     error::{Error, Result},
     lines::{
         input::{Input, read_small},
@@ -72,7 +72,7 @@ impl Source {
             Self::Spooled(from) => from.as_deref(),
         };
         let spool = work.spool();
-        let sum = work.join("input.blake3");
+        let sum = work.spool_hash();
         if spool.exists() {
             let replaced = from.is_some_and(Path::is_file);
             if !replaced && (from.is_some() || !std::io::stdin().is_terminal()) {

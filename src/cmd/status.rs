@@ -4,9 +4,10 @@ use std::{path::Path, time::Duration};
 
 use serde_json::json;
 
-use super::{Console, Ended, fetch::totals, remote::state};
+use super::{Ended, fetch::totals, remote::state};
 use crate::{
     cli::StatusArgs,
+    console::Console,
     error::Result,
     flow::faults::escape_control,
     journal::{FILE, State, Step},

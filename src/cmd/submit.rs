@@ -5,12 +5,13 @@ use std::sync::Mutex;
 use tokio::sync::mpsc;
 
 use super::{
-    Console, Ended,
+    Ended,
     remote::{announce, check_provider, client, command, conclude, job_settings, runtime, watch_for_stops},
     setup::open_journal,
 };
 use crate::{
     cli::SubmitArgs,
+    console::Console,
     error::Result,
     flow::jobs::{Driver, Goal, check_caps},
     journal::{Step, locked},

@@ -11,7 +11,7 @@ use std::{
 use super::state::{Fate, WHOLE};
 use crate::{
     error::{Error, Result},
-    settings::{nearest, parse_duration},
+    units::{nearest, parse_duration},
 };
 
 /// How a fault is written after its name.

@@ -39,7 +39,10 @@ use self::{
     results::Job,
     state::{Create, Event, Look, Metadata, Millis, State, Status, StoredFile, Work},
 };
-use crate::{analysis::AnalysisSet, cli::EmulatorArgs, error::Error, error::Result};
+use crate::{
+    analysis::AnalysisSet,
+    error::{Error, Result},
+};
 
 /// Batches whose result files are made at one time; each holds the places of its lines and one line.
 const WORKERS: usize = 2;
@@ -76,20 +79,6 @@ pub struct Settings {
     pub faults: FaultPlan,
     pub upstream: Option<Upstream>,
     pub clock: Clock,
-}
-
-impl Settings {
-    /// # Errors
-    /// [`crate::error::Kind::Usage`] for a fault or an upstream that cannot be.
-    pub fn resolve(args: &EmulatorArgs) -> Result<Self> {
-        Ok(Self {
-            latency: args.latency.unwrap_or_default(),
-            seed: args.seed,
-            faults: FaultPlan::parse(&args.fault)?,
-            upstream: args.upstream.as_deref().map(Upstream::resolve).transpose()?,
-            clock: Clock::System,
-        })
-    }
 }
 
 /// The server. Cheap to clone; all clones are one.

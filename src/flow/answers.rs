@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     analysis::{AnalysisSet, AnswerRule, LabelSet, LabelTree},
-    report::Tally,
+    flow::tally::Tally,
 };
 
 /// The rung of the ladder that read an answer: how much had to be taken away before it was JSON.

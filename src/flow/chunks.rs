@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use super::{ChunkId, rows::RowSet};
 use crate::{
     error::{Error, Result},
-    journal::State,
     lines::output::{AtomicFile, write_private},
 };
 
@@ -165,22 +164,26 @@ pub enum Pushed {
 }
 
 impl Cutter {
-    /// `dir` is the work directory, `state` what its journal says.
-    pub fn new(dir: PathBuf, limits: Limits, state: &State) -> Self {
+    /// `dir` is the work directory, `cut` what its journal holds of chunks, in order, `end` where the input ended.
+    pub fn new<'c>(
+        dir: PathBuf,
+        limits: Limits,
+        cut: impl IntoIterator<Item = (&'c Chunk, &'c InputMark)>,
+        end: Option<&InputMark>,
+    ) -> Self {
         let mut held: HashMap<(String, String), VecDeque<HeldChunk>> = HashMap::new();
         let mut parts: HashMap<(String, bool), u32> = HashMap::new();
-        for job in &state.jobs {
-            let chunk = &job.chunk;
+        let mut marks = Vec::new();
+        for (chunk, mark) in cut {
+            marks.push((mark.clone(), chunk.id.to_string()));
             let (lines, bytes) = (chunk.lines, chunk.bytes);
             let group = held.entry((chunk.analysis.clone(), chunk.model.clone())).or_default();
             group.push_back(HeldChunk { id: chunk.id.clone(), lines, bytes, passed: 0, rows: RowSet::default() });
             let part = parts.entry((chunk.analysis.clone(), chunk.id.vision)).or_default();
             *part = chunk.id.part.max(*part);
         }
-        let mut marks: Vec<_> = state.jobs.iter().map(|job| (job.input.clone(), job.chunk.id.to_string())).collect();
-        marks.extend(state.posts.iter().map(|(_, mark)| (mark.clone(), "the end of the input".to_owned())));
+        marks.extend(end.map(|mark| (mark.clone(), "the end of the input".to_owned())));
         marks.sort_by_key(|(mark, _)| mark.posts);
-        let end = state.posts.as_ref().map(|(_, mark)| mark.posts);
         Self {
             dir,
             limits,
@@ -190,7 +193,7 @@ impl Cutter {
             input: blake3::Hasher::new(),
             places: 0,
             marks: marks.into(),
-            end,
+            end: end.map(|mark| mark.posts),
             bytes_bind: false,
         }
     }
@@ -383,7 +386,7 @@ mod tests {
         for folder in ["requests", "rows"] {
             std::fs::create_dir(dir.path().join(folder)).expect("made");
         }
-        let mut cutter = Cutter::new(dir.path().to_owned(), limits, &State::default());
+        let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
         let group = cutter.group("a", false, "m");
         let mut chunks = Vec::new();
         let mut keep = |chunk: Chunk, _: InputMark| {
@@ -459,7 +462,7 @@ mod tests {
             ("a\nb\n", Some("end")),
             ("a\nb\nc\nd\n", Some("goes on after 3 lines")),
         ] {
-            let mut cutter = Cutter::new(dir.path().to_owned(), limits, &State::default());
+            let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
             cutter.marks = [(mark("a\nb\n"), "part1".to_owned()), (mark("a\nb\nc\n"), "the end".to_owned())].into();
             cutter.end = Some(3);
             let outcome = input

@@ -22,12 +22,12 @@ use tokio::{
 
 use super::{
     chunks::Chunk,
-    rows::{RowSet, verify},
+    rows::{RowBalance, RowSet, verify},
 };
 use crate::{
     cli::OnAmbiguous,
     error::{Error, Kind, Result},
-    journal::{BatchEnd, Event, Job, Journal, RowBalance, Step, locked},
+    journal::{BatchEnd, Event, Job, Journal, Step, locked},
     progress::Progress,
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
     workdir::{ResultFile, WorkDir},
@@ -781,7 +781,7 @@ mod tests {
     use super::*;
     use crate::{
         cli,
-        cmd::Console,
+        console::Console,
         flow::chunks::InputMark,
         journal::{Config, start},
         lines::output::write_whole,

@@ -10,6 +10,7 @@ pub mod posts;
 pub mod requests;
 pub mod results;
 pub mod rows;
+pub mod tally;
 
 use std::{fmt, str::FromStr};
 

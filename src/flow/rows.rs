@@ -7,10 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{CustomId, results::read_custom_id};
 use crate::{
     error::{Error, Result},
-    journal::RowBalance,
     lines::{
         blocks::{Block, LineReader, Shape},
         input::{Input, read_small},
@@ -96,6 +97,21 @@ impl RowSet {
         }
         Ok(Self { ranges })
     }
+}
+
+/// The rows of a chunk after its results were verified: `submitted = results + absent` (`promises.md` S9).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowBalance {
+    /// Rows of the chunk that the output file, the error file holds.
+    pub output: u64,
+    pub error: u64,
+    pub absent: u64,
+    /// Lines that are no row of this chunk, and lines that cannot be read.
+    pub foreign: u64,
+    pub bad: u64,
+    /// A file came shorter than its batch had promised, or not at all.
+    #[serde(default)]
+    pub short: bool,
 }
 
 /// Absent rows that are named.

@@ -1,5 +1,6 @@
 //! Inputs: a file or stdin, plain or compressed (gz, zst, bz2, xz, told by their magic bytes, several members
-//! one after another too), as a plain `Read`. Decoding is streamed; nothing is held but the decoder's window.
+//! one after another too), as a plain `Read`. Decoding is streamed, on a thread of its own; nothing is held but the
+//! decoder's window and a few pieces.
 
 use std::{
     fs::File,
@@ -8,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::ahead::ReadAhead;
 use crate::error::{Error, Result};
 
 /// Window of an xz or zstd frame that we are willing to hold, as a power of two: 128 MiB, zstd's own limit.
@@ -66,17 +68,19 @@ impl Input {
         let whole = |head: Vec<u8>, file: File| -> Chain<Cursor<Vec<u8>>, File> { Cursor::new(head).chain(file) };
         let failed = |e: io::Error| Error::io("decompress", &name, &e);
         let reader: Box<dyn Read + Send> = match magic {
-            [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole(head, file))),
+            [0x1f, 0x8b, ..] => Box::new(ReadAhead::new(flate2::read::MultiGzDecoder::new(whole(head, file)))),
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 let mut decoder = zstd::Decoder::new(whole(head, file)).map_err(failed)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
-                Box::new(decoder)
+                Box::new(ReadAhead::new(decoder))
             }
-            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Box::new(bzip2::read::MultiBzDecoder::new(whole(head, file))),
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => {
+                Box::new(ReadAhead::new(bzip2::read::MultiBzDecoder::new(whole(head, file))))
+            }
             [0xfd, b'7', b'z', b'X', b'Z', 0] => {
                 let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
                     .map_err(|e| failed(e.into()))?;
-                Box::new(liblzma::read::XzDecoder::new_stream(whole(head, file), stream))
+                Box::new(ReadAhead::new(liblzma::read::XzDecoder::new_stream(whole(head, file), stream)))
             }
             _ if have < magic.len() => Box::new(Cursor::new(head)),
             _ => Box::new(whole(head, file)),

@@ -1,7 +1,9 @@
 //! Bytes ⇄ whole lines, in bounded memory.
 
+mod ahead;
 mod array;
 pub mod blocks;
 pub mod input;
 pub mod output;
+pub mod pool;
 pub mod spill;

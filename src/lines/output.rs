@@ -10,6 +10,7 @@ use std::{
 
 use tempfile::NamedTempFile;
 
+use super::ahead::WriteBehind;
 use crate::error::{Error, Result};
 
 /// Buffer before a file or stdout.
@@ -164,8 +165,8 @@ impl Write for Target {
 
 enum Encoder {
     Plain(BufWriter<Target>),
-    Gzip(Box<flate2::write::GzEncoder<BufWriter<Target>>>),
-    Zstd(Box<zstd::Encoder<'static, BufWriter<Target>>>),
+    /// Gzip or zstd, on a thread of its own.
+    Packed(WriteBehind<BufWriter<Target>>),
 }
 
 /// Where a verb's data goes: stdout, or a file that appears on [`Output::commit`].
@@ -202,12 +203,14 @@ impl Output {
         let encoder = match Packing::of(path) {
             Packing::Plain => Encoder::Plain(target),
             Packing::Gzip => {
-                Encoder::Gzip(Box::new(flate2::write::GzEncoder::new(target, flate2::Compression::default())))
+                let encoder = flate2::write::GzEncoder::new(target, flate2::Compression::default());
+                Encoder::Packed(WriteBehind::new(encoder, flate2::write::GzEncoder::finish))
             }
-            Packing::Zstd => Encoder::Zstd(Box::new(
-                zstd::Encoder::new(target, zstd::DEFAULT_COMPRESSION_LEVEL)
-                    .map_err(|e| Error::io("compress", path, &e))?,
-            )),
+            Packing::Zstd => {
+                let encoder = zstd::Encoder::new(target, zstd::DEFAULT_COMPRESSION_LEVEL)
+                    .map_err(|e| Error::io("compress", path, &e))?;
+                Encoder::Packed(WriteBehind::new(encoder, zstd::Encoder::finish))
+            }
         };
         Ok(Self { encoder, name: path.to_owned() })
     }
@@ -215,8 +218,7 @@ impl Output {
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let done = match &mut self.encoder {
             Encoder::Plain(out) => out.write_all(bytes),
-            Encoder::Gzip(out) => out.write_all(bytes),
-            Encoder::Zstd(out) => out.write_all(bytes),
+            Encoder::Packed(out) => out.put(bytes),
         };
         done.map_err(|e| Error::io("write", &self.name, &e))
     }
@@ -225,8 +227,8 @@ impl Output {
     pub fn flush(&mut self) -> Result<()> {
         let done = match &mut self.encoder {
             Encoder::Plain(out) => out.flush(),
-            Encoder::Gzip(out) => out.flush(),
-            Encoder::Zstd(out) => out.flush(),
+            // No one can read a compressed file before its end.
+            Encoder::Packed(_) => Ok(()),
         };
         done.map_err(|e| Error::io("write", &self.name, &e))
     }
@@ -236,8 +238,7 @@ impl Output {
         let fail = |e: &io::Error| Error::io("write", &self.name, e);
         let buffered = match self.encoder {
             Encoder::Plain(out) => out,
-            Encoder::Gzip(out) => out.finish().map_err(|e| fail(&e))?,
-            Encoder::Zstd(out) => out.finish().map_err(|e| fail(&e))?,
+            Encoder::Packed(out) => out.finish().map_err(|e| fail(&e))?,
         };
         match buffered.into_inner().map_err(|e| fail(e.error()))? {
             Target::Stream(mut out) => out.flush().map_err(|e| fail(&e)),

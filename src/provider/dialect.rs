@@ -5,7 +5,7 @@
 use super::Class;
 use crate::{
     error::{Error, Result},
-    settings::nearest,
+    units::nearest,
 };
 
 /// One provider's API.

@@ -9,11 +9,11 @@ use std::{
 
 use serde_json::{Map, Number, Value};
 
-use super::{nearest, parse_bytes, parse_duration};
 use crate::{
     error::{Error, Result},
     lines::input::read_small,
     provider::Dialect,
+    units::{nearest, parse_bytes, parse_duration},
 };
 
 const LARGEST: u64 = 1 << 20;

@@ -2,7 +2,6 @@
 //! Every value remembers where it came from, for `zbatch config` and for messages.
 
 mod file;
-mod units;
 
 use std::{
     fmt,
@@ -10,8 +9,6 @@ use std::{
     path::{Component, Path, PathBuf},
     time::Duration,
 };
-
-pub use units::{MaxFaults, parse_bytes, parse_duration, parse_max_faults};
 
 use crate::{
     analysis::{AnalysisSet, Sources},
@@ -27,12 +24,6 @@ const MAX_CONCURRENT_TASKS: NonZeroU32 = NonZeroU32::new(3).expect("3 is not 0")
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
 const MAX_LINES: u64 = 10_000;
 const MAX_BYTES: u64 = 500_000_000;
-
-/// The candidate that looks most like `word`.
-pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> &'a str {
-    let score = |candidate: &str| strsim::jaro_winkler(word, candidate);
-    candidates.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).unwrap_or_default()
-}
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,20 +9,16 @@ use crate::{
     analysis::AnalysisSet,
     cmd::setup::Rendering,
     error::Result,
+    flow::tally::Tally,
     flow::{
         Fault, FaultKind, FaultLine,
         answers::{AnswerReader, Outcome},
         chunks::Chunk,
         faults::excerpt,
-        rows::{LONGEST_RESULT, RowSet},
+        rows::{self, RowSet},
     },
     journal::{Journal, Step, locked},
-    lines::{
-        blocks::{Block, LineReader, Shape},
-        input::Input,
-        spill::AnswerStore,
-    },
-    report::Tally,
+    lines::{blocks::Block, spill::AnswerStore},
     workdir::{ResultFile, WorkDir},
 };
 
@@ -95,7 +91,7 @@ impl Gatherer<'_> {
             }
             // The name within the directory: the same wherever that lies.
             let name = path.strip_prefix(self.work.path()).unwrap_or(&path).display().to_string();
-            let mut lines = LineReader::new(Input::open(Some(&path), "")?, Shape::Lines, LONGEST_RESULT, 0);
+            let mut lines = rows::read_results(&path)?;
             while lines.fill(&mut self.block)? {
                 for line in self.block.lines() {
                     let rank = rank(place, file, line.number);

@@ -3,24 +3,28 @@
 use std::{path::Path, sync::Mutex};
 
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::{
     cli::{Format, RunArgs},
-    cmd::{Console, Ended, fetch::totals, next::NextCommand, setup::Rendering},
+    cmd::{Ended, fetch::totals, next::NextCommand, setup::Rendering},
+    console::Console,
     error::{Error, Kind, Result},
     flow::{
         Fault, FaultKind, FaultLine,
         enhanced::{write_enhanced, write_unreadable},
         faults::FaultLog,
+        jobs::Stop,
         posts::{PostCounts, PostReader},
         requests::Rendered,
+        tally::Tally,
     },
     journal::{Job, Journal, Step, locked},
     lines::{
         output::{JsonWriter, Output, is_array_name},
         spill::{Cell, Joined},
     },
-    report::{Report, Tally},
+    report::Report,
     workdir::WorkDir,
 };
 
@@ -29,6 +33,7 @@ pub struct Join<'a> {
     pub args: &'a RunArgs,
     pub rendering: &'a Rendering,
     pub output: &'a Path,
+    pub stop: &'a watch::Receiver<Option<Stop>>,
     pub console: &'a Console,
 }
 
@@ -56,6 +61,10 @@ impl Join<'_> {
         let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
         let counts = posts.for_each(|place| {
+            if let Some(Stop::Signal(number)) = *self.stop.borrow() {
+                let what = "interrupted while writing the posts; the same command writes them";
+                return Err(Error::new(Kind::Interrupted(number), what));
+            }
             let index = place.index.0;
             enhanced.clear();
             faults.clear();

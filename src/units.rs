@@ -1,4 +1,4 @@
-//! Sizes, times and shares as people type them.
+//! Sizes, times, shares and names as people type them.
 
 use std::time::Duration;
 
@@ -62,6 +62,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let count: f64 = digits.trim().parse().map_err(|_| "a time is a number, e.g. 250ms, 60s or 2h".to_owned())?;
     Duration::try_from_secs_f64(count * seconds).map_err(|_| "that is no time".to_owned())
+}
+
+/// The candidate that looks most like `word`.
+pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> &'a str {
+    let score = |candidate: &str| strsim::jaro_winkler(word, candidate);
+    candidates.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).unwrap_or_default()
 }
 
 #[cfg(test)]

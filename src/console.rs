@@ -1,0 +1,70 @@
+//! What is said on stderr; stdout carries data and nothing else.
+
+use std::{
+    fmt,
+    io::{IsTerminal as _, Write as _},
+};
+
+use crate::{cli::Progress, flow::faults::FaultLog};
+
+/// What is said on stderr. A stderr that is closed is not worth stopping for.
+#[derive(Clone, Copy, Debug)]
+pub struct Console {
+    quiet: bool,
+    pub verbose: u8,
+    pub progress: Progress,
+}
+
+impl Console {
+    pub fn new(quiet: bool, verbose: u8, progress: Progress) -> Self {
+        Self { quiet, verbose, progress }
+    }
+
+    /// What a user wants to know but need not act on; silent under `-q`.
+    pub fn note(&self, text: impl fmt::Display) {
+        if !self.quiet {
+            self.always(text);
+        }
+    }
+
+    /// Under `-v` only.
+    pub fn detail(&self, text: impl fmt::Display) {
+        if self.verbose > 0 {
+            self.always(text);
+        }
+    }
+
+    /// What went wrong.
+    pub fn always(&self, text: impl fmt::Display) {
+        self.raw(format_args!("zbatch: {text}"));
+    }
+
+    /// A line for a program that reads stderr (`--progress json`).
+    pub fn raw(&self, line: impl fmt::Display) {
+        // In one piece: in a pipe of several zbatch the others write there too.
+        let _closed_stderr = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Bars are drawn.
+    pub fn has_bars(&self) -> bool {
+        !self.quiet && self.progress == Progress::Auto && std::io::stderr().is_terminal()
+    }
+
+    /// The first faults, when no faults file was asked for.
+    pub fn show_faults(&self, log: &FaultLog) {
+        if log.total() == 0 || self.quiet {
+            return;
+        }
+        if let Some(path) = log.path() {
+            self.note(format_args!("{} faults: {}", log.total(), path.display()));
+            return;
+        }
+        for fault in log.first() {
+            self.note(fault.describe());
+        }
+        let shown = log.first().len() as u64;
+        if log.total() > shown {
+            self.note(format_args!("… and {} more faults; --faults FILE keeps them all", log.total() - shown));
+        }
+    }
+}
