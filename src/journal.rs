@@ -423,6 +423,8 @@ pub struct Journal {
     pub state: State,
     /// Bytes of a torn last line that were dropped at opening.
     pub torn: u64,
+    /// It had begun before it was opened.
+    pub resumed: bool,
     /// A write or a sync failed: what the file ends with is not known, and nothing may follow it.
     failed: bool,
 }
@@ -451,7 +453,8 @@ impl Journal {
                 .and_then(|()| file.sync_all())
                 .map_err(|e| Error::io("cut the torn end of", &path, &e))?;
         }
-        Ok(Self { file, path, state, torn: end - whole, failed: false })
+        let resumed = state.config.is_some();
+        Ok(Self { file, path, state, torn: end - whole, resumed, failed: false })
     }
 
     /// Writes an event down and syncs it; it is true only when this returns.

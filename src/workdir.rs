@@ -90,13 +90,21 @@ impl WorkDir {
 
     /// Forgets a job of which nothing was cut.
     pub fn forget(&self) -> Result<()> {
-        for path in [self.join(journal::FILE), self.spool(), self.spool_hash()] {
+        // The journal last: without one, rows mean that it was lost.
+        let rows = list(&self.join("rows"))?;
+        let others = [self.spool(), self.spool_hash(), self.join(journal::FILE)];
+        for path in rows.into_iter().chain(others) {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, &e)),
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Chunks were cut here.
+    pub fn has_rows(&self) -> Result<bool> {
+        Ok(!list(&self.join("rows"))?.is_empty())
     }
 
     pub fn path(&self) -> &Path {
@@ -135,9 +143,7 @@ impl WorkDir {
     /// Removes what a killed process left half-written.
     fn sweep(&self) -> Result<()> {
         for folder in FOLDERS.iter().map(|name| self.dir.join(name)).chain([self.dir.clone()]) {
-            let listing = std::fs::read_dir(&folder).map_err(|e| Error::io("list", &folder, &e))?;
-            for entry in listing {
-                let path = entry.map_err(|e| Error::io("list", &folder, &e))?.path();
+            for path in list(&folder)? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 if name.starts_with('.') && name.ends_with(".part") {
                     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
@@ -146,6 +152,11 @@ impl WorkDir {
         }
         Ok(())
     }
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    entries.map_err(|e| Error::io("list", dir, &e))
 }
 
 fn make(dir: &Path) -> Result<()> {

@@ -496,3 +496,96 @@ fn a_work_directory_may_be_written_with_a_dot_or_a_slash() {
     }
     assert_eq!(creates(&dir, "w"), dir.read("w/journal.jsonl").matches("\"event\":\"chunk\"").count());
 }
+
+/// Hours lie between the cutting and the writing.
+#[test]
+fn s5_posts_that_change_while_batches_run_get_no_answers_of_others() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(20));
+    let slow = ["--only", "topic_analysis", "--fault", "slow=300ms"];
+    let child = dir.command(&job(&slow)).stderr(Stdio::piped()).spawn().expect("it starts");
+    wait_for(&dir.join("w/journal.jsonl"), "\"event\":\"intent\"");
+    let before = posts(20);
+    let mut lines: Vec<&str> = before.lines().collect();
+    lines.swap(0, 1);
+    dir.write("posts.jsonl", lines.join("\n"));
+    let ran = Ran::of(child.wait_with_output().expect("it ends")).exits(65);
+    assert!(ran.stderr.contains("posts have changed"), "{}", ran.stderr);
+    assert!(!dir.exists("out.jsonl"));
+    dir.write("posts.jsonl", before);
+    dir.run(&job(&["--only", "topic_analysis"])).exits(0);
+    assert_eq!(creates(&dir, "w"), 2, "nothing is paid for again");
+}
+
+/// The wrong posts are told at once, before anything more is paid for or waited for.
+#[test]
+fn s5_other_posts_cost_nothing_more() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(20));
+    let more = ["--max-lines", "4", "--latency", "1h"];
+    let first: Vec<&str> = job(&more).into_iter().chain(["--no-wait"]).collect();
+    dir.run(&first).exits(75);
+    let paid = creates(&dir, "w");
+    for wrong in [posts(20).replacen("\"content\":\"", "\"content\":\"!", 1), String::new()] {
+        dir.write("posts.jsonl", wrong);
+        let ran = dir.run(&job(&more)).exits(65);
+        assert!(ran.stderr.contains("not the one"), "{}", ran.stderr);
+        assert_eq!(creates(&dir, "w"), paid);
+    }
+}
+
+#[test]
+fn s1_killed_while_the_posts_are_kept_it_asks_for_them_again() {
+    let dir = WorkDir::new();
+    let args = ["run", "-", "-o", "out.jsonl", "-d", "w", "--emulate"];
+    let mut child = dir.command(&args).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    wait_for(&dir.join("w/journal.jsonl"), "start");
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    let ran = dir.pipe("", &args).exits(65);
+    assert!(ran.stderr.contains("pipe in the posts once more"), "{}", ran.stderr);
+    assert!(!dir.exists("out.jsonl"));
+    dir.pipe(posts(3), &args).exits(0);
+    // The kept posts are lost: others do not take their place, the same do.
+    std::fs::remove_file(dir.join("w/input.zst")).expect("removed");
+    dir.pipe("", &args).exits(65);
+    dir.pipe(posts(2), &args).exits(65);
+    dir.pipe(posts(3), &args).exits(0);
+    // So with their hash.
+    std::fs::remove_file(dir.join("w/input.blake3")).expect("removed");
+    dir.pipe(posts(2), &args).exits(65);
+    dir.pipe(posts(3), &args).exits(0);
+}
+
+#[test]
+fn m1_a_lost_journal_is_not_paid_for_again() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(5));
+    dir.run(&job(&[])).exits(0);
+    let paid = creates(&dir, "w");
+    dir.write("w/journal.jsonl", "");
+    for _ in 0..2 {
+        let ran = dir.run(&job(&[])).exits(65);
+        assert!(ran.stderr.contains("journal of w is gone"), "{}", ran.stderr);
+        assert_eq!(creates(&dir, "w"), paid);
+        std::fs::remove_file(dir.join("w/journal.jsonl")).expect("removed");
+    }
+    dir.run(&job(&["--new"])).exits(0);
+    assert_eq!(creates(&dir, "w.old-1"), paid);
+}
+
+#[test]
+fn results_that_are_gone_are_downloaded_again_or_told() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(5));
+    let result = "w/results/publisher_decision_batch_part1.output.jsonl";
+    dir.run(&job(&["--keep-remote"])).exits(0);
+    let (out, paid) = (dir.read("out.jsonl"), creates(&dir, "w"));
+    std::fs::remove_file(dir.join(result)).expect("removed");
+    dir.run(&job(&[])).exits(0);
+    assert_eq!((dir.read("out.jsonl"), creates(&dir, "w")), (out, paid));
+    // Now the provider's files are deleted.
+    std::fs::remove_file(dir.join(result)).expect("removed");
+    let ran = dir.run(&job(&["-q"])).exits(1);
+    assert!(ran.stderr.contains(result) && ran.stderr.contains("is gone"), "{}", ran.stderr);
+}

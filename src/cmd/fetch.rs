@@ -39,6 +39,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let mut journal = open_journal(&work, console)?;
     check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
     let client = client(&config, &args.provider, &args.remote)?;
+    find_lost_results(&mut journal, &work, console)?;
     again(&args.again, &mut journal, console)?;
     let settings = job_settings(&config, Goal::Fetched, &args.remote, None, false);
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
@@ -124,6 +125,26 @@ fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<(
         console.note(format_args!("{} chunks are downloaded again", chunks.len()));
     }
     Ok(())
+}
+
+/// Marks chunks whose results are no longer here, and says which of them the provider does not have either.
+pub fn find_lost_results(journal: &mut Journal, work: &WorkDir, console: &Console) -> Result<()> {
+    let mut lost = Vec::new();
+    for job in &journal.state.jobs {
+        let rows = job.rows.as_ref().map_or([0; 2], |rows| [rows.output, rows.error]);
+        let files = ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file));
+        let gone = files.iter().zip(rows).find(|(path, rows)| *rows > 0 && !path.exists());
+        if let Some((path, _)) = gone {
+            if job.cleaned {
+                let path = path.display();
+                console.always(format_args!("{path} is gone, and so is the provider's copy: its rows will be absent"));
+            } else {
+                console.note(format_args!("{} is gone; it is downloaded again", path.display()));
+                lost.push(job.chunk.id.clone());
+            }
+        }
+    }
+    lost.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))
 }
 
 /// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as

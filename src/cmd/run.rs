@@ -17,6 +17,7 @@ use self::{gather::read_results, join::Join};
 use super::{
     Ended,
     emulate::settings,
+    fetch::find_lost_results,
     r#gen::{Seen, cut},
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
@@ -61,13 +62,15 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let source = Source::find(args, &config, &output)?;
     let remote = if args.emulate { None } else { Some(client(&config, &args.model.provider, &args.remote)?) };
 
-    let (work, journal) = claim(&dir, args.new, rendering.record(args.emulate), source.is_spooled(), console)?;
-    let posts = source.settle(&work, journal.state.spooled, console)?;
+    let (work, mut journal) = claim(&dir, args.new, rendering.record(args.emulate), source.is_spooled(), console)?;
+    let posts = source.settle(&work, &journal, console)?;
     let client = match remote {
         Some(client) => client,
         None => emulated(args, &work, &rendering, console)?,
     };
+    find_lost_results(&mut journal, &work, console)?;
     let journal = Mutex::new(journal);
+    check_input(&posts, &rendering, &work, &journal)?;
     let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
     let progress = Progress::new(*console, chunks);
     let runtime = runtime()?;
@@ -150,6 +153,28 @@ fn emulated(args: &RunArgs, work: &WorkDir, rendering: &Rendering, console: &Con
 
 fn emulated_path(dialect: &Dialect) -> &'static str {
     if dialect.sends_auto_delete { "/api/paas/v4" } else { "/v1" }
+}
+
+/// Before anything more is paid for, or waited for: what was cut is found again in these posts.
+fn check_input(posts: &Path, rendering: &Rendering, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
+    let mut cutter = {
+        let state = &locked(journal)?.state;
+        if state.below(Step::Fetched) == 0 {
+            return Ok(());
+        }
+        state.cutter(work.path(), rendering.limits)
+    };
+    let read = rendering.posts(Some(posts))?.for_each(|place| {
+        if cutter.knows_the_input() {
+            return Err(Error::new(Kind::ClosedPipe, "the rest is not needed"));
+        }
+        cutter.read_place(place.bytes)
+    });
+    match read {
+        Err(error) if error.kind() == Kind::ClosedPipe => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => cutter.check_no_mark_is_left(),
+    }
 }
 
 /// Before the first create: counts what the whole input will take, says it, and holds it against the caps. A broken input
@@ -240,6 +265,11 @@ fn cut_all(
             Ok(())
         }
         Err(error) if error.kind() == Kind::ClosedPipe => Ok(()),
-        Err(error) => Err(error),
+        Err(error) => {
+            // Told again at the end, which may be hours away.
+            console.always(format_args!("no more chunks are cut: {error}"));
+            console.note("what is cut already is finished first");
+            Err(error)
+        }
     }
 }

@@ -226,7 +226,16 @@ pub fn claim(
 ) -> Result<(WorkDir, Journal)> {
     let mut work = WorkDir::create(dir)?;
     let mut journal = open_journal(&work, console)?;
-    if new && journal.state.config.is_some() {
+    // Rows are written after the journal's first line: without it nobody knows what was paid for.
+    let lost_journal = !journal.resumed && work.has_rows()?;
+    if lost_journal && !new {
+        return Err(Error::input(format!(
+            "the journal of {} is gone or empty, and chunks were cut there",
+            dir.display()
+        ))
+        .fix("put journal.jsonl back: without it all would be paid for again; --new does begin again"));
+    }
+    if new && (journal.resumed || lost_journal) {
         drop(journal);
         work = work.renew()?;
         journal = work.journal()?;

@@ -10,6 +10,7 @@ use crate::{
     cli::RunArgs,
     console::Console,
     error::{Error, Result},
+    journal::Journal,
     lines::{
         input::{Input, read_error, read_small},
         output::{AtomicFile, write_private},
@@ -64,7 +65,8 @@ impl Source {
     ///
     /// # Errors
     /// The directory holds other posts than those that are piped in now.
-    pub fn settle(&self, work: &WorkDir, was_spooled: bool, console: &Console) -> Result<PathBuf> {
+    pub fn settle(&self, work: &WorkDir, journal: &Journal, console: &Console) -> Result<PathBuf> {
+        let was_spooled = journal.state.spooled;
         let from = match self {
             // The output may have replaced its input since: the directory keeps what it began with.
             Self::File(_) if was_spooled && work.spool().exists() => return Ok(work.spool()),
@@ -73,14 +75,21 @@ impl Source {
         };
         let spool = work.spool();
         let sum = work.spool_hash();
+        let has_sum = |hash: &str| read_small(&sum, BUFFER as u64).is_ok_and(|sum| sum.trim() == hash);
+        let others = || {
+            Error::input(format!("{} was made from other posts", work.path().display()))
+                .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new")
+        };
         if spool.exists() {
             let replaced = from.is_some_and(Path::is_file);
             if !replaced && (from.is_some() || !std::io::stdin().is_terminal()) {
                 let hash = copy(Input::open(from, "")?, &mut std::io::sink())?;
-                let is_same = hash.is_none() || hash == Some(read_small(&sum, BUFFER as u64)?.trim().to_owned());
-                if !is_same {
-                    return Err(Error::input(format!("{} was made from other posts", work.path().display()))
-                        .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new"));
+                // A sum that is damaged says nothing: the posts themselves do.
+                if let Some(hash) = hash
+                    && !has_sum(&hash)
+                    && copy(Input::open(Some(&spool), "")?, &mut std::io::sink())?.as_ref() != Some(&hash)
+                {
+                    return Err(others());
                 }
             }
             console.note(format_args!("going on with the posts kept in {}", spool.display()));
@@ -89,7 +98,16 @@ impl Source {
         let failed = |e: std::io::Error| Error::io("write", &spool, &e);
         let input = Input::open(from, "cat posts.jsonl | zbatch run - -o enhanced.jsonl")?;
         let mut encoder = zstd::Encoder::new(AtomicFile::create_private(&spool)?, LEVEL).map_err(failed)?;
-        let hash = copy(input, &mut encoder)?.unwrap_or_default();
+        let hash = copy(input, &mut encoder)?;
+        if hash.is_none() && journal.resumed {
+            return Err(Error::input("it was stopped before all posts were kept, and none are piped in now")
+                .fix("pipe in the posts once more"));
+        }
+        let hash = hash.unwrap_or_default();
+        // The kept posts are gone: only the same may take their place.
+        if !journal.state.jobs.is_empty() && sum.exists() && !has_sum(&hash) {
+            return Err(others());
+        }
         let file = encoder.finish().map_err(failed)?;
         write_private(&sum, format!("{hash}\n").as_bytes())?;
         file.commit()?;

@@ -45,6 +45,24 @@ pub struct InputMark {
     pub blake3: String,
 }
 
+/// Takes an input in place by place, and says how far it came.
+#[derive(Debug, Default)]
+pub struct InputHash {
+    hasher: blake3::Hasher,
+    places: u64,
+}
+
+impl InputHash {
+    pub fn add(&mut self, place: &[u8]) {
+        self.hasher.update(place).update(b"\n");
+        self.places += 1;
+    }
+
+    pub fn mark(&self) -> InputMark {
+        InputMark { posts: self.places, blake3: self.hasher.finalize().to_hex().to_string() }
+    }
+}
+
 /// The most that a chunk may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -87,8 +105,7 @@ pub struct Cutter {
     held: HashMap<(String, String), VecDeque<HeldChunk>>,
     /// The last part of each name, by analysis and whether it is the multimodal model's.
     parts: HashMap<(String, bool), u32>,
-    input: blake3::Hasher,
-    places: u64,
+    input: InputHash,
     /// What the journal says of the input, to be found again: in ascending order.
     marks: VecDeque<(InputMark, String)>,
     /// Places in the whole input, if the journal has seen its end.
@@ -190,8 +207,7 @@ impl Cutter {
             groups: Vec::new(),
             held,
             parts,
-            input: blake3::Hasher::new(),
-            places: 0,
+            input: InputHash::default(),
             marks: marks.into(),
             end: end.map(|mark| mark.posts),
             bytes_bind: false,
@@ -214,16 +230,16 @@ impl Cutter {
     /// # Errors
     /// The input is not the one that the journal's chunks were cut from.
     pub fn read_place(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.end == Some(self.places) {
-            return Err(another_input(format_args!("it goes on after {}, where that one ended", count(self.places))));
+        if self.end == Some(self.input.places) {
+            let places = count(self.input.places);
+            return Err(another_input(format_args!("it goes on after {places}, where that one ended")));
         }
-        self.input.update(bytes).update(b"\n");
-        self.places += 1;
+        self.input.add(bytes);
         self.find_marks()
     }
 
     fn find_marks(&mut self) -> Result<()> {
-        while let Some((mark, _)) = self.marks.front().filter(|(mark, _)| mark.posts == self.places) {
+        while let Some((mark, _)) = self.marks.front().filter(|(mark, _)| mark.posts == self.input.places) {
             if *mark != self.mark() {
                 return self.check_no_mark_is_left();
             }
@@ -232,8 +248,13 @@ impl Cutter {
         Ok(())
     }
 
+    /// Reading on can tell nothing more of whether this is the same input.
+    pub fn knows_the_input(&self) -> bool {
+        self.marks.is_empty() && self.end.is_none()
+    }
+
     /// Everything that the journal says of the input was found again, up to here.
-    fn check_no_mark_is_left(&self) -> Result<()> {
+    pub fn check_no_mark_is_left(&self) -> Result<()> {
         match self.marks.front() {
             None => Ok(()),
             Some((mark, what)) => {
@@ -248,7 +269,7 @@ impl Cutter {
     }
 
     pub fn mark(&self) -> InputMark {
-        InputMark { posts: self.places, blake3: self.input.finalize().to_hex().to_string() }
+        self.input.mark()
     }
 
     /// Puts a request into its group's chunk. When that makes a chunk complete, `yield_chunk` gets it.

@@ -241,6 +241,8 @@ impl Driver<'_> {
                 Some(reached) = running.next() => reached,
                 place = cut.recv(), if takes_more => {
                     match place {
+                        // It was in the journal before the first look at it: it is on its way.
+                        Some(place) if place < known => {}
                         Some(place) => {
                             let chunk = self.job(place)?.chunk;
                             self.queue(&mut floor, &chunk).wait(place, &chunk);
@@ -894,6 +896,17 @@ mod tests {
     }
 
     async fn drive(router: Router, work: &WorkDir, journal: &Mutex<Journal>, goal: Goal) -> JobsEnd {
+        let (_, none) = mpsc::channel(1);
+        drive_with(router, work, journal, goal, none).await
+    }
+
+    async fn drive_with(
+        router: Router,
+        work: &WorkDir,
+        journal: &Mutex<Journal>,
+        goal: Goal,
+        cut: mpsc::Receiver<usize>,
+    ) -> JobsEnd {
         let client = Client::new(ClientSettings {
             dialect: Dialect::find("zhipu").expect("known"),
             base_url: Some("http://127.0.0.1/x".to_owned()),
@@ -917,8 +930,7 @@ mod tests {
             keep_remote: false,
         };
         let driver = Driver { client: &client, work, journal, settings, stop, progress: &progress, fetched: None };
-        let (_, none) = mpsc::channel(1);
-        let driven = tokio::time::timeout(Duration::from_secs(20), driver.drive(none)).await;
+        let driven = tokio::time::timeout(Duration::from_secs(20), driver.drive(cut)).await;
         driven.expect("it ends").expect("the disk holds")
     }
 
@@ -946,6 +958,29 @@ mod tests {
         let job = job(&journal, 0);
         assert_eq!((job.step, job.batch_id.as_deref()), (Step::Fetched, Some("batch-1")));
         assert_eq!(job.rows.map(|rows| rows.absent), Some(1), "it has no files");
+    }
+
+    /// The cutting thread may be faster than the driver's first look at the journal.
+    #[tokio::test]
+    async fn m1_a_chunk_that_is_known_and_announced_has_one_job() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 1);
+        let seen = Seen::default();
+        let creates = seen.clone();
+        let router = server(&seen).route(
+            "/x/batches",
+            post(async move |Json(asked): Json<Value>| {
+                let batch = json!({"id": "batch-1", "status": "completed", "input_file_id": asked["input_file_id"]});
+                creates.add(batch.clone());
+                Json(batch)
+            }),
+        );
+        let (send, cut) = mpsc::channel(1);
+        send.send(0).await.expect("taken");
+        drop(send);
+        let end = drive_with(router, &work, &journal, Goal::Done, cut).await;
+        assert!(end.trouble.is_none(), "{end:?}");
+        assert_eq!((seen.count("upload"), seen.batches().len(), job(&journal, 0).step), (1, 1, Step::Fetched));
     }
 
     #[tokio::test]

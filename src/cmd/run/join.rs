@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         Fault, FaultKind, FaultLine,
+        chunks::InputHash,
         enhanced::{write_enhanced, write_unreadable},
         faults::FaultLog,
         jobs::Stop,
@@ -68,7 +69,9 @@ impl Join<'_> {
         let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
         let mut askable = false;
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
+        let mut input = InputHash::default();
         let counts = posts.for_each(|place| {
+            input.add(place.bytes);
             if let Some(Stop::Signal(number)) = *self.stop.borrow() {
                 let what = "interrupted while writing the posts; the same command writes them";
                 return Err(Error::new(Kind::Interrupted(number), what));
@@ -140,6 +143,12 @@ impl Join<'_> {
             }
             writer.put(&enhanced)
         })?;
+        // Answers belong to places: in other posts they would stand in the wrong ones.
+        let cut = locked(journal)?.state.posts.as_ref().map(|(_, mark)| mark.clone());
+        if cut.is_some_and(|cut| cut != input.mark()) {
+            return Err(Error::input("the posts have changed since they were cut into chunks; no output is written")
+                .fix("put them back as they were and run the same command again: all answers are kept"));
+        }
         let end = self.args.input.start_index.saturating_add(counts.places);
         joined.beyond(end, |_, at, cell| {
             if let Cell::Fault(payload) = cell {
