@@ -50,6 +50,9 @@ const LAST_CALL: Duration = Duration::from_secs(10);
 const TRANSFERS: usize = 4;
 /// Chunks that wait for room, beside those that run: a few more on disk than are needed at once.
 const WAITING: usize = 4;
+/// Jobs that are looked after at one time, beside those that run; the places of the others wait. What a job takes does not add up over a
+/// directory of many thousand chunks, nor do connections.
+const LOOKED_AFTER: usize = 128;
 /// Key of our mark in a batch's metadata.
 const MARK: &str = "zbatch";
 
@@ -194,6 +197,8 @@ impl Driver<'_> {
             downloads: Semaphore::new(TRANSFERS),
         };
         let mut floor = Floor::default();
+        // Places of jobs that have a batch: to be looked after when it is their turn.
+        let mut later = VecDeque::new();
         let mut end = JobsEnd::default();
         let mut running: FuturesUnordered<JobFuture<'_>> = FuturesUnordered::new();
         let mut stop = self.stop.clone();
@@ -213,10 +218,10 @@ impl Driver<'_> {
                 Step::Created => {
                     self.queue(&mut floor, &job.chunk).queued += job.chunk.lines;
                     floor.live += 1;
-                    running.push(Box::pin(self.to_end(place, true)));
+                    later.push_back(place);
                 }
-                Step::Ended if goal != Goal::Submitted => running.push(Box::pin(self.to_results(place, &gate))),
-                Step::Fetched if !job.cleaned => running.push(Box::pin(self.to_clean(place, &gate))),
+                Step::Ended if goal != Goal::Submitted => later.push_back(place),
+                Step::Fetched if !job.cleaned => later.push_back(place),
                 Step::Ended | Step::Fetched => {}
             }
         }
@@ -224,10 +229,19 @@ impl Driver<'_> {
             while let Some(place) = floor.start(&gate, self.settings.max_concurrent) {
                 running.push(Box::pin(self.to_batch(place, &gate)));
             }
+            while running.len() < LOOKED_AFTER.saturating_add(self.settings.max_concurrent)
+                && let Some(place) = later.pop_front()
+            {
+                running.push(match self.job(place)?.step {
+                    Step::Ended => Box::pin(self.to_results(place, &gate)),
+                    Step::Fetched => Box::pin(self.to_clean(place, &gate)),
+                    _ => Box::pin(self.to_end(place, true)),
+                });
+            }
             let waiting = floor.waiting(&gate);
             let takes_more = more && waiting < WAITING && !gate.halted.get();
             let may_create = floor.creating > 0 || waiting > 0 || more && !gate.halted.get();
-            if running.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
+            if running.is_empty() && later.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
             }
             let reached = tokio::select! {
@@ -260,7 +274,7 @@ impl Driver<'_> {
                 Ok(Reached::Ended(place)) => {
                     floor.leave(&self.job(place)?.chunk);
                     if goal != Goal::Submitted {
-                        running.push(Box::pin(self.to_results(place, &gate)));
+                        later.push_back(place);
                     }
                 }
                 Ok(Reached::Left(place)) => {
@@ -981,6 +995,41 @@ mod tests {
         let end = drive_with(router, &work, &journal, Goal::Done, cut).await;
         assert!(end.trouble.is_none(), "{end:?}");
         assert_eq!((seen.count("upload"), seen.batches().len(), job(&journal, 0).step), (1, 1, Step::Fetched));
+    }
+
+    #[tokio::test]
+    async fn s8_many_batches_are_looked_after_a_few_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let many = u32::try_from(3 * LOOKED_AFTER).expect("a small number");
+        let (work, journal) = directory(dir.path(), many);
+        for place in 0..many as usize {
+            let chunk = job(&journal, place).chunk;
+            let mut journal = journal.lock().expect("whole");
+            let (id, file_id, blake3) = (chunk.id, "file".to_owned(), chunk.blake3);
+            journal.append(&Event::Uploaded { chunk: id.clone(), file_id: file_id.clone() }).expect("appended");
+            journal.append(&Event::Intent { chunk: id.clone(), file_id, attempt: 1, blake3 }).expect("appended");
+            let created = Event::Created { chunk: id, batch_id: format!("batch-{place}"), adopted: false };
+            journal.append(&created).expect("appended");
+        }
+        let now = Arc::new(Mutex::new((0_usize, 0_usize)));
+        let polled = Arc::clone(&now);
+        let router = Router::new().route(
+            "/x/batches/{id}",
+            get(async move |Segment(id): Segment<String>| {
+                {
+                    let mut at_once = polled.lock().expect("whole");
+                    at_once.0 += 1;
+                    at_once.1 = at_once.1.max(at_once.0);
+                }
+                sleep(Duration::from_millis(20)).await;
+                polled.lock().expect("whole").0 -= 1;
+                Json(json!({"id": id, "status": "completed"}))
+            }),
+        );
+        let end = drive(router, &work, &journal, Goal::Fetched).await;
+        assert!(end.trouble.is_none(), "{end:?}");
+        assert_eq!(journal.lock().expect("whole").state.at(Step::Fetched), u64::from(many));
+        assert!((2..=LOOKED_AFTER + 3).contains(&now.lock().expect("whole").1), "{:?}", now.lock());
     }
 
     #[tokio::test]
