@@ -101,13 +101,9 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
         let (store, parsed) = read?;
         Ok::<_, Error>((end, parsed, store))
     });
-    {
-        let state = &locked(&journal)?.state;
-        snapshots::write_files_info(&work, state)?;
-        snapshots::write_batch_results(&work, state)?;
-        snapshots::write_download_info(&work, state)?;
-    }
+    let kept = write_snapshots(&work, &journal);
     let (end, parsed, store) = overlapped?;
+    kept?;
     let nothing_yet = {
         let state = &locked(&journal)?.state;
         state.posts.is_none() || state.at(Step::Fetched) == 0 && !state.jobs.is_empty()
@@ -124,6 +120,14 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
         ended = join.write(rendering.posts(Some(&posts))?, store.join(), parsed, &work, &journal, &times)?;
     }
     finish(end, ended, &journal, console)
+}
+
+/// Also after an error, which is told before any that comes of this.
+fn write_snapshots(work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
+    let state = &locked(journal)?.state;
+    snapshots::write_files_info(work, state)?;
+    snapshots::write_batch_results(work, state)?;
+    snapshots::write_download_info(work, state)
 }
 
 fn finish(end: JobsEnd, joined: Ended, journal: &Mutex<Journal>, console: &Console) -> Result<Ended> {
