@@ -23,7 +23,7 @@
 //! |---|---|
 //! | [`cli`], [`settings`] | what was typed; what is in force, and from where |
 //! | [`analysis`] | the questions: prompts made ready, rules with their labels |
-//! | [`lines`] | blocks of whole lines from any input, files that appear whole, and [`lines::spill`], where answers wait |
+//! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`], which maps blocks on threads in order, and [`lines::spill`], where answers wait |
 //! | [`flow::posts`] | posts with their index, given here and nowhere else |
 //! | [`flow::requests`], [`flow::images`] | request lines |
 //! | [`flow::chunks`], [`flow::rows`] | chunk files, and the indexes that each holds |
@@ -31,16 +31,18 @@
 //! | [`flow::results`] | the text of an answer, or why there is none |
 //! | [`flow::answers`] | a value that its rule accepts, or a fault |
 //! | [`flow::enhanced`] | a post with its fields |
-//! | [`flow::faults`], [`report`] | what went wrong with rows, line by line and counted |
+//! | [`flow::faults`], [`flow::tally`], [`report`] | what went wrong with rows, line by line and counted |
 //! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, its log, copies for older tools |
 //! | [`cmd`] | the verbs: one file each, made of the above |
 //! | [`emulator`] | a provider of our own |
-//! | [`error`], [`progress`] | what stops a verb; how far one is |
+//! | [`error`], [`console`], [`progress`], [`units`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed |
 //!
 //! # Architecture of `run`
 //!
-//! The filters `gen`, `parse` and `merge` are one thread that reads a block, works on it, writes, and reads the next.
-//! `run` reads the posts three times, and the second time overlaps everything:
+//! The filters `gen` and `merge` are one thread that reads a block, works on it, writes, and reads the next; `parse` hands its
+//! blocks to workers and writes them in order. Compressed data has a thread of its own, both ways.
+//! `run` reads the posts three times (once more when it resumes: before anything new is paid for, the input must be the
+//! one that was cut), and the second time overlaps everything:
 //!
 //! ```text
 //!  1. plan    count chunks, requests and bytes; nothing is created yet
@@ -60,8 +62,8 @@
 //! thread owns the store and hands it over to the join when it ends. The three share only the journal, behind a mutex
 //! that is never held across an await.
 //!
-//! A signal or a deadline reaches the driver alone, through a watch channel. It closes the cutter's channel, and with
-//! that the cutter; it drops the sender of the other channel, and with that the results thread runs out of work.
+//! A signal or a deadline reaches the driver, and the join, through a watch channel. The driver closes the cutter's channel, and
+//! with that the cutter; it drops the sender of the other channel, and with that the results thread runs out of work.
 
 pub mod analysis;
 pub mod cli;

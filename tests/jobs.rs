@@ -267,6 +267,22 @@ fn keys_missing_and_wrong() {
     assert!(!journal.contains("secret") && !journal.contains("intent"), "{journal}");
 }
 
+/// What is here already needs no provider, and so no key.
+#[test]
+fn what_is_fetched_is_emitted_without_a_key() {
+    let setup = Setup::new(&[]);
+    setup.run(&["submit"]).exits(0);
+    let first = setup.run(&["fetch", "-o", "-"]).exits(0);
+    let again = setup.work.run(&["fetch", "-d", "w", "-o", "-"]).exits(0);
+    let lines = |ran: &Ran| {
+        let mut lines: Vec<String> = ran.text().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(lines(&again), lines(&first));
+    assert_eq!(lines(&again).len(), 2 * POSTS);
+}
+
 #[test]
 fn n5_what_came_short_is_fetched_again() {
     let setup = Setup::new(&["--fault", "truncate=4"]);

@@ -2,20 +2,12 @@
 
 use super::{
     Ended,
-    remote::{check_provider, client, command, runtime},
-    setup::open_journal,
+    remote::{Opened, client, command, open, runtime},
 };
-use crate::{
-    cli::CancelArgs, console::Console, error::Result, journal::Step, provider::BatchId, settings::Config,
-    workdir::WorkDir,
-};
+use crate::{cli::CancelArgs, console::Console, error::Result, journal::Step, provider::BatchId};
 
 pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
-    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    let work = WorkDir::open(&dir)?;
-    let journal = open_journal(&work, console)?;
-    check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
+    let Opened { config, dir, work: _held, journal } = open(&args.source, &args.work, &args.provider, console)?;
     let client = client(&config, &args.provider, &args.remote)?;
     let runtime = runtime()?;
     let running = journal.state.jobs.iter().filter(|job| job.step == Step::Created);

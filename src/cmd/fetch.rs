@@ -6,8 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Ended,
-    remote::{check_provider, client, command, conclude, job_settings, runtime, watch_for_stops},
-    setup::open_journal,
+    remote::{Opened, client, command, conclude, job_settings, open, runtime, watch_for_stops},
 };
 use crate::{
     cli::FetchArgs,
@@ -19,10 +18,9 @@ use crate::{
         results::read_custom_id,
         rows::{RowBalance, RowSet, read_results},
     },
-    journal::{Event, Job, Journal, Step, locked},
+    journal::{Event, Job, Journal, State, Step, locked},
     lines::{blocks::Block, output::Output},
     progress::Progress,
-    settings::Config,
     snapshots,
     workdir::{ResultFile, WorkDir},
 };
@@ -31,15 +29,20 @@ use crate::{
 const AHEAD: usize = 16;
 
 pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
-    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    let work = WorkDir::open(&dir)?;
+    let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
     // Not after the hours that the batches take.
     args.output.as_deref().map_or(Ok(()), Output::probe)?;
-    let mut journal = open_journal(&work, console)?;
-    check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
-    let client = client(&config, &args.provider, &args.remote)?;
     find_lost_results(&mut journal, &work, console)?;
+    if args.again.is_empty() && all_is_here(&journal.state, args.remote.keep_remote) {
+        // Nothing to ask a provider for, and so no key.
+        let journal = Mutex::new(journal);
+        let (_, none) = mpsc::channel(1);
+        if let Some(path) = &args.output {
+            emit_all(path, &work, &journal, none)?.commit()?;
+        }
+        return Ok(tell(&locked(&journal)?.state, console));
+    }
+    let client = client(&config, &args.provider, &args.remote)?;
     again(&args.again, &mut journal, console)?;
     let settings = job_settings(&config, Goal::Fetched, &args.remote, None, false);
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
@@ -69,15 +72,27 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     if let Some(output) = output.filter(|_| ended == Ended::Finished) {
         output.commit()?;
     }
-    let rows = totals(&locked(&journal)?.state.jobs);
+    let found = tell(&locked(&journal)?.state, console);
+    Ok(if ended == Ended::Finished { found } else { ended })
+}
+
+/// Every chunk's results are on disk, and nothing is left to delete at the provider.
+fn all_is_here(state: &State, keep_remote: bool) -> bool {
+    let done = |job: &Job| {
+        let short = job.rows.as_ref().is_some_and(|rows| rows.short);
+        job.step == Step::Fetched && (job.cleaned || keep_remote || short)
+    };
+    state.jobs.iter().all(done)
+}
+
+/// Says how the rows balance; what is not a result or an error of a row is a fault.
+fn tell(state: &State, console: &Console) -> Ended {
+    let rows = totals(&state.jobs);
     console.note(format_args!(
         "{} results, {} errors, {} absent rows, {} foreign lines, {} unreadable lines",
         rows.output, rows.error, rows.absent, rows.foreign, rows.bad
     ));
-    Ok(match ended {
-        Ended::Finished if rows.absent + rows.foreign + rows.bad > 0 => Ended::WithFaults,
-        ended => ended,
-    })
+    if rows.absent + rows.foreign + rows.bad > 0 { Ended::WithFaults } else { Ended::Finished }
 }
 
 /// The rows of all chunks together.

@@ -1,6 +1,10 @@
 //! What the verbs that talk to a provider share: the client, signals and deadlines, and how their end is told.
 
-use std::{path::Path, sync::Mutex, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
+};
 
 use tokio::{
     runtime::{Builder, Runtime},
@@ -8,9 +12,9 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Ended, next::NextCommand};
+use super::{Ended, next::NextCommand, setup::open_journal};
 use crate::{
-    cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs},
+    cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, WorkArgs},
     console::Console,
     error::{Error, Kind, Result},
     flow::jobs::{Goal, JobSettings, JobsEnd, Stop},
@@ -18,6 +22,7 @@ use crate::{
     lines::input::read_small,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
+    workdir::WorkDir,
 };
 
 /// How long a create without an answer is looked for in listings.
@@ -43,8 +48,28 @@ pub fn client(config: &Config, provider: &ProviderArgs, remote: &RemoteArgs) -> 
     })
 }
 
+/// A work directory that a verb goes on with, and its settings.
+#[derive(Debug)]
+pub struct Opened {
+    pub config: Config,
+    pub dir: PathBuf,
+    pub work: WorkDir,
+    pub journal: Journal,
+}
+
+/// # Errors
+/// The directory is none, is in use, or belongs to another provider.
+pub fn open(source: &SourceArgs, work: &WorkArgs, provider: &ProviderArgs, console: &Console) -> Result<Opened> {
+    let config = Config::load(source.config.as_deref())?;
+    let dir = config.work_dir(work.work_dir.as_deref()).value;
+    let work = WorkDir::open(&dir)?;
+    let journal = open_journal(&work, console)?;
+    check_provider(&journal.state, &dir, &config.provider(provider)?.0.value)?;
+    Ok(Opened { config, dir, work, journal })
+}
+
 /// Refuses to go on with a directory under another provider than it began with: its batches are not there.
-pub fn check_provider(state: &State, dir: &Path, provider: &str) -> Result<()> {
+fn check_provider(state: &State, dir: &Path, provider: &str) -> Result<()> {
     let Some(there) = &state.config else {
         return Err(Error::input(format!("{} holds no chunks", dir.display()))
             .fix("make some with `zbatch gen -d DIR posts.jsonl`"));

@@ -6,8 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Ended,
-    remote::{announce, check_provider, client, command, conclude, job_settings, runtime, watch_for_stops},
-    setup::open_journal,
+    remote::{Opened, announce, client, command, conclude, job_settings, open, runtime, watch_for_stops},
 };
 use crate::{
     cli::SubmitArgs,
@@ -16,17 +15,11 @@ use crate::{
     flow::jobs::{Driver, Goal, check_caps},
     journal::{Step, locked},
     progress::Progress,
-    settings::Config,
     snapshots,
-    workdir::WorkDir,
 };
 
 pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
-    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    let work = WorkDir::open(&dir)?;
-    let journal = open_journal(&work, console)?;
-    check_provider(&journal.state, &dir, &config.provider(&args.provider)?.0.value)?;
+    let Opened { config, dir, work, journal } = open(&args.source, &args.work, &args.provider, console)?;
     let client = client(&config, &args.provider, &args.remote)?;
     let settings = job_settings(&config, Goal::Submitted, &args.remote, Some(&args.spend), false);
     let waiting = journal.state.jobs.iter().filter(|job| job.step < Step::Intended);
