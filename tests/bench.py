@@ -220,15 +220,16 @@ def main():
     words.add_argument("--json", type=Path)
     words.add_argument("--data", type=Path, help="a folder with posts_N.jsonl")
     args = words.parse_args()
-    zbatch = args.zbatch.resolve()
+    zbatch, target = args.zbatch.resolve(), args.json and args.json.resolve()
+    source = args.data and args.data.resolve()
     shm_root = "/dev/shm" if os.path.isdir("/dev/shm") else None
     rows, kept = [], []
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=shm_root) as shm:
         data = Path(folder)
         os.chdir(data)
         posts = data / "posts.jsonl"
-        if args.data:
-            shutil.copyfile(args.data / f"posts_{args.posts}.jsonl", posts)
+        if source:
+            shutil.copyfile(source / f"posts_{args.posts}.jsonl", posts)
         else:
             with open(posts, "w", encoding="utf-8") as out:
                 measure.make_posts(args.posts, out)
@@ -259,10 +260,10 @@ def main():
                 })
                 stage = ""
     table(rows)
-    if args.json:
+    if target:
         machine = {"cores": os.cpu_count(), "machine": os.uname().machine, "kernel": os.uname().release}
         report = {"posts": args.posts, "rounds": args.rounds, "machine": machine, "stages": kept}
-        args.json.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def write_results(count, data):

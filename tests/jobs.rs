@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     server::Server,
-    workdir::{Ran, WorkDir},
+    workdir::{Ran, WorkDir, hears_signals},
 };
 
 const ROOT: &str = "/api/paas/v4";
@@ -69,7 +69,7 @@ impl Setup {
     }
 
     fn spawn(&self, args: &[&str]) -> Child {
-        let mut command = self.command(args);
+        let mut command = hears_signals(&self.command(args));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
     }
 

@@ -11,7 +11,7 @@ use zbatch::emulator::ledger;
 
 use crate::{
     server::Server,
-    workdir::{Ran, WorkDir, repository},
+    workdir::{Ran, WorkDir, hears_signals, repository},
 };
 
 const FIELDS: [&str; 6] =
@@ -373,7 +373,7 @@ fn m5_ctrl_c_names_the_batches_that_run_on() {
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let dir = WorkDir::new();
         dir.write("posts.jsonl", posts(5));
-        let mut command = dir.command(&job(&["--latency", "1500ms"]));
+        let mut command = hears_signals(&dir.command(&job(&["--latency", "1500ms"])));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         wait_for(&dir.join("w/journal.jsonl"), "\"created\"");
         let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");

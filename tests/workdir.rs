@@ -122,6 +122,23 @@ impl Ran {
     }
 }
 
+/// The same command with signals as a terminal gives them: whoever started the tests may have had some ignored (`nohup`, a
+/// background job of a script), and the program rightly leaves those alone.
+pub fn hears_signals(command: &Command) -> Command {
+    let mut through = Command::new("env");
+    through.arg("--default-signal").arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    if let Some(dir) = command.get_current_dir() {
+        through.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => through.env(name, value),
+            None => through.env_remove(name),
+        };
+    }
+    through
+}
+
 /// The repository's own folder, for `data` and `fixtures`.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
