@@ -126,7 +126,7 @@ class ZbatchNode(Node):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            # A Ctrl-C of the terminal must not reach zbatch beside the SIGINT we send: the second one is ruder.
+            # A Ctrl-C of the terminal must not reach zbatch beside the SIGTERM we send: the second one is ruder.
             start_new_session=True,
         )
         last = deque(maxlen=STDERR_LINES)
@@ -153,7 +153,7 @@ class ZbatchNode(Node):
 
 
 class AsyncZbatchNode(AsyncNode):
-    """The same without blocking the event loop. Cancelling it stops its own zbatch, SIGINT first."""
+    """The same without blocking the event loop. Cancelling it stops its own zbatch, SIGTERM first."""
 
     async def prep_async(self, shared):
         return prepare(shared)
@@ -193,9 +193,10 @@ async def drain_async(stream, last):
         last.append(text(rest))
 
 
-# SIGINT lets zbatch finish the call in flight and sync its journal; batches at the provider run on, and the same
-# command picks them up. SIGKILL is safe too, only ruder.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+# SIGTERM lets zbatch finish the call in flight and sync its journal; batches at the provider run on, and the same
+# command picks them up. SIGKILL is safe too, only ruder. Not SIGINT: a flow that was started in the background of a script
+# has that one ignored, and its children inherit it.
+SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 
 
 def stop(child):

@@ -38,9 +38,9 @@ if os.environ.get("FAKE_NOISE"):
     sys.stderr.write("x" * 300000 + "\\n")
 if codes[0] == "wait":
     def interrupted(*_):
-        (home / "interrupted").write_text("SIGINT")
-        sys.exit(130)
-    signal.signal(signal.SIGINT, interrupted)
+        (home / "interrupted").write_text("SIGTERM")
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, interrupted)
     (home / "pid").write_text(str(os.getpid()))
     time.sleep(60)
 code = int(codes[0])
@@ -192,7 +192,7 @@ class WithAStandIn(Case):
         begun = time.monotonic()
         asyncio.run(cancel_once_it_runs())
         self.assertLess(time.monotonic() - begun, 20)
-        self.assertEqual((self.home / "interrupted").read_text(), "SIGINT")
+        self.assertEqual((self.home / "interrupted").read_text(), "SIGTERM")
         self.assertEqual(len(self.calls()), 1, "a cancelled node is not tried again")
         with self.assertRaises(ProcessLookupError):
             os.kill(int((self.home / "pid").read_text()), 0)
