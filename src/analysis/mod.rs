@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 pub use rule::{AnswerRule, LabelSet, LabelTree};
-pub use template::{Piece, Template};
+pub use template::{Piece, Template, escape_json};
 
 use crate::{
     error::{Error, Result},

@@ -60,13 +60,13 @@ impl Template {
                 .try_fold(0usize, |n, c| Some(n * 10 + (c as u32).checked_sub(DIGITS).filter(|d| *d < 10)? as usize));
             let (name, seen) = at.and_then(|at| Some((names.get(at)?, seen.get_mut(at)?))).ok_or_else(broken)?;
             *seen = true;
-            pieces.push(Piece { constant: escape(constant), slot: Some(fields.slot(name)) });
+            pieces.push(Piece { constant: escape_json(constant), slot: Some(fields.slot(name)) });
             rest = after;
         }
-        pieces.push(Piece { constant: escape(rest), slot: None });
+        pieces.push(Piece { constant: escape_json(rest), slot: None });
 
         let constants: String = pieces.iter().map(|piece| piece.constant.as_str()).collect();
-        if constants != escape(&empty) {
+        if constants != escape_json(&empty) {
             return Err("its logic depends on a post field; template logic runs once, before any post".to_owned());
         }
         if let Some(unplaced) = names.iter().zip(seen).find_map(|(name, seen)| (!seen).then_some(name)) {
@@ -76,11 +76,6 @@ impl Template {
             return Err("it names no field of the post; did you mean to write {{content}}?".to_owned());
         }
         Ok(Self { pieces })
-    }
-
-    /// Bytes of the constant parts.
-    pub fn constant_len(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.constant.len()).sum()
     }
 }
 
@@ -94,7 +89,8 @@ fn is_marker(c: char) -> bool {
     matches!(c, '\u{f8e0}'..='\u{f8f1}')
 }
 
-fn escape(text: &str) -> String {
+/// Text as it stands inside a JSON string, without the quotes.
+pub fn escape_json(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default().to_owned()
 }

@@ -18,7 +18,7 @@ use crate::{
     console::Console,
     error::{Error, Kind, Result},
     flow::jobs::{Goal, JobSettings, JobsEnd, Stop},
-    journal::{self, Journal, State, Step, locked},
+    journal::{Journal, State, Step, locked},
     lines::input::read_small,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
@@ -240,9 +240,4 @@ pub fn command(verb: &str, dir: &Path, source: &SourceArgs, provider: &ProviderA
         .path("--key-file", remote.key_file.as_deref())
         .path("--ca-cert", remote.ca_cert.as_deref())
         .into_text()
-}
-
-/// A state for verbs that take no lock.
-pub fn state(dir: &Path) -> Result<State> {
-    journal::read(dir)
 }

@@ -4,13 +4,13 @@ use std::{path::Path, time::Duration};
 
 use serde_json::json;
 
-use super::{Ended, fetch::totals, remote::state};
+use super::{Ended, fetch::totals};
 use crate::{
     cli::StatusArgs,
     console::Console,
     error::Result,
     flow::faults::escape_control,
-    journal::{FILE, State, Step},
+    journal::{self, FILE, State, Step},
     lines::output::Output,
     settings::Config,
 };
@@ -26,7 +26,7 @@ pub fn run(args: &StatusArgs, _console: &Console) -> Result<Ended> {
         let length = std::fs::metadata(dir.join(FILE)).map_or(0, |meta| meta.len());
         if length != shown || !args.watch {
             shown = length;
-            let state = state(&dir)?;
+            let state = journal::read(&dir)?;
             let mut stdout = Output::create(None)?;
             stdout.put(if args.json { as_json(&dir, &state) } else { as_text(&dir, &state) }.as_bytes())?;
             stdout.commit()?;

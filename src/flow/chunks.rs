@@ -349,7 +349,7 @@ impl Cutter {
         open.flush().map_err(|e| Error::io("write", open.file.path(), &e))?;
         let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
         let path = format!("requests/{id}.jsonl");
-        let mut chunk = Chunk {
+        let chunk = Chunk {
             id,
             path,
             analysis: state.analysis.clone(),
@@ -363,7 +363,6 @@ impl Cutter {
         write_private(&self.dir.join("rows").join(format!("{}.txt", chunk.id)), open.rows.to_text().as_bytes())?;
         let file = self.dir.join(&chunk.path);
         open.file.commit_as(&file)?;
-        chunk.blake3.shrink_to_fit();
         yield_chunk(chunk, self.mark())
     }
 }

@@ -12,7 +12,10 @@ use cap_std::{ambient_authority, fs::Dir};
 use serde_json::value::RawValue;
 
 use super::{Fault, FaultKind};
-use crate::error::{Error, Kind, Result};
+use crate::{
+    analysis::escape_json,
+    error::{Error, Kind, Result},
+};
 
 /// Zhipu's limits (`zhipu-batch-api.md` §2): images in one request, and bytes of one image.
 pub const MAX_IMAGES: usize = 5;
@@ -123,7 +126,7 @@ impl ImageFinder {
             let is_url = ["http://", "https://", "data:image/"]
                 .iter()
                 .any(|scheme| url.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme)));
-            let image = if is_url { Ok(Image::Url(escape(&url))) } else { self.local(&url).map(Image::File) };
+            let image = if is_url { Ok(Image::Url(escape_json(&url))) } else { self.local(&url).map(Image::File) };
             match image {
                 Ok(image) => images.found.push(image),
                 Err(why) => images.faults.push(Fault::new(FaultKind::Image, format!("{url}: {why}"))),
@@ -159,11 +162,6 @@ impl ImageFinder {
         };
         Ok(ImageFile { file, name: path.to_owned(), head, bytes: meta.len() })
     }
-}
-
-fn escape(text: &str) -> String {
-    let quoted = serde_json::Value::from(text).to_string();
-    quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{
     posts::{Post, Slot},
 };
 use crate::{
-    analysis::{Analysis, AnalysisSet},
+    analysis::{Analysis, AnalysisSet, escape_json},
     error::{Error, Result},
     settings::Models,
 };
@@ -290,7 +290,7 @@ impl Texts {
             None => {
                 let text = match body {
                     Some(body) => decode_unicode_escapes(body, surrogates),
-                    None => escape_json_text(raw),
+                    None => escape_json(raw),
                 };
                 self.changed.push((slot, text));
                 self.changed.len() - 1
@@ -300,12 +300,6 @@ impl Texts {
             line.extend_from_slice(text.as_bytes());
         }
     }
-}
-
-/// An object or array, as text inside a JSON string.
-fn escape_json_text(raw: &str) -> String {
-    let quoted = serde_json::Value::from(raw).to_string();
-    quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default().to_owned()
 }
 
 /// `\uXXXX` → UTF-8 in the body of a JSON string; what JSON must escape stays escaped, a lone surrogate becomes
