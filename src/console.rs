@@ -11,13 +11,19 @@ use crate::{cli::Progress, flow::faults::FaultLog};
 #[derive(Clone, Copy, Debug)]
 pub struct Console {
     quiet: bool,
+    silent: bool,
     pub verbose: u8,
     pub progress: Progress,
 }
 
 impl Console {
     pub fn new(quiet: bool, verbose: u8, progress: Progress) -> Self {
-        Self { quiet, verbose, progress }
+        Self { quiet, silent: false, verbose, progress }
+    }
+
+    /// Says nothing at all.
+    pub fn silent() -> Self {
+        Self { silent: true, ..Self::new(true, 0, Progress::Plain) }
     }
 
     /// What a user wants to know but need not act on; silent under `-q`.
@@ -41,6 +47,9 @@ impl Console {
 
     /// A line for a program that reads stderr (`--progress json`).
     pub fn raw(&self, line: impl fmt::Display) {
+        if self.silent {
+            return;
+        }
         // In one piece: in a pipe of several zbatch the others write there too.
         let _closed_stderr = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
     }

@@ -11,7 +11,7 @@
 //! | `refused` | that create was refused for certain: nothing is billed | [`Step::Uploaded`] |
 //! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone | [`Step::Cut`] |
 //! | `created` | the batch exists | [`Step::Created`] |
-//! | `ended` | the batch is terminal; its result files | [`Step::Ended`] |
+//! | `ended` | the batch is terminal; its result files (a second one: where they are after all) | [`Step::Ended`] |
 //! | `fetched` | its results are on disk, verified and synced; how its rows balance | [`Step::Fetched`] |
 //! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
 //! | `cleaned` | its files at the provider are deleted | |
@@ -30,6 +30,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::{
         ChunkId,
@@ -361,7 +362,8 @@ impl Job {
                 self.trouble = None;
                 self.step = Step::Created;
             }
-            (Step::Created, Event::Ended { end, .. }) => {
+            // Once more, when it had not said where its results are.
+            (Step::Created | Step::Ended, Event::Ended { end, .. }) => {
                 self.end = Some(end.clone());
                 self.step = Step::Ended;
             }
@@ -448,7 +450,7 @@ impl Journal {
         }
         let (state, whole) = replay(&file, &path)?;
         let end = file.seek(SeekFrom::End(0)).map_err(|e| Error::io("seek in", &path, &e))?;
-        if end > whole {
+        if end > whole && !drill::without(Guard::TornTail) {
             file.set_len(whole)
                 .and_then(|()| file.sync_all())
                 .map_err(|e| Error::io("cut the torn end of", &path, &e))?;
@@ -469,8 +471,17 @@ impl Journal {
         let mut line = serde_json::to_vec(event).map_err(|e| Error::io("write", &self.path, &e.into()))?;
         line.push(b'\n');
         self.failed = true;
+        drill::step("before", event.name());
+        if drill::tears("within", event.name()) {
+            let half = line.get(..line.len() / 2).unwrap_or_default();
+            self.file.write_all(half).map_err(|e| Error::io("append to", &self.path, &e))?;
+            drill::die();
+        }
         self.file.write_all(&line).map_err(|e| Error::io("append to", &self.path, &e))?;
-        self.file.sync_data().map_err(|e| Error::io("sync", &self.path, &e))?;
+        if !drill::without(Guard::JournalSync) {
+            self.file.sync_data().map_err(|e| Error::io("sync", &self.path, &e))?;
+        }
+        drill::step("after", event.name());
         self.failed = false;
         Ok(())
     }

@@ -66,9 +66,11 @@
 //! with that the cutter; it drops the sender of the other channel, and with that the results thread runs out of work.
 
 pub mod analysis;
+pub mod blocking;
 pub mod cli;
 pub mod cmd;
 pub mod console;
+pub mod drill;
 pub mod emulator;
 pub mod error;
 pub mod flow;

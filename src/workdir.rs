@@ -18,6 +18,7 @@ use std::{
 };
 
 use crate::{
+    drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::ChunkId,
     journal::{self, Journal},
@@ -175,6 +176,7 @@ fn lock(dir: &Path) -> Result<File> {
         .map_err(|e| Error::io("open", &path, &e))?;
     match file.try_lock() {
         Ok(()) => {}
+        Err(_) if drill::without(Guard::Lock) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
             // Only to name it: whatever can be read is good enough.

@@ -142,6 +142,17 @@ fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<(
     Ok(())
 }
 
+/// Marks chunks whose results came short: the provider was asked to keep them for that.
+pub fn again_where_short(journal: &mut Journal, console: &Console) -> Result<()> {
+    let short =
+        |job: &&Job| job.step == Step::Fetched && job.rows.as_ref().is_some_and(|rows| rows.short) && !job.cleaned;
+    let short: Vec<ChunkId> = journal.state.jobs.iter().filter(short).map(|job| job.chunk.id.clone()).collect();
+    if !short.is_empty() {
+        console.note(format_args!("{} chunks came short and are downloaded again", short.len()));
+    }
+    short.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))
+}
+
 /// Marks chunks whose results are no longer here, and says which of them the provider does not have either.
 pub fn find_lost_results(journal: &mut Journal, work: &WorkDir, console: &Console) -> Result<()> {
     let mut lost = Vec::new();

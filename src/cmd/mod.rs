@@ -11,7 +11,7 @@ mod next;
 mod outputs;
 mod parse;
 mod remote;
-mod run;
+pub mod run;
 mod setup;
 mod source;
 mod status;

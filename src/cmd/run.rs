@@ -5,19 +5,22 @@ mod gather;
 mod join;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Instant,
 };
 
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, watch},
+};
 
 use self::{gather::read_results, join::Join};
 use super::{
     Ended,
     emulate::settings,
-    fetch::find_lost_results,
+    fetch::{again_where_short, find_lost_results},
     r#gen::{Seen, cut},
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
@@ -33,6 +36,7 @@ use crate::{
         chunks::{Chunk, Limits},
         faults::FaultLog,
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
+        tally::Tally,
     },
     journal::{Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
@@ -49,88 +53,148 @@ const CUT_AHEAD: usize = 1;
 const FETCHED_AHEAD: usize = 16;
 
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
-    let (began, began_at) = (Instant::now(), snapshots::now());
-    let config = Config::load(args.source.config.as_deref())?;
-    let rendering =
-        Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
-    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
-    let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
-    // What can be refused is refused before anything is read or paid.
-    Output::probe(&output)?;
-    outputs::check(args.posts.as_deref(), Some(&output), &args.faults)?;
-    let source = Source::find(args, &config, &output)?;
-    let remote = if args.emulate { None } else { Some(client(&config, &args.model.provider, &args.remote)?) };
-
-    let (work, mut journal) = claim(&dir, args.new, rendering.record(args.emulate), source.is_spooled(), console)?;
-    let posts = source.settle(&work, &journal, console)?;
-    let client = match remote {
-        Some(client) => client,
-        None => emulated(args, &work, &rendering, console)?,
-    };
-    find_lost_results(&mut journal, &work, console)?;
-    let journal = Mutex::new(journal);
-    check_input(&posts, &rendering, &work, &journal)?;
-    let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
-    let progress = Progress::new(*console, chunks);
+    let run = Run::begin(args, None, console)?;
     let runtime = runtime()?;
     let stop = watch_for_stops(&runtime, args.remote.timeout)?;
-
-    let tmp_dir = args.memory.tmp_dir.clone().unwrap_or_else(|| work.path().to_owned());
-    let store = AnswerStore::new(rendering.set.list.len() * 2, args.memory.memory, &tmp_dir)?;
-    let overlapped = std::thread::scope(|scope| {
-        let (cut_send, cut_receive) = mpsc::channel(CUT_AHEAD);
-        let (fetched_send, fetched_receive) = mpsc::channel(FETCHED_AHEAD);
-        let cutter = scope.spawn(|| cut_all(&posts, &rendering, &work, &journal, cut_send, console));
-        let reader = scope.spawn(|| read_results(&rendering, &work, &journal, store, fetched_receive));
-        let driver = Driver {
-            client: &client,
-            work: &work,
-            journal: &journal,
-            settings: settings.clone(),
-            stop: stop.clone(),
-            progress: &progress,
-            fetched: Some(fetched_send),
-        };
-        let end = runtime.block_on(driver.drive(cut_receive));
-        drop(driver);
-        let cut = cutter.join().unwrap_or_else(|_| Err(died("cuts chunks")));
-        let read = reader.join().unwrap_or_else(|_| Err(died("reads results")));
-        let end = end?;
-        cut?;
-        let (store, parsed) = read?;
-        Ok::<_, Error>((end, parsed, store))
-    });
-    let kept = write_snapshots(&work, &journal);
-    let (end, parsed, store) = overlapped?;
+    let overlapped = run.overlapped(&runtime, &stop);
+    let kept = run.write_snapshots();
+    let (end, gathered) = overlapped?;
     kept?;
-    let nothing_yet = {
-        let state = &locked(&journal)?.state;
-        state.posts.is_none() || state.at(Step::Fetched) == 0 && !state.jobs.is_empty()
-    };
-    let mut ended = Ended::Finished;
-    if !nothing_yet && !matches!(end.stopped, Some(Stop::Signal(_))) {
-        let join = Join { args, rendering: &rendering, output: &output, stop: &stop, console };
+    let ended = run.join(&end, gathered, &stop)?;
+    finish(end, ended, &run.journal, console)
+}
+
+/// One run of a work directory. Its parts may also be called in turn, on one thread: the simulator does that.
+#[derive(Debug)]
+pub struct Run<'a> {
+    args: &'a RunArgs,
+    console: &'a Console,
+    rendering: Rendering,
+    output: PathBuf,
+    settings: JobSettings,
+    client: Client,
+    work: WorkDir,
+    pub journal: Mutex<Journal>,
+    posts: PathBuf,
+    progress: Progress,
+    began: (Instant, String),
+}
+
+/// Answers that wait for their posts, and what was counted on the way.
+pub type Gathered = (AnswerStore, Tally);
+
+impl<'a> Run<'a> {
+    /// All that comes before the first call: what can be refused is refused before anything is read or paid.
+    /// `provider` takes the place of the one that the arguments name.
+    pub fn begin(args: &'a RunArgs, provider: Option<Client>, console: &'a Console) -> Result<Self> {
+        let began = (Instant::now(), snapshots::now());
+        let config = Config::load(args.source.config.as_deref())?;
+        let rendering =
+            Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
+        let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+        let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
+        let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
+        Output::probe(&output)?;
+        outputs::check(args.posts.as_deref(), Some(&output), &args.faults)?;
+        let source = Source::find(args, &config, &output)?;
+        let remote = match provider {
+            None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
+            given => given,
+        };
+        let (work, mut journal) = claim(&dir, args.new, rendering.record(args.emulate), source.is_spooled(), console)?;
+        let posts = source.settle(&work, &journal, console)?;
+        let client = match remote {
+            Some(client) => client,
+            None => emulated(args, &work, &rendering, console)?,
+        };
+        find_lost_results(&mut journal, &work, console)?;
+        again_where_short(&mut journal, console)?;
+        let journal = Mutex::new(journal);
+        check_input(&posts, &rendering, &work, &journal)?;
+        let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
+        let progress = Progress::new(*console, chunks);
+        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began })
+    }
+
+    /// Cuts, drives and gathers at the same time.
+    fn overlapped(&self, runtime: &Runtime, stop: &watch::Receiver<Option<Stop>>) -> Result<(JobsEnd, Gathered)> {
+        let store = self.store()?;
+        std::thread::scope(|scope| {
+            let (cut_send, cut_receive) = mpsc::channel(CUT_AHEAD);
+            let (fetched_send, fetched_receive) = mpsc::channel(FETCHED_AHEAD);
+            let cutter = scope.spawn(|| self.cut(cut_send));
+            let reader = scope.spawn(|| self.gather(store, fetched_receive));
+            let driver = self.driver(stop, Some(fetched_send));
+            let end = runtime.block_on(driver.drive(cut_receive));
+            drop(driver);
+            let cut = cutter.join().unwrap_or_else(|_| Err(died("cuts chunks")));
+            let read = reader.join().unwrap_or_else(|_| Err(died("reads results")));
+            let end = end?;
+            cut?;
+            Ok((end, read?))
+        })
+    }
+
+    pub fn store(&self) -> Result<AnswerStore> {
+        let tmp_dir = self.args.memory.tmp_dir.clone().unwrap_or_else(|| self.work.path().to_owned());
+        AnswerStore::new(self.rendering.set.list.len() * 2, self.args.memory.memory, &tmp_dir)
+    }
+
+    /// Posts → chunks; the place of each goes to the driver.
+    pub fn cut(&self, places: mpsc::Sender<usize>) -> Result<()> {
+        cut_all(&self.posts, &self.rendering, &self.work, &self.journal, places, self.console)
+    }
+
+    /// Chunks → results files; the place of each that is here goes to `fetched`.
+    pub fn driver(&self, stop: &watch::Receiver<Option<Stop>>, fetched: Option<mpsc::Sender<usize>>) -> Driver<'_> {
+        Driver {
+            client: &self.client,
+            work: &self.work,
+            journal: &self.journal,
+            settings: self.settings.clone(),
+            stop: stop.clone(),
+            progress: &self.progress,
+            fetched,
+        }
+    }
+
+    /// Results files → answers, until no more places come.
+    pub fn gather(&self, store: AnswerStore, fetched: mpsc::Receiver<usize>) -> Result<Gathered> {
+        read_results(&self.rendering, &self.work, &self.journal, store, fetched)
+    }
+
+    /// Also after an error, which is told before any that comes of this.
+    pub fn write_snapshots(&self) -> Result<()> {
+        let state = &locked(&self.journal)?.state;
+        snapshots::write_files_info(&self.work, state)?;
+        snapshots::write_batch_results(&self.work, state)?;
+        snapshots::write_download_info(&self.work, state)
+    }
+
+    /// Posts and answers → enhanced posts, faults, report.
+    pub fn join(&self, end: &JobsEnd, gathered: Gathered, stop: &watch::Receiver<Option<Stop>>) -> Result<Ended> {
+        let nothing_yet = {
+            let state = &locked(&self.journal)?.state;
+            state.posts.is_none() || state.at(Step::Fetched) == 0 && !state.jobs.is_empty()
+        };
+        if nothing_yet || matches!(end.stopped, Some(Stop::Signal(_))) {
+            return Ok(Ended::Finished);
+        }
+        let (args, console) = (self.args, self.console);
+        let join = Join { args, rendering: &self.rendering, output: &self.output, stop, console };
         let times = || {
             json!({
-                "started": began_at, "ended": snapshots::now(),
-                "seconds": (began.elapsed().as_secs_f64() * 100.0).round() / 100.0,
+                "started": self.began.1, "ended": snapshots::now(),
+                "seconds": (self.began.0.elapsed().as_secs_f64() * 100.0).round() / 100.0,
             })
         };
-        ended = join.write(rendering.posts(Some(&posts))?, store.join(), parsed, &work, &journal, &times)?;
+        let (store, parsed) = gathered;
+        join.write(self.rendering.posts(Some(&self.posts))?, store.join(), parsed, &self.work, &self.journal, &times)
     }
-    finish(end, ended, &journal, console)
 }
 
-/// Also after an error, which is told before any that comes of this.
-fn write_snapshots(work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
-    let state = &locked(journal)?.state;
-    snapshots::write_files_info(work, state)?;
-    snapshots::write_batch_results(work, state)?;
-    snapshots::write_download_info(work, state)
-}
-
-fn finish(end: JobsEnd, joined: Ended, journal: &Mutex<Journal>, console: &Console) -> Result<Ended> {
+/// How the run ends, and what remains of it.
+pub fn finish(end: JobsEnd, joined: Ended, journal: &Mutex<Journal>, console: &Console) -> Result<Ended> {
     match conclude(end, journal, Goal::Done, "the same command", console)? {
         Ended::Finished => Ok(joined),
         ended => Ok(ended),

@@ -221,7 +221,7 @@ impl Dialect {
             "cancelling_at": at(Status::Cancelling),
             "cancelled_at": at(Status::Cancelled),
             "request_counts": {"total": batch.lines, "completed": completed, "failed": failed},
-            "metadata": batch.create.metadata.as_ref().filter(|_| !faults.drops_metadata()),
+            "metadata": batch.create.metadata.as_ref().filter(|_| !faults.drops_metadata(&batch.id)),
         });
         extend(&mut object, faults);
         object

@@ -1,6 +1,7 @@
 //! What goes wrong on purpose. A fault of a *line* depends on the seed and the line only, so that a second round
 //! with another seed, or without the fault, answers it. A fault of a *call* is asked for at a commit point: before
-//! the server did the thing, or after it did but before the reply. Counted faults count from the start of the process.
+//! the server did the thing, or after it did but before the reply. Counted faults count from the start of the process;
+//! a [`Schedule`] draws them from a seed.
 
 use std::{
     fmt::Write as _,
@@ -8,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use super::state::{Fate, WHOLE};
+use super::{
+    schedule::Schedule,
+    state::{Fate, WHOLE},
+};
 use crate::{
     error::{Error, Result},
     units::{nearest, parse_duration},
@@ -23,11 +27,13 @@ enum Takes {
     Count,
     /// `=250ms`
     Time,
+    /// `=17`
+    Seed,
     Nothing,
 }
 
 /// Every fault there is. The order is that of the help, and of the calls when several would fail one.
-const TABLE: [(&str, Takes, &str); 25] = [
+const TABLE: [(&str, Takes, &str); 28] = [
     ("invalid", Takes::Share, "an answer that no rule accepts"),
     ("blocked", Takes::Share, "error 1301 (content safety) in the error file"),
     ("length", Takes::Share, "finish_reason `length`, text cut off"),
@@ -36,6 +42,7 @@ const TABLE: [(&str, Takes, &str); 25] = [
     ("missing", Takes::Share, "a line in neither file"),
     ("duplicate", Takes::Share, "a line twice in the output"),
     ("foreign", Takes::Share, "one more line, under a custom_id that was not asked for"),
+    ("stray", Takes::Share, "one more line, for the row four further on, which another file holds"),
     ("torn", Takes::Share, "a line cut off in the middle"),
     ("bad_key", Takes::Count, "calls get 401, code 1001"),
     ("html_error", Takes::Count, "calls get 502 with a page of HTML"),
@@ -53,6 +60,8 @@ const TABLE: [(&str, Takes, &str); 25] = [
     ("metadata_dropped", Takes::Nothing, "batches lose their metadata"),
     ("code_number", Takes::Nothing, "error codes are numbers, not strings"),
     ("extra_fields", Takes::Nothing, "objects have fields that are in no documentation"),
+    ("fates", Takes::Nothing, "batches end in every way there is, as their content decides"),
+    ("schedule", Takes::Seed, "calls go wrong in every way there is, as this seed decides"),
 ];
 
 /// A fault of one line.
@@ -66,6 +75,7 @@ pub enum LineFault {
     Missing,
     Duplicate,
     Foreign,
+    Stray,
     Torn,
 }
 
@@ -80,6 +90,7 @@ impl LineFault {
             Self::Missing => "missing",
             Self::Duplicate => "duplicate",
             Self::Foreign => "foreign",
+            Self::Stray => "stray",
             Self::Torn => "torn",
         }
     }
@@ -108,12 +119,22 @@ pub enum Point {
 /// What a fault of a call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// HTTP status, business code, message.
-    Refuse(u16, &'static str, &'static str),
+    /// HTTP status, business code (may be none), message, `Retry-After` in seconds.
+    Refuse { status: u16, code: &'static str, message: &'static str, after: Option<u64> },
     /// A gateway's page.
     Html,
     /// No reply: a socket is closed; in one process the body of the reply is an I/O error.
     Break,
+    /// 200 and something that is no JSON.
+    Nonsense,
+    /// 200 and nothing.
+    Empty,
+    /// 200 and an error object.
+    ErrorIn200,
+    /// The true reply, cut in the middle.
+    CutReply,
+    /// Nothing for this long, then what would have been.
+    Stall(Duration),
 }
 
 /// The identity of a request line under a seed: every decision about the line is drawn from it.
@@ -148,6 +169,10 @@ impl LineKey {
 pub struct Lot(u64);
 
 impl Lot {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     pub fn draw(key: &LineKey) -> Self {
         Self(key.draw("lot"))
     }
@@ -169,7 +194,11 @@ pub struct FaultPlan {
     times: Vec<(&'static str, Duration)>,
     switches: Vec<&'static str>,
     cuts: AtomicU64,
+    schedule: Option<Schedule>,
 }
+
+/// The longest that a fault of a schedule takes over a socket, where time is real.
+const LONGEST: Duration = Duration::from_secs(2);
 
 impl FaultPlan {
     /// Reads `name`, `name=value`, also several in one with commas.
@@ -205,6 +234,11 @@ impl FaultPlan {
             }
             (Takes::Time, Some(value)) => self.times.push((name, parse_duration(value)?)),
             (Takes::Time, None) => return Err(format!("give a time, e.g. {name}=250ms")),
+            (Takes::Seed, Some(value)) => {
+                let seed = value.parse().map_err(|_| format!("give a number, e.g. {name}=17"))?;
+                self.schedule = Some(Schedule::new(seed, LONGEST));
+            }
+            (Takes::Seed, None) => return Err(format!("give a number, e.g. {name}=17")),
             (Takes::Nothing, None) => self.switches.push(name),
             (Takes::Nothing, Some(_)) => return Err(format!("`{name}` takes no value")),
         }
@@ -217,15 +251,30 @@ impl FaultPlan {
         self.shares.iter().any(|(known, share)| *known == name && line.within(name, *share))
     }
 
+    /// The same plan, and this schedule.
+    #[must_use]
+    pub fn with_schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = Some(schedule);
+        self
+    }
+
+    pub fn schedule(&self) -> Option<&Schedule> {
+        self.schedule.as_ref()
+    }
+
     /// What goes wrong with a call at a commit point.
     pub fn call(&self, call: Call, point: Point) -> Option<Effect> {
+        if let Some(effect) = self.schedule().and_then(|schedule| schedule.call(call, point)) {
+            return Some(effect);
+        }
+        let refuse = |status, code, message| Effect::Refuse { status, code, message, after: None };
         let table: &[(&str, bool, Effect)] = match point {
             Point::Before => &[
-                ("bad_key", true, Effect::Refuse(401, "1001", "the API key is not valid")),
+                ("bad_key", true, refuse(401, "1001", "the API key is not valid")),
                 ("html_error", true, Effect::Html),
-                ("rate_limit", true, Effect::Refuse(429, "1302", "rate limit reached")),
-                ("server_error", true, Effect::Refuse(500, "1234", "network error, try again")),
-                ("no_balance", call == Call::Create, Effect::Refuse(429, "1113", "the account is in arrears")),
+                ("rate_limit", true, refuse(429, "1302", "rate limit reached")),
+                ("server_error", true, refuse(500, "1234", "network error, try again")),
+                ("no_balance", call == Call::Create, refuse(429, "1113", "the account is in arrears")),
                 ("lose_create", call == Call::Create, Effect::Break),
             ],
             Point::After => &[("drop_create", call == Call::Create, Effect::Break)],
@@ -233,11 +282,22 @@ impl FaultPlan {
         table.iter().find(|(name, applies, _)| *applies && self.take(name)).map(|(.., effect)| *effect)
     }
 
-    /// How a new batch will end.
-    pub fn fate(&self) -> Fate {
+    /// How a new batch of this content will end.
+    pub fn fate(&self, content: &str) -> Fate {
+        let key = LineKey::finish(LineKey::hasher(0).update(content.as_bytes()));
         match self.shares.iter().find(|(name, _)| *name == "expired") {
             _ if self.take("failed") => Fate::Failed,
             Some((_, share)) => Fate::Expired(*share),
+            None if self.switches.contains(&"fates") => {
+                let share = u32::try_from(key.draw("share") % u64::from(WHOLE)).unwrap_or(0);
+                match key.draw("fate") % 10 {
+                    0 => Fate::Failed,
+                    1 => Fate::Expired(share),
+                    2 => Fate::Cancelled(share),
+                    3 => Fate::AllErrors,
+                    _ => Fate::Completed,
+                }
+            }
             None => Fate::Completed,
         }
     }
@@ -255,12 +315,14 @@ impl FaultPlan {
         self.time("slow")
     }
 
-    pub fn list_lag(&self) -> Duration {
-        self.time("list_lag")
+    /// How long a batch is not listed.
+    pub fn list_lag(&self, batch: &str) -> Duration {
+        self.time("list_lag").max(self.schedule().map_or(Duration::ZERO, |schedule| schedule.lag(batch)))
     }
 
-    pub fn drops_metadata(&self) -> bool {
+    pub fn drops_metadata(&self, batch: &str) -> bool {
         self.switches.contains(&"metadata_dropped")
+            || self.schedule().is_some_and(|schedule| schedule.drops_metadata(batch))
     }
 
     pub fn numbers_codes(&self) -> bool {
@@ -302,6 +364,7 @@ pub fn help() -> String {
             Takes::Share => format!("{name}=1%"),
             Takes::Count => format!("{name}[=N]"),
             Takes::Time => format!("{name}=250ms"),
+            Takes::Seed => format!("{name}=17"),
             Takes::Nothing => name.to_owned(),
         };
         let _infallible = write!(text, "\n  {form:<20} {what}");
@@ -332,6 +395,8 @@ mod tests {
             ("rate_limit=x", "give a number of times"),
             ("slow", "give a time"),
             ("extra_fields=1", "takes no value"),
+            ("schedule", "give a number"),
+            ("schedule=x", "give a number"),
         ] {
             let error = FaultPlan::parse(&[spec.to_owned()]).expect_err(spec);
             assert_eq!(error.kind(), Kind::Usage);
@@ -351,7 +416,7 @@ mod tests {
     #[test]
     fn counted_faults_strike_at_their_point() {
         let plan = plan(&["rate_limit=1,drop_create=1", "lose_create=1"]);
-        assert!(matches!(plan.call(Call::Poll, Point::Before), Some(Effect::Refuse(429, "1302", _))));
+        assert!(matches!(plan.call(Call::Poll, Point::Before), Some(Effect::Refuse { status: 429, code: "1302", .. })));
         assert_eq!(plan.call(Call::Poll, Point::Before), None);
         assert_eq!(plan.call(Call::Create, Point::Before), Some(Effect::Break));
         assert_eq!(plan.call(Call::Create, Point::Before), None);

@@ -2,32 +2,36 @@
 //! it comes and checked from there; a download is read as it goes.
 
 use std::{
-    io::{self, Read as _, Seek as _, SeekFrom},
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, to_bytes},
     extract::{DefaultBodyLimit, FromRequest as _, Multipart, Path as Segment, Query, Request, State as Handle},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
 };
-use futures::StreamExt as _;
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_util::io::ReaderStream;
 
 use super::{
     Emulator,
     dialect::{Dialect, Refusal},
     faults::{Call, Effect, Point},
     input::{self, Refused, Rules},
+    schedule::{Mirage, Schedule, Spoiled},
     state::{Look, Metadata, Purpose, StoredFile},
 };
+use crate::blocking;
 
 /// A create or another small body.
 const MAX_JSON: usize = 1 << 20;
@@ -88,17 +92,32 @@ impl Api {
         if given.and_then(|value| value.strip_prefix("Bearer ")).is_none_or(|key| key.trim().is_empty()) {
             return Some(self.refuse(&Refusal::new(401, "1001", "no API key in the Authorization header")));
         }
-        self.server.faults().call(call, Point::Before).map(|effect| self.strike(effect))
+        match self.server.faults().call(call, Point::Before)? {
+            Effect::Stall(time) => {
+                tokio::time::sleep(time).await;
+                None
+            }
+            effect => Some(self.strike(effect)),
+        }
     }
 
     /// The reply to a call that was done or refused, unless a fault takes it.
-    fn after(&self, call: Call, done: Reply) -> Response {
-        match done {
-            Err(refusal) => self.refuse(&refusal),
-            Ok(response) => match self.server.faults().call(call, Point::After) {
-                Some(effect) => self.strike(effect),
-                None => response,
+    async fn after(&self, call: Call, done: Reply) -> Response {
+        let response = match done {
+            Err(refusal) => return self.refuse(&refusal),
+            Ok(response) => response,
+        };
+        match self.server.faults().call(call, Point::After) {
+            None => response,
+            Some(Effect::Stall(time)) => {
+                tokio::time::sleep(time).await;
+                response
+            }
+            Some(Effect::CutReply) if call != Call::Download => match to_bytes(response.into_body(), MAX_JSON).await {
+                Ok(body) => body.slice(..body.len() / 2).into_response(),
+                Err(_) => self.strike(Effect::Break),
             },
+            Some(effect) => self.strike(effect),
         }
     }
 
@@ -109,13 +128,22 @@ impl Api {
 
     fn strike(&self, effect: Effect) -> Response {
         match effect {
-            Effect::Refuse(status, code, message) => self.refuse(&Refusal::new(status, code, message)),
+            Effect::Refuse { status, code, message, after } => {
+                let mut response = self.refuse(&Refusal::new(status, code, message));
+                if let Some(seconds) = after {
+                    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+                }
+                response
+            }
+            Effect::Nonsense => "<!-- ok -->".into_response(),
+            Effect::Empty => StatusCode::OK.into_response(),
+            Effect::ErrorIn200 => Json(json!({"error": {"code": "1234", "message": "network error"}})).into_response(),
             Effect::Html => {
                 let page = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>";
                 (StatusCode::BAD_GATEWAY, [(header::CONTENT_TYPE, "text/html")], page).into_response()
             }
             // hyper has not sent the head when the body fails: the client sees the connection end.
-            Effect::Break => {
+            Effect::Break | Effect::CutReply | Effect::Stall(_) => {
                 let lost = io::Error::new(io::ErrorKind::ConnectionReset, "the emulator broke the connection");
                 Body::from_stream(futures::stream::iter([Err::<bytes::Bytes, _>(lost)])).into_response()
             }
@@ -133,9 +161,38 @@ impl Api {
                 let strange = poll && !batch.status.is_terminal() && server.faults().unknown_status();
                 let status = serde_json::to_value(batch.status).unwrap_or_default();
                 let status = if strange { UNKNOWN_STATUS } else { status.as_str().unwrap_or_default() };
-                Ok(dialect.batch(batch, status, done, server.faults()))
+                let mut shown = dialect.batch(batch, status, done, server.faults());
+                if let Some(mirage) = server
+                    .faults()
+                    .schedule()
+                    .filter(|_| poll)
+                    .and_then(|schedule| schedule.mirage(batch.status.is_terminal()))
+                {
+                    blur(&mut shown, mirage);
+                }
+                Ok(shown)
             })
             .await
+    }
+}
+
+/// Shows a batch as it is not.
+fn blur(shown: &mut Value, mirage: Mirage) {
+    let Some(shown) = shown.as_object_mut() else { return };
+    let mut put = |name: &str, value: Option<Value>| match value {
+        Some(value) => drop(shown.insert(name.to_owned(), value)),
+        None => drop(shown.remove(name)),
+    };
+    match mirage {
+        Mirage::Unknown => put("status", Some(json!(UNKNOWN_STATUS))),
+        Mirage::Backwards => put("status", Some(json!("validating"))),
+        Mirage::NoFiles(how) => {
+            let nothing = [Some(Value::Null), Some(json!("")), None];
+            for name in ["output_file_id", "error_file_id"] {
+                put(name, nothing.get(usize::from(how)).cloned().flatten());
+            }
+        }
+        Mirage::NoCounts(null) => put("request_counts", null.then_some(Value::Null)),
     }
 }
 
@@ -155,7 +212,7 @@ async fn upload(Handle(api): Handle<Api>, request: Request) -> Response {
         Err(e) => Err(Refusal::parameter(e.to_string())),
     };
     let done = done.map(|file| Json(api.dialect.file(&file, api.server.faults())).into_response());
-    api.after(Call::Upload, done)
+    api.after(Call::Upload, done).await
 }
 
 /// An upload on its way; gone, unless it was renamed, when it is dropped.
@@ -202,8 +259,7 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
     let (name, bytes, hash) = file.ok_or_else(|| Refusal::parameter("there is no part `file`"))?;
     let rules = Rules { dialect: api.dialect, any_model: server.early() };
     let path = part.0.clone();
-    let checked = tokio::task::spawn_blocking(move || input::check(&path, rules)).await;
-    let checked = match checked.map_err(|e| Refusal::internal(e.to_string()))? {
+    let checked = match blocking::run(move || input::check(&path, rules)).await {
         Ok(checked) => checked,
         Err(Refused::Content(what)) => return Err(Refusal::parameter(what)),
         Err(Refused::Io(e)) => return Err(Refusal::internal(e.to_string())),
@@ -228,19 +284,26 @@ async fn save(
     most: u64,
 ) -> Result<(u64, blake3::Hash), Refusal> {
     let failed = |e: io::Error| Refusal::internal(format!("cannot write the upload: {e}"));
-    let file = tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).await;
-    let mut file = tokio::io::BufWriter::with_capacity(BUFFER, file.map_err(failed)?);
-    let (mut bytes, mut hasher) = (0, blake3::Hasher::new());
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let file = Arc::new(file.map_err(failed)?);
+    let (mut bytes, mut hasher, mut pending) = (0, blake3::Hasher::new(), BytesMut::new());
+    let write = async |piece: Bytes| {
+        let file = Arc::clone(&file);
+        blocking::run(move || file.as_ref().write_all(&piece)).await.map_err(failed)
+    };
     while let Some(chunk) = field.chunk().await.map_err(|e| Refusal::parameter(e.to_string()))? {
         bytes += chunk.len() as u64;
         if bytes > most {
             return Err(Refusal::new(435, "1210", format!("the file is larger than {} MB", most / 1_000_000)));
         }
         hasher.update(&chunk);
-        file.write_all(&chunk).await.map_err(failed)?;
+        pending.extend_from_slice(&chunk);
+        if pending.len() >= BUFFER {
+            write(pending.split().freeze()).await?;
+        }
     }
-    file.flush().await.map_err(failed)?;
-    file.get_ref().sync_all().await.map_err(failed)?;
+    write(pending.freeze()).await?;
+    blocking::run(move || file.sync_all()).await.map_err(failed)?;
     Ok((bytes, hasher.finalize()))
 }
 
@@ -286,19 +349,22 @@ impl Page {
         }
     }
 
-    /// The ids of a page, newest first, and whether there are more.
+    /// The ids of a page, newest first, and whether there are more. `again`: so many of the last page are shown once more.
     fn cut<'a>(
         &self,
         dialect: Dialect,
-        newest_first: impl Iterator<Item = &'a str>,
+        newest_first: impl Iterator<Item = &'a str> + Clone,
+        again: usize,
     ) -> Result<(Vec<String>, bool), Refusal> {
         let limit = self.limit()?;
-        let mut ids = newest_first.peekable();
-        if let Some(after) = self.after.as_deref().filter(|after| !after.is_empty())
-            && !ids.any(|id| id == after)
-        {
-            return Err(Refusal::not_found("element", after));
+        let mut skipped = 0;
+        if let Some(after) = self.after.as_deref().filter(|after| !after.is_empty()) {
+            let Some(at) = newest_first.clone().position(|id| id == after) else {
+                return Err(Refusal::not_found("element", after));
+            };
+            skipped = (at + 1).saturating_sub(again);
         }
+        let mut ids = newest_first.skip(skipped).peekable();
         let page: Vec<String> = ids.by_ref().take(limit).map(str::to_owned).collect();
         // OpenAI-style servers may say there is more and then show an empty page.
         let more = match dialect {
@@ -335,12 +401,12 @@ async fn list_files(Handle(api): Handle<Api>, Query(page): Query<Page>, headers:
         };
         let files = core.state.files().iter().rev().filter(|held| !held.deleted).map(|held| &held.file);
         let files = files.filter(|file| purpose.is_none_or(|purpose| file.purpose == purpose));
-        let (ids, more) = page.cut(dialect, files.map(|file| file.id.as_str()))?;
+        let (ids, more) = page.cut(dialect, files.map(|file| file.id.as_str()), 0)?;
         let shown = ids.iter().filter_map(|id| core.state.file(id)).map(|file| dialect.file(file, server.faults()));
         Ok((shown.collect(), ids, more))
     });
     let done = listed.await.map(|(data, ids, more): (Vec<Value>, Vec<String>, bool)| list(data, &ids, more));
-    api.after(Call::ListFiles, done)
+    api.after(Call::ListFiles, done).await
 }
 
 async fn download(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
@@ -348,36 +414,60 @@ async fn download(Handle(api): Handle<Api>, Segment(id): Segment<String>, header
         return refused;
     }
     let done = content(&api, id).await;
-    api.after(Call::Download, done)
+    api.after(Call::Download, done).await
 }
 
 async fn content(api: &Api, id: String) -> Reply {
-    let (file, bytes, until) = api
+    let (file, announced, bytes, until, pause) = api
         .server
         .step(move |server, core| {
             let Some(stored) = core.state.file(&id) else { return Err(Refusal::not_found("file", &id)) };
-            let opened = std::fs::File::open(server.0.files.join(&stored.id)).and_then(|mut file| {
-                let until = match server.faults().cut() {
+            let opened = File::open(server.0.files.join(&stored.id)).and_then(|mut file| {
+                let spoiled = server.faults().schedule().and_then(Schedule::spoil);
+                let (pause, announced, cut) = match spoiled {
+                    None => (Duration::ZERO, false, server.faults().cut()),
+                    Some(Spoiled::Slow(pause)) => (pause, false, None),
+                    Some(Spoiled::Cut { between_lines, announced }) => (Duration::ZERO, announced, Some(between_lines)),
+                };
+                let until = match cut {
                     None => stored.bytes,
                     Some(between_lines) => cut_at(&mut file, stored.bytes, between_lines)?,
                 };
-                Ok((file, stored.bytes, until))
+                Ok((file, announced.then_some(stored.bytes), stored.bytes, until, pause))
             });
             opened.map_err(|e| Refusal::internal(e.to_string()))
         })
         .await?;
-    let part = tokio::fs::File::from_std(file).take(until);
-    let mut response = Body::from_stream(ReaderStream::with_capacity(part, BUFFER)).into_response();
+    let mut response = Body::from_stream(read_until(file, until, pause)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
-    if api.dialect == Dialect::OpenAi {
+    if api.dialect == Dialect::OpenAi || announced.is_some() {
         headers.insert(header::CONTENT_LENGTH, header::HeaderValue::from(bytes));
     }
     Ok(response)
 }
 
+/// A file's bytes up to a place, piece by piece, after a pause.
+fn read_until(file: File, until: u64, pause: Duration) -> impl Stream<Item = io::Result<Bytes>> {
+    futures::stream::try_unfold((Arc::new(file), until, pause), async |(file, left, pause)| {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        let most = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+        if most == 0 {
+            return Ok(None);
+        }
+        let from = Arc::clone(&file);
+        let piece = blocking::run(move || {
+            let mut piece = vec![0; most];
+            from.as_ref().read_exact(&mut piece).map(|()| Bytes::from(piece))
+        });
+        Ok(Some((piece.await?, (file, left - most as u64, Duration::ZERO))))
+    })
+}
+
 /// Where a download that comes short ends: about half-way, within a line or after one.
-fn cut_at(file: &mut std::fs::File, bytes: u64, between_lines: bool) -> io::Result<u64> {
+fn cut_at(file: &mut File, bytes: u64, between_lines: bool) -> io::Result<u64> {
     let half = bytes / 2;
     if !between_lines {
         return Ok(half);
@@ -396,7 +486,7 @@ async fn delete_file(Handle(api): Handle<Api>, Segment(id): Segment<String>, hea
     }
     let done = api.server.delete(&id).await;
     let done = done.map(|()| Json(json!({"id": id, "object": "file", "deleted": true})).into_response());
-    api.after(Call::DeleteFile, done)
+    api.after(Call::DeleteFile, done).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -412,13 +502,26 @@ async fn create(Handle(api): Handle<Api>, request: Request) -> Response {
     if let Some(refused) = api.before(Call::Create, request.headers()).await {
         return refused;
     }
-    let done = accept(&api, request.into_body()).await;
-    api.after(Call::Create, done)
+    let done = match to_bytes(request.into_body(), MAX_JSON).await {
+        Err(e) => Err(Refusal::parameter(e.to_string())),
+        Ok(body) => match api.server.faults().schedule().and_then(Schedule::late) {
+            None => accept(&api, &body).await,
+            Some(time) => {
+                let later = api.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    // Nobody hears of it.
+                    let _accepted = accept(&later, &body).await;
+                });
+                return api.strike(Effect::Break);
+            }
+        },
+    };
+    api.after(Call::Create, done).await
 }
 
-async fn accept(api: &Api, body: Body) -> Reply {
-    let body = axum::body::to_bytes(body, MAX_JSON).await.map_err(|e| Refusal::parameter(e.to_string()))?;
-    let body: CreateBody = serde_json::from_slice(&body).map_err(|e| Refusal::parameter(e.to_string()))?;
+async fn accept(api: &Api, body: &[u8]) -> Reply {
+    let body: CreateBody = serde_json::from_slice(body).map_err(|e| Refusal::parameter(e.to_string()))?;
     let file = body.input_file_id.ok_or_else(|| Refusal::parameter("input_file_id is missing"))?;
     let endpoint = body.endpoint.ok_or_else(|| Refusal::parameter("endpoint is missing"))?;
     if endpoint != api.dialect.endpoint() {
@@ -458,7 +561,7 @@ async fn poll(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: H
         Ok(()) => api.show(id, true).await.map(|batch| Json(batch).into_response()),
         Err(refusal) => Err(refusal),
     };
-    api.after(Call::Poll, done)
+    api.after(Call::Poll, done).await
 }
 
 async fn list_batches(Handle(api): Handle<Api>, Query(page): Query<Page>, headers: HeaderMap) -> Response {
@@ -466,7 +569,7 @@ async fn list_batches(Handle(api): Handle<Api>, Query(page): Query<Page>, header
         return refused;
     }
     let done = page_of_batches(&api, page).await;
-    api.after(Call::ListBatches, done)
+    api.after(Call::ListBatches, done).await
 }
 
 async fn page_of_batches(api: &Api, page: Page) -> Reply {
@@ -475,9 +578,15 @@ async fn page_of_batches(api: &Api, page: Page) -> Reply {
         .server
         .step(move |server, core| {
             let now = server.now();
-            let lag = u64::try_from(server.faults().list_lag().as_millis()).unwrap_or(u64::MAX);
-            let listed = core.state.batches().iter().rev().filter(|batch| now >= batch.at.saturating_add(lag));
-            page.cut(dialect, listed.map(|batch| batch.id.as_str()))
+            let lag = |id: &str| u64::try_from(server.faults().list_lag(id).as_millis()).unwrap_or(u64::MAX);
+            let listed = core.state.batches().iter().rev();
+            let listed = listed.filter(|batch| now >= batch.at.saturating_add(lag(&batch.id)));
+            let mut ids: Vec<&str> = listed.map(|batch| batch.id.as_str()).collect();
+            let Some(schedule) = server.faults().schedule() else { return page.cut(dialect, ids.into_iter(), 0) };
+            ids.sort_by_key(|id| schedule.order(id));
+            let (most, again) = schedule.page(page.limit()?);
+            let page = Page { limit: Some(most.to_string()), ..page };
+            page.cut(dialect, ids.into_iter(), again)
         })
         .await?;
     let mut data = Vec::new();
@@ -499,5 +608,5 @@ async fn cancel(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers:
         Ok(()) => api.show(id, false).await.map(|batch| Json(batch).into_response()),
         Err(refusal) => Err(refusal),
     };
-    api.after(Call::Cancel, done)
+    api.after(Call::Cancel, done).await
 }

@@ -16,6 +16,7 @@ mod input;
 pub mod ledger;
 mod log;
 mod results;
+pub mod schedule;
 pub mod state;
 mod upstream;
 
@@ -37,10 +38,12 @@ use self::{
     faults::FaultPlan,
     log::Log,
     results::Job,
-    state::{Create, Event, Look, Metadata, Millis, State, Status, StoredFile, Work},
+    schedule::Schedule,
+    state::{Create, Event, Fate, Look, Metadata, Millis, State, Status, StoredFile, Work},
 };
 use crate::{
     analysis::AnalysisSet,
+    blocking, drill,
     error::{Error, Result},
 };
 
@@ -56,6 +59,8 @@ pub enum Clock {
     #[default]
     System,
     Manual(Arc<AtomicU64>),
+    /// The time of the async runtime, which may be virtual: what it was at an instant.
+    Runtime(tokio::time::Instant, Millis),
 }
 
 impl Clock {
@@ -66,6 +71,7 @@ impl Clock {
                 Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
             }
             Self::Manual(now) => now.load(Ordering::Relaxed),
+            Self::Runtime(since, then) => then + u64::try_from(since.elapsed().as_millis()).unwrap_or(Millis::MAX),
         }
     }
 }
@@ -144,6 +150,11 @@ impl Emulator {
         ledger::Ledger::of(&self.core().state)
     }
 
+    /// What goes wrong by schedule, if anything does.
+    pub fn schedule(&self) -> Option<&Schedule> {
+        self.faults().schedule()
+    }
+
     fn core(&self) -> MutexGuard<'_, Core> {
         // The state is changed in one step, after its checks: a panic elsewhere leaves it whole.
         self.0.core.lock().unwrap_or_else(PoisonError::into_inner)
@@ -168,11 +179,11 @@ impl Emulator {
         step: impl FnOnce(&Self, &mut Core) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let server = self.clone();
-        let ran = tokio::task::spawn_blocking(move || {
+        blocking::run(move || {
             let mut core = server.core();
-            step(&server, &mut core)
-        });
-        ran.await.map_err(|e| Refusal::internal(e.to_string()))?
+            drill::spared(|| step(&server, &mut core))
+        })
+        .await
     }
 
     /// Takes a checked upload in, from its temporary place.
@@ -189,6 +200,9 @@ impl Emulator {
                 .and_then(|()| crate::lines::output::sync_directory(&server.0.files))
                 .map_err(|e| Refusal::internal(e.to_string()))?;
             core.commit(Event::Stored { file: file.clone() })?;
+            if server.faults().schedule().is_some_and(Schedule::drops_input) {
+                core.commit(Event::Deleted { file: file.id.clone(), at: server.now(), asked: false })?;
+            }
             Ok(file)
         })
         .await
@@ -204,9 +218,8 @@ impl Emulator {
     ) -> Result<String, Refusal> {
         let id = self
             .step(move |server, core| {
-                if core.state.file(&file).is_none() {
-                    return Err(Refusal::not_found("file", &file));
-                }
+                let Some(input) = core.state.file(&file) else { return Err(Refusal::not_found("file", &file)) };
+                let fate = server.faults().fate(&input.blake3);
                 let at = server.now();
                 let count = core.state.batches().len() as u64;
                 // The highest bit that still gives 19 digits is set whatever a test's clock says.
@@ -214,7 +227,7 @@ impl Emulator {
                 let batch = format!("batch_{}", ticks | (count & ((1 << ID_SHIFT) - 1)));
                 let latency = Millis::try_from(server.0.settings.latency.as_millis()).unwrap_or(Millis::MAX);
                 let due = at.saturating_add(latency);
-                let create = Create { file, endpoint, auto_delete, metadata, due, fate: server.faults().fate() };
+                let create = Create { file, endpoint, auto_delete, metadata, due, fate };
                 core.commit(Event::Created { batch: batch.clone(), at, create })?;
                 Ok(batch)
             })
@@ -317,6 +330,7 @@ impl Emulator {
                 input_blake3: batch.blake3.clone(),
                 files: self.0.files.clone(),
                 share: batch.share,
+                all_fail: batch.create.fate == Fate::AllErrors,
                 status: batch.status,
                 now,
             };
@@ -337,11 +351,11 @@ impl Emulator {
             }
             None => {
                 let server = self.clone();
-                let made = tokio::task::spawn_blocking(move || {
+                let made = blocking::run(move || {
                     let settings = &server.0.settings;
-                    results::produce(&job, &server.0.analyses, settings.seed, &settings.faults)
+                    drill::spared(|| results::produce(&job, &server.0.analyses, settings.seed, &settings.faults))
                 });
-                made.await.map_err(|e| e.to_string()).and_then(|made| made.map_err(|e| e.to_string()))
+                made.await.map_err(|e| e.to_string())
             }
         };
         let told = self.step(move |server, core| {

@@ -34,6 +34,7 @@ pub struct Job {
     pub files: PathBuf,
     /// Share of the lines that gets done, in parts per million.
     pub share: u32,
+    pub all_fail: bool,
     /// Cancelled or about to be.
     pub status: Status,
     pub now: Millis,
@@ -155,9 +156,11 @@ impl<'j> Results<'j> {
         if has(LineFault::Duplicate) {
             self.output.put(&self.line)?;
         }
-        if has(LineFault::Foreign) {
-            let (name, _) = custom_id.rsplit_once('_').unwrap_or((custom_id, ""));
-            let stranger = format!("{name}_{}", 4_000_000_000 + key.draw("foreign") % 1_000_000);
+        let (name, index) = custom_id.rsplit_once('_').unwrap_or((custom_id, ""));
+        let foreign = has(LineFault::Foreign).then(|| 4_000_000_000 + key.draw("foreign") % 1_000_000);
+        let stray = index.parse::<u64>().ok().filter(|_| has(LineFault::Stray)).map(|index| index.saturating_add(4));
+        for index in foreign.into_iter().chain(stray) {
+            let stranger = format!("{name}_{index:04}");
             let body = json!({"model": "x", "choices": [
                 {"finish_reason": "stop", "index": 0, "message": {"role": "assistant", "content": "3"}},
             ]});
@@ -291,7 +294,7 @@ struct OnlyId {
 fn ask<'a>(question: &Question, job: &Job, analyses: &AnalysisSet, key: &LineKey, faults: &FaultPlan) -> Outcome<'a> {
     let has = |fault| faults.strikes(fault, key);
     let (id, model, text) = (&question.custom_id, &question.body.model, &question.body.messages.0);
-    if has(LineFault::Blocked) {
+    if job.all_fail || has(LineFault::Blocked) {
         let (code, message) = ("1301", "unsafe or sensitive content detected");
         return Outcome::Failed { status: 400, code, message, body: json!({ "model": model }) };
     }

@@ -56,6 +56,10 @@ pub enum Fate {
     Failed,
     /// This share of the lines is done, in parts per million.
     Expired(u32),
+    /// The same, and the server cancels it.
+    Cancelled(u32),
+    /// Every line fails: there is an error file only.
+    AllErrors,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -255,7 +259,10 @@ impl State {
             }
             Event::Created { batch, at, create } => {
                 let Some(input) = self.file(&create.file) else { return Ok(()) };
-                let share = if let Fate::Expired(share) = create.fate { share } else { WHOLE };
+                let share = match create.fate {
+                    Fate::Expired(share) | Fate::Cancelled(share) => share,
+                    Fate::Completed | Fate::Failed | Fate::AllErrors => WHOLE,
+                };
                 let new = Batch {
                     id: batch.clone(),
                     at,
@@ -275,7 +282,7 @@ impl State {
             }
             Event::Moved { batch, at, to } => {
                 if let Some(batch) = self.batch_mut(&batch) {
-                    if to == Status::Cancelling {
+                    if to == Status::Cancelling && !matches!(batch.create.fate, Fate::Cancelled(_)) {
                         batch.share = batch.share.min(share_done(batch, at));
                     }
                     batch.status = to;
@@ -321,6 +328,7 @@ impl State {
             (Status::Validating, Fate::Failed) => Some(Status::Failed),
             (Status::Validating, _) => Some(Status::InProgress),
             (Status::InProgress, Fate::Expired(_)) => (due && worked).then_some(Status::Expired),
+            (Status::InProgress, Fate::Cancelled(_)) => due.then_some(Status::Cancelling),
             (Status::InProgress, _) => (due && (worked || !early)).then_some(Status::Finalizing),
             (Status::Finalizing, _) => worked.then_some(Status::Completed),
             (Status::Cancelling, _) => worked.then_some(Status::Cancelled),

@@ -23,7 +23,10 @@ use super::{
     results::{Job, Outcome, Results, shuffled},
     state::{WHOLE, Work},
 };
-use crate::error::{Error, Kind, Result};
+use crate::{
+    blocking,
+    error::{Error, Kind, Result},
+};
 
 /// Requests under way at one time.
 const CONCURRENCY: usize = 8;
@@ -100,8 +103,7 @@ impl Upstream {
         let (input, content) = (job.input.clone(), job.input_blake3.clone());
         let read = move || shuffled(&input, seed, &content);
         let failed = |e: std::io::Error| Error::io("read", &job.input, &e);
-        let joined = |e: tokio::task::JoinError| Error::new(Kind::Io, e.to_string());
-        let order = tokio::task::spawn_blocking(read).await.map_err(joined)?.map_err(failed)?;
+        let order = blocking::run(read).await.map_err(failed)?;
         let held = Arc::new(Semaphore::new(HELD_KIB as usize));
         let mut results = Results::create(&job, faults)?;
         let rows = order.into_iter().map(|span| self.row(&job, span, seed, Arc::clone(&held), progress));
@@ -133,8 +135,7 @@ impl Upstream {
         let room = (span.bytes / 1024 + 1).min(HELD_KIB);
         let _room = held.acquire_many_owned(room).await.ok();
         let path = job.input.clone();
-        let line = tokio::task::spawn_blocking(move || LineFile::open(&path)?.bytes_at(span)).await;
-        let line = line.map_err(|e| Error::new(Kind::Io, e.to_string()))?;
+        let line = blocking::run(move || LineFile::open(&path)?.bytes_at(span)).await;
         let line = Bytes::from(line.map_err(|e| Error::io("read", &job.input, &e))?);
         let key = LineKey::finish(LineKey::hasher(seed).update(&line));
         let row: Row<'_> =

@@ -11,7 +11,10 @@ use std::{
 use tempfile::NamedTempFile;
 
 use super::ahead::WriteBehind;
-use crate::error::{Error, Result};
+use crate::{
+    drill::{self, Guard},
+    error::{Error, Result},
+};
 
 /// Buffer before a file or stdout.
 const BUFFER: usize = 256 << 10;
@@ -86,14 +89,27 @@ impl AtomicFile {
 
     pub fn commit(self) -> Result<()> {
         let path = self.path;
-        self.temp.as_file().sync_all().map_err(|e| Error::io("sync", &path, &e))?;
+        let what = kind_of(&path);
+        drill::step("sync", what);
+        if !drill::without(Guard::FileSync) {
+            self.temp.as_file().sync_all().map_err(|e| Error::io("sync", &path, &e))?;
+        }
+        drill::step("rename", what);
         self.temp.persist(&path).map_err(|e| Error::io("rename to", &path, &e.error))?;
-        sync_directory(directory(&path))
+        drill::step("sync directory", what);
+        sync_directory(directory(&path))?;
+        drill::step("there", what);
+        Ok(())
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if drill::without(Guard::Rename) {
+            let mut torn = File::options().create(true).append(true).open(&self.path)?;
+            torn.write_all(bytes)?;
+        }
+        drill::step("write", kind_of(&self.path));
         #[expect(clippy::disallowed_methods, reason = "this is an implementation of write")]
         self.temp.as_file_mut().write(bytes)
     }
@@ -111,8 +127,19 @@ pub fn directory(path: &Path) -> &Path {
     }
 }
 
+/// What a file is called in a drill: the directory it is in, within a work directory, or its ending.
+fn kind_of(path: &Path) -> &str {
+    match directory(path).file_name().and_then(|name| name.to_str()) {
+        Some(kind @ ("requests" | "rows" | "results")) => kind,
+        _ => path.file_name().and_then(|name| name.to_str()).unwrap_or_default(),
+    }
+}
+
 /// Makes renames in a directory durable.
 pub fn sync_directory(dir: &Path) -> Result<()> {
+    if drill::without(Guard::DirectorySync) {
+        return Ok(());
+    }
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("sync directory", dir, &e))
 }
 

@@ -16,7 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    drill,
+    error::{Error, Kind, Result},
+};
 
 /// Cells in the table: a shard's width times the analyses.
 const CELLS: u64 = 1 << 17;
@@ -318,6 +321,7 @@ impl Level {
             if let Some(link) = buffer.first_chunk_mut() {
                 *link = shard.spilled.encode();
             }
+            drill::step("spill", "answers");
             file.write_all_at(&buffer, self.end).map_err(|e| spill_error("spill answers to", shape, &e))?;
             shard.spilled = Link { offset: self.end, bytes: buffer.len() as u64 };
             self.end += buffer.len() as u64;

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 use http::{HeaderMap, header};
 
+use crate::drill::{self, Guard};
+
 /// What may come out of one byte of a compressed body, beyond [`SLACK`].
 const MOST_RATIO: u64 = 500;
 const SLACK: u64 = 1 << 20;
@@ -21,7 +23,7 @@ pub(super) struct Capped<W> {
 
 impl<W: Write> Write for Capped<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.saturating_add(bytes.len() as u64) > self.most {
+        if self.bytes.saturating_add(bytes.len() as u64) > self.most && !drill::without(Guard::Caps) {
             self.over = true;
             return Err(io::Error::other("too large"));
         }

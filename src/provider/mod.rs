@@ -15,7 +15,8 @@ mod transport;
 use std::{
     collections::HashSet,
     fmt::Write as _,
-    io::{self, Write},
+    fs::File,
+    io::{self, Read as _, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -24,7 +25,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Method, header};
 use serde_json::{Value, json};
-use tokio::{io::AsyncReadExt as _, time::Instant};
+use tokio::time::Instant;
 
 pub use batch::{Batch, BatchId, BatchStatus, FileId, RequestCounts};
 pub use dialect::Dialect;
@@ -32,7 +33,12 @@ pub use error::{ApiError, Class, CreateError};
 pub use key::Key;
 pub use transport::Transport;
 
-use crate::{error::Result, lines::output::AtomicFile};
+use crate::{
+    blocking,
+    drill::{self, Guard},
+    error::Result,
+    lines::output::AtomicFile,
+};
 use body::Decoder;
 use retry::{Policy, Retries};
 use transport::{BaseUrl, Broken, Moved, Patience, Reply};
@@ -152,7 +158,11 @@ impl Client {
                 fields.insert("metadata".to_owned(), Value::Object(metadata));
             }
         }
-        match self.ask(CALL, Method::POST, "batches", Payload::Json(&body)).await {
+        let mut answer = self.ask(CALL, Method::POST, "batches", Payload::Json(&body)).await;
+        if drill::without(Guard::CreateOnce) && answer.as_ref().is_err_and(ApiError::is_retryable) {
+            answer = self.ask(CALL, Method::POST, "batches", Payload::Json(&body)).await;
+        }
+        match answer {
             Ok(body) => self.read_batch(CALL, &body).map_err(CreateError::Ambiguous),
             Err(error) if !error.sent => Err(CreateError::NotSent(error)),
             Err(error) if self.is_definite(&error) => Err(CreateError::Refused(error)),
@@ -202,7 +212,7 @@ impl Client {
                 }
             }
             match last {
-                Some(last) if more && news => {
+                Some(last) if more && news && !drill::without(Guard::Paging) => {
                     path = format!("batches?limit={PAGE}&after={}", percent_escape(last.as_str()));
                 }
                 _ => return Ok(found),
@@ -467,8 +477,10 @@ impl Client {
             }
         };
         let request = request.map_err(cannot)?;
+        drill::step("before", call);
         let start = Instant::now();
         let reply = self.0.transport.send(request, &moved, self.0.patience).await;
+        drill::step("after", call);
         let ms = start.elapsed().as_millis();
         // Queries hold only ids, but a habit of logging them would hold secrets one day.
         let shown = path.split('?').next().unwrap_or_default();
@@ -521,7 +533,7 @@ struct Form {
     bytes: u64,
     moved: Arc<Moved>,
     head: Bytes,
-    file: tokio::fs::File,
+    file: Arc<File>,
     path: PathBuf,
     /// Of the file, not yet sent.
     left: u64,
@@ -535,9 +547,10 @@ impl Form {
             sent: false,
             ..ApiError::new(call, Class::Io, format!("open {}: {e}", path.display()))
         };
-        let file = tokio::fs::File::open(path).await.map_err(fail)?;
-        let left = file.metadata().await.map_err(fail)?.len();
-        let boundary = format!("zbatch-{:016x}{:016x}", retry::random_bits(), retry::random_bits());
+        let opening = path.to_owned();
+        let open = move || File::open(opening).and_then(|file| file.metadata().map(|meta| (file, meta.len())));
+        let (file, left) = blocking::run(open).await.map_err(fail)?;
+        let boundary = format!("zbatch-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         let name: String = file_name.chars().filter(|c| !c.is_control() && !matches!(c, '"' | '\\')).collect();
         let head = Bytes::from(format!(
             "--{boundary}\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n\
@@ -547,7 +560,7 @@ impl Form {
         let tail = Bytes::from(format!("\r\n--{boundary}--\r\n"));
         let bytes = head.len() as u64 + left + tail.len() as u64;
         let moved = Arc::new(Moved::streamed());
-        Ok(Self { boundary, bytes, moved, head, file, path: path.to_owned(), left, tail })
+        Ok(Self { boundary, bytes, moved, head, file: Arc::new(file), path: path.to_owned(), left, tail })
     }
 
     fn into_body(self) -> reqwest::Body {
@@ -566,18 +579,24 @@ impl Form {
         }
         if self.left > 0 {
             let most = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);
-            let mut piece = BytesMut::with_capacity(most);
-            let read = (&mut self.file).take(most as u64).read_buf(&mut piece).await;
-            let read = read.and_then(|n| if n == 0 { Err(io::Error::other("it became shorter")) } else { Ok(n) });
-            match read {
-                Ok(n) => self.left -= n as u64,
-                Err(e) => {
-                    self.moved.fail(format!("read {}: {e}", self.path.display()));
-                    return Err(e);
+            let file = Arc::clone(&self.file);
+            let read = blocking::run(move || {
+                let mut piece = vec![0; most];
+                file.as_ref().read_exact(&mut piece).map(|()| Bytes::from(piece))
+            });
+            return match read.await {
+                Ok(piece) => {
+                    self.left -= most as u64;
+                    self.moved.touch(false);
+                    Ok(piece)
                 }
-            }
-            self.moved.touch(false);
-            return Ok(piece.freeze());
+                Err(e) => {
+                    let short = e.kind() == io::ErrorKind::UnexpectedEof;
+                    let why = if short { "it became shorter".to_owned() } else { e.to_string() };
+                    self.moved.fail(format!("read {}: {why}", self.path.display()));
+                    Err(e)
+                }
+            };
         }
         self.moved.touch(true);
         Ok(std::mem::take(&mut self.tail))
@@ -628,7 +647,7 @@ impl Write for Landing {
 
 impl Landing {
     async fn create(to: PathBuf) -> Result<Self, ApiError> {
-        let file = blocking(move || AtomicFile::create_private(&to).map_err(|e| local(&e))).await?;
+        let file = blocking::run(move || AtomicFile::create_private(&to).map_err(|e| local(&e))).await?;
         Ok(Self { file, hasher: blake3::Hasher::new(), bytes: 0, head: Vec::new(), failed: None })
     }
 
@@ -647,14 +666,14 @@ impl Landing {
     async fn commit(self, complete: bool) -> Result<Download, ApiError> {
         let download = Download { bytes: self.bytes, blake3: self.hasher.finalize(), complete };
         let file = self.file;
-        blocking(move || file.commit().map_err(|e| local(&e))).await?;
+        blocking::run(move || file.commit().map_err(|e| local(&e))).await?;
         Ok(download)
     }
 }
 
 /// Hands bytes to the file, away from the async threads.
 async fn put(call: &'static str, mut decoder: Decoder<Landing>, bytes: Bytes) -> Result<Decoder<Landing>, ApiError> {
-    blocking(move || match decoder.put(&bytes) {
+    blocking::run(move || match decoder.put(&bytes) {
         Ok(()) => Ok(decoder),
         Err(e) => Err(not_put(call, &mut decoder, &e)),
     })
@@ -662,7 +681,7 @@ async fn put(call: &'static str, mut decoder: Decoder<Landing>, bytes: Bytes) ->
 }
 
 async fn finish(call: &'static str, mut decoder: Decoder<Landing>) -> Result<Landing, ApiError> {
-    blocking(move || match decoder.finish() {
+    blocking::run(move || match decoder.finish() {
         Ok(()) => decoder.into_inner().ok_or_else(|| ApiError::new(call, Class::Unreachable, "it is cut short")),
         Err(e) => Err(not_put(call, &mut decoder, &e)),
     })
@@ -681,20 +700,6 @@ fn not_put(call: &'static str, decoder: &mut Decoder<Landing>, error: &io::Error
 
 fn local(error: &crate::error::Error) -> ApiError {
     ApiError::new("download a file", Class::Io, error.to_string())
-}
-
-/// Runs file work where it may block.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        // A panic goes on where it can be seen; the runtime only ends when the program does.
-        Err(lost) => match lost.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(ApiError::new("work on a file", Class::Io, "the program is ending")),
-        },
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! in trouble is not asked by everybody at once (`promises.md` N3). A create never comes here.
 
 use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -111,23 +110,10 @@ impl Tries<'_> {
         let first = if error.class == Class::RateLimited { policy.first_limited } else { policy.first };
         let doubled = first.saturating_mul(1 << (self.made - 1).min(16)).min(policy.longest);
         // Full jitter; what the server asked for is the least.
-        let drawn = doubled.mul_f64(random());
+        let drawn = doubled.mul_f64(fastrand::f64());
         let asked = error.retry_after.map_or(Duration::ZERO, |asked| asked.min(policy.longest_asked));
         Some(queued.max(drawn).max(asked))
     }
-}
-
-/// In [0, 1). Not for secrets.
-fn random() -> f64 {
-    let bits = random_bits() >> 11;
-    #[expect(clippy::cast_precision_loss, reason = "53 bits fit exactly")]
-    let fraction = bits as f64 / (1_u64 << 53) as f64;
-    fraction
-}
-
-/// Not for secrets: each `RandomState` has keys of its own.
-pub(super) fn random_bits() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 /// Reads `Retry-After`: seconds, or a date.
@@ -229,13 +215,5 @@ mod tests {
         }
         assert_eq!(parse_http_date("Thu, 29 Feb 2024 23:59:59 GMT"), Some(1_709_251_199));
         assert_eq!(parse_retry_after("1e300", now), Some(Duration::MAX));
-    }
-
-    #[test]
-    fn random_is_spread() {
-        let drawn: Vec<f64> = (0..1000).map(|_| random()).collect();
-        assert!(drawn.iter().all(|x| (0.0..1.0).contains(x)));
-        let mean = drawn.iter().sum::<f64>() / 1000.0;
-        assert!((0.4..0.6).contains(&mean), "{mean}");
     }
 }

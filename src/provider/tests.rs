@@ -17,7 +17,7 @@ use axum::{
 };
 use futures::StreamExt as _;
 use http_body_util::BodyExt as _;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
