@@ -4,6 +4,7 @@
 //! ```text
 //! cargo test --features drill --test simulator -- --seeds 20000          # from seed 0
 //! cargo test --features drill --test simulator -- --seed 17              # that one, with what it says
+//! cargo test --features drill --test simulator -- --sockets --threads 16 --seeds 200
 //! cargo test --features drill --test simulator -- --sweep                # a kill at each durable step
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! process is killed. Whatever happens, no content is created twice, no answer is another row's, no file is torn; and when the
 //! faults stop, the job ends with the bytes of an undisturbed one.
 
+mod sockets;
 mod sweep;
 mod world;
 
@@ -39,6 +41,9 @@ struct Args {
     /// This one only, with all that the program says
     #[arg(long)]
     seed: Option<u64>,
+    /// Over real sockets, in real time
+    #[arg(long)]
+    sockets: bool,
     /// Instead, a kill at the first, middle and last durable step of each kind, and again during the resume
     #[arg(long)]
     sweep: bool,
@@ -58,11 +63,12 @@ fn main() -> ExitCode {
     let began = Instant::now();
     let (what, cases, failures) = match (args.sweep, args.seed) {
         (true, _) => ("cases", 0, sweep::all(args.threads, args.every)),
-        (false, Some(seed)) => ("seeds", 1, try_seed(seed, true).err().into_iter().collect()),
+        (false, Some(seed)) => ("seeds", 1, try_seed(seed, args.sockets, true).err().into_iter().collect()),
         (false, None) => {
-            let known = KNOWN.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
+            let known = if args.sockets { "" } else { KNOWN };
+            let known = known.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
             let seeds: Vec<u64> = known.chain(args.from..args.from + args.seeds).collect();
-            ("seeds", seeds.len(), all(&seeds, args.threads))
+            ("seeds", seeds.len(), all(&seeds, &args))
         }
     };
     let count = world::count();
@@ -82,16 +88,16 @@ fn main() -> ExitCode {
 }
 
 /// Runs seeds on threads; what failed, first seeds first.
-fn all(seeds: &[u64], threads: u64) -> Vec<String> {
+fn all(seeds: &[u64], args: &Args) -> Vec<String> {
     /// So many are told.
     const TOLD: usize = 10;
 
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..args.threads {
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    if let Err(failure) = try_seed(*seed, false) {
+                    if let Err(failure) = try_seed(*seed, args.sockets, false) {
                         failed.lock().expect("no panic").push((*seed, failure));
                     }
                     if failed.lock().expect("no panic").len() >= TOLD {
@@ -106,8 +112,9 @@ fn all(seeds: &[u64], threads: u64) -> Vec<String> {
     failed.into_iter().map(|(_, failure)| failure).collect()
 }
 
-fn try_seed(seed: u64, loud: bool) -> Result<(), String> {
-    let tried = std::panic::catch_unwind(|| world::simulate(seed, loud));
+fn try_seed(seed: u64, sockets: bool, loud: bool) -> Result<(), String> {
+    let simulate = if sockets { sockets::simulate } else { world::simulate };
+    let tried = std::panic::catch_unwind(|| simulate(seed, loud));
     let failed = match tried {
         Ok(Ok(count)) => {
             Count::add(count);
@@ -116,5 +123,6 @@ fn try_seed(seed: u64, loud: bool) -> Result<(), String> {
         Ok(Err(failure)) => failure,
         Err(_) => "it panicked".to_owned(),
     };
-    Err(format!("seed {seed}: {failed}\n    replay: make simulate SEED={seed}"))
+    let target = if sockets { "simulate-sockets" } else { "simulate" };
+    Err(format!("seed {seed}: {failed}\n    replay: make {target} SEED={seed}"))
 }

@@ -29,6 +29,7 @@ use zbatch::{
     emulator::{
         Clock, Emulator, Settings,
         faults::{FaultPlan, Lot},
+        ledger::Ledger,
         schedule::Schedule,
     },
     error::{Error, Result},
@@ -72,7 +73,7 @@ impl Count {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Job {
     /// Decides the posts and the faults of lines.
-    number: u64,
+    pub number: u64,
 }
 
 /// Faults of lines, and of batches as their content decides: the same in every run of a job.
@@ -107,12 +108,12 @@ impl Job {
         posts
     }
 
-    fn line_faults(self) -> &'static str {
+    pub fn line_faults(self) -> &'static str {
         LINE_FAULTS[(self.number % 4) as usize]
     }
 
     /// Its result files hold lines that are nobody's.
-    fn has_extra_lines(self) -> bool {
+    pub fn has_extra_lines(self) -> bool {
         self.line_faults().contains("foreign")
     }
 
@@ -162,14 +163,19 @@ pub enum Outcome {
     Killed,
 }
 
-/// A directory, a server and their time.
-pub struct World {
+/// A directory with the inputs of a job, and what its runs leave.
+pub struct Place {
     dir: tempfile::TempDir,
+    job: Job,
+}
+
+/// A place, a server and their time.
+pub struct World {
+    place: Place,
     args: Cli,
     runtime: Runtime,
     server: Emulator,
     dialect: &'static Dialect,
-    job: Job,
     console: Console,
     pub steps: u64,
     pub names: Vec<String>,
@@ -193,11 +199,8 @@ fn read(path: &Path) -> Option<String> {
     std::fs::read(path).ok().map(|bytes| String::from_utf8(bytes).expect("UTF-8"))
 }
 
-impl World {
-    /// `seed`: how the world around the job goes; nothing of it may show in the end.
-    pub fn new(job: Job, seed: u64, schedule: Option<Schedule>, loud: bool) -> Self {
-        let mut lot = Lot::new(seed);
-        fastrand::seed(seed);
+impl Place {
+    pub fn new(job: Job) -> Self {
         let dir = scratch();
         let at = |name: &str| dir.path().join(name);
         write(at("posts.jsonl"), &job.posts());
@@ -214,16 +217,103 @@ impl World {
         write(at("analyses/kind/prompt.txt"), "{{labels}}: {{content}}");
         write(at("analyses/kind/kinds.json"), r#"[{"k": "新闻"}, {"k": "story"}]"#);
         write(at("config.json"), "{}");
-        let path = |name: &str| at(name).display().to_string();
-        let words = [
-            ["zbatch", "run"].map(str::to_owned).to_vec(),
-            vec![path("posts.jsonl"), "-o".to_owned(), path("out.jsonl"), "-d".to_owned(), path("work")],
+        Self { dir, job }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What follows `zbatch`.
+    pub fn words(&self, concurrent: u64) -> Vec<String> {
+        let path = |name: &str| self.path().join(name).display().to_string();
+        [
+            vec![
+                "run".to_owned(),
+                path("posts.jsonl"),
+                "-o".to_owned(),
+                path("out.jsonl"),
+                "-d".to_owned(),
+                path("work"),
+            ],
             vec!["--config".to_owned(), path("config.json"), "--faults".to_owned(), path("faults.jsonl")],
-            vec!["--analyses".to_owned(), path("analyses"), "--only".to_owned(), "mood,kind".to_owned()],
-            vec!["--max-concurrent-tasks".to_owned(), (1 + lot.turn() % 4).to_string(), "-q".to_owned()],
-            job.flags(),
+            self.analyses(),
+            vec!["--max-concurrent-tasks".to_owned(), concurrent.to_string(), "-q".to_owned()],
+            self.job.flags(),
         ]
-        .concat();
+        .concat()
+    }
+
+    pub fn analyses(&self) -> Vec<String> {
+        let analyses = self.path().join("analyses").display().to_string();
+        vec!["--analyses".to_owned(), analyses, "--only".to_owned(), "mood,kind".to_owned()]
+    }
+
+    pub fn base(&self) -> &'static str {
+        if self.job.is_openai() { "/v1" } else { "/api/paas/v4" }
+    }
+
+    /// What must hold at any time, whatever happened.
+    pub fn check(&self, ledger: &Ledger, golden: &Left) -> std::result::Result<(), String> {
+        if let Some((content, count)) = ledger.by_content.iter().find(|(_, count)| **count > 1) {
+            return Err(format!("paid {count} times for the content {content}"));
+        }
+        let work = self.dir.path().join("work");
+        for (folder, whole) in [("requests", b'\n'), ("results", b'\n'), ("rows", b'\n')] {
+            for path in files(&work.join(folder)) {
+                let bytes = read(&path).unwrap_or_default();
+                let torn = bytes.as_bytes().last() != Some(&whole);
+                // Downloads may end anywhere, as the provider wrote them.
+                if torn && folder != "results" {
+                    return Err(format!("{} is torn", path.display()));
+                }
+            }
+        }
+        // The output may be one with rows that are still absent, never one with wrong rows.
+        let Some(text) = read(&self.dir.path().join("out.jsonl")) else { return Ok(()) };
+        let posts = |text: &str| -> std::result::Result<Vec<Value>, String> {
+            text.lines().map(|line| serde_json::from_str(line).map_err(|e| format!("out.jsonl: {e}"))).collect()
+        };
+        let (here, there) = (posts(&text)?, posts(&golden.enhanced)?);
+        if here.len() != there.len() || !text.ends_with('\n') {
+            return Err(format!("out.jsonl is torn: {} of {} posts", here.len(), there.len()));
+        }
+        for (index, (here, there)) in here.iter().zip(&there).enumerate() {
+            for field in ["mood", "kind"] {
+                let (value, golden) = (&here[field], &there[field]);
+                let unasked = value.is_null() || index_holds(&self.job.posts(), index, field, value);
+                if value != golden && !unasked {
+                    return Err(format!("post {index} has {field} {value}; it should be {golden}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the last start left.
+    pub fn left(&self, exit: u8, creates: usize, remote: usize) -> Left {
+        let at = |name: &str| read(&self.dir.path().join(name)).unwrap_or_default();
+        let faults = at("faults.jsonl");
+        let faults = faults.lines().map(|line| {
+            let mut fault: Value = serde_json::from_str(line).expect("a fault");
+            strip(&mut fault, &self.dir.path().display().to_string());
+            fault
+        });
+        let faults = faults.collect();
+        let mut report: Value = serde_json::from_str(&at("work/integration_report.json")).unwrap_or_default();
+        strip(&mut report, &self.dir.path().display().to_string());
+        Left { enhanced: at("out.jsonl"), faults, report, exit, creates, remote }
+    }
+}
+
+impl World {
+    /// `seed`: how the world around the job goes; nothing of it may show in the end.
+    pub fn new(job: Job, seed: u64, schedule: Option<Schedule>, loud: bool) -> Self {
+        let mut lot = Lot::new(seed);
+        fastrand::seed(seed);
+        let place = Place::new(job);
+        let at = |name: &str| place.path().join(name);
+        let words = ["zbatch".to_owned()].into_iter().chain(place.words(1 + lot.turn() % 4));
         let args = Cli::try_parse_from(words).expect("arguments");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.expect("a runtime");
@@ -248,7 +338,7 @@ impl World {
         let server = Emulator::open(settings, &at("server"), analyses).expect("a server");
         let dialect = Dialect::find(if job.is_openai() { "openai" } else { "zhipu" }).expect("known");
         let console = if loud { Console::new(false, 1, Progress::Plain) } else { Console::silent() };
-        Self { dir, args, runtime, server, dialect, job, console, steps: 0, names: Vec::new() }
+        Self { place, args, runtime, server, dialect, console, steps: 0, names: Vec::new() }
     }
 
     fn run_args(&self) -> &RunArgs {
@@ -258,8 +348,11 @@ impl World {
         }
     }
 
-    fn base(&self) -> &'static str {
-        if self.job.is_openai() { "/v1" } else { "/api/paas/v4" }
+    /// The names of all durable steps of a job, as often as they are taken.
+    pub fn step_names(job: Job) -> Vec<String> {
+        let mut world = Self::new(job, 1, None, false);
+        world.start(Fate::default());
+        world.names
     }
 
     /// Time in which nobody runs.
@@ -297,7 +390,7 @@ impl World {
     fn run(&self, fate: Fate) -> Result<Option<Ended>> {
         let client = Client::new(ClientSettings {
             dialect: self.dialect,
-            base_url: Some(format!("http://127.0.0.1{}", self.base())),
+            base_url: Some(format!("http://127.0.0.1{}", self.place.base())),
             key: Key::new("any-key-will-do")?,
             ca_cert: None,
             direct: Some(self.server.router()),
@@ -339,62 +432,12 @@ impl World {
 
     /// What must hold at any time, whatever happened.
     pub fn check(&self, golden: &Left) -> std::result::Result<(), String> {
-        let ledger = self.server.ledger();
-        if let Some((content, count)) = ledger.by_content.iter().find(|(_, count)| **count > 1) {
-            return Err(format!("paid {count} times for the content {content}"));
-        }
-        let work = self.dir.path().join("work");
-        for (folder, whole) in [("requests", b'\n'), ("results", b'\n'), ("rows", b'\n')] {
-            for path in files(&work.join(folder)) {
-                let bytes = read(&path).unwrap_or_default();
-                let torn = bytes.as_bytes().last() != Some(&whole);
-                // Downloads may end anywhere, as the provider wrote them.
-                if torn && folder != "results" {
-                    return Err(format!("{} is torn", path.display()));
-                }
-            }
-        }
-        // The output may be one with rows that are still absent, never one with wrong rows.
-        let Some(text) = read(&self.dir.path().join("out.jsonl")) else { return Ok(()) };
-        let posts = |text: &str| -> std::result::Result<Vec<Value>, String> {
-            text.lines().map(|line| serde_json::from_str(line).map_err(|e| format!("out.jsonl: {e}"))).collect()
-        };
-        let (here, there) = (posts(&text)?, posts(&golden.enhanced)?);
-        if here.len() != there.len() || !text.ends_with('\n') {
-            return Err(format!("out.jsonl is torn: {} of {} posts", here.len(), there.len()));
-        }
-        for (index, (here, there)) in here.iter().zip(&there).enumerate() {
-            for field in ["mood", "kind"] {
-                let (value, golden) = (&here[field], &there[field]);
-                let unasked = value.is_null() || index_holds(&self.job.posts(), index, field, value);
-                if value != golden && !unasked {
-                    return Err(format!("post {index} has {field} {value}; it should be {golden}"));
-                }
-            }
-        }
-        Ok(())
+        self.place.check(&self.server.ledger(), golden)
     }
 
     /// What the last start left.
     pub fn left(&self, exit: u8) -> Left {
-        let at = |name: &str| read(&self.dir.path().join(name)).unwrap_or_default();
-        let faults = at("faults.jsonl");
-        let faults = faults.lines().map(|line| {
-            let mut fault: Value = serde_json::from_str(line).expect("a fault");
-            strip(&mut fault, &self.dir.path().display().to_string());
-            fault
-        });
-        let faults = faults.collect();
-        let mut report: Value = serde_json::from_str(&at("work/integration_report.json")).unwrap_or_default();
-        strip(&mut report, &self.dir.path().display().to_string());
-        Left {
-            enhanced: at("out.jsonl"),
-            faults,
-            report,
-            exit,
-            creates: self.server.ledger().creates.len(),
-            remote: self.remote_files(),
-        }
+        self.place.left(exit, self.server.ledger().creates.len(), self.remote_files())
     }
 
     fn remote_files(&self) -> usize {
@@ -433,7 +476,14 @@ fn strip(value: &mut Value, dir: &str) {
             map.values_mut().for_each(|value| strip(value, dir));
         }
         Value::Array(list) => list.iter_mut().for_each(|value| strip(value, dir)),
-        Value::String(text) => *text = text.replace(dir, "DIR"),
+        Value::String(text) => {
+            *text = text.replace(dir, "DIR");
+            // The next command names the server, and over a socket its port.
+            if let Some((before, after)) = text.split_once(" --base-url ") {
+                let after = after.split_once(char::is_whitespace).map_or("", |(_, after)| after);
+                *text = format!("{before} {after}").trim_end().to_owned();
+            }
+        }
         _ => {}
     }
 }
@@ -538,7 +588,7 @@ fn draw(lot: &mut Lot) -> Fate {
     fate
 }
 
-fn difference(left: &Left, golden: &Left) -> String {
+pub fn difference(left: &Left, golden: &Left) -> String {
     let of = |what: &str, left: &dyn std::fmt::Debug, golden: &dyn std::fmt::Debug| {
         format!("{what} differs.\n  it is:     {left:?}\n  should be: {golden:?}")
     };
