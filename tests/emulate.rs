@@ -220,7 +220,8 @@ fn a_killed_server_goes_on() {
     first.kill();
     let again = server(&work, &[]);
     let (seen, ended) = again.wait(ZHIPU, &batch);
-    assert_eq!(seen, ["finalizing", "completed"]);
+    // Its results may have been ready when it was killed.
+    assert!(seen == ["finalizing", "completed"] || seen == ["completed"], "{seen:?}");
     assert_eq!(ended["created_at"], before["created_at"]);
     let lines = again.lines(ZHIPU, &ended["output_file_id"]);
     assert_eq!(lines.len(), 20);
