@@ -3,12 +3,15 @@
 CARGO ?= cargo
 PYTHON ?= python3
 POSTS ?= 100000
+SEEDS ?= 20000
+SOCKET_SEEDS ?= 200
+SIMULATOR = $(CARGO) test --quiet --locked --features drill --test simulator --
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 ZBATCH := $(TARGET)/release/zbatch
 VENV := target/venv
 
-.PHONY: help build demo test lint python-tests measure bench clean
+.PHONY: help build demo test lint simulate simulate-sockets sweep guards python-tests measure bench clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -25,7 +28,7 @@ demo: build ## Label data/posts.json with the emulator: no key, no network, inve
 	@echo "report:         demo/work/integration_report.json"
 
 test: ## Run all tests (Rust; Python's standard library where python3 is there)
-	$(CARGO) test --locked
+	$(CARGO) test --locked --features drill
 	@if command -v $(PYTHON) >/dev/null; then \
 		$(PYTHON) -B tests/measure.py --zbatch $(TARGET)/debug/zbatch --posts 500; \
 	else echo "skipped: $(PYTHON) is not here"; fi
@@ -33,7 +36,20 @@ test: ## Run all tests (Rust; Python's standard library where python3 is there)
 lint: ## Formatting, clippy and rustdoc, warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) clippy --all-targets --locked --features drill -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
+
+simulate: ## The whole job in virtual time under SEEDS=20000 schedules of faults and kills (SEED=17: that one, aloud)
+	$(SIMULATOR) $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+simulate-sockets: ## The same over real sockets with real kills, SOCKET_SEEDS=200 (SEED=17: that one, aloud)
+	$(SIMULATOR) --sockets $(if $(SEED),--seed $(SEED),--threads 24 --seeds $(SOCKET_SEEDS))
+
+sweep: ## A kill at the first, middle and last durable step of each kind, and again during the resume (EVERY=1: at every step)
+	$(SIMULATOR) --sweep $(if $(EVERY),--every)
+
+guards: ## Take each guard away: a suite must fail
+	$(PYTHON) -B tests/guards.py
 
 python-tests: build $(VENV)/ready ## The vendor's SDK against the emulator, and the Pocket Flow nodes (pip installs both)
 	$(VENV)/bin/python -B tests/zai_sdk_cycle.py $(ZBATCH)

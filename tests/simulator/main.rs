@@ -50,6 +50,9 @@ struct Args {
     /// With --sweep: at every one
     #[arg(long)]
     every: bool,
+    /// Stop after so many
+    #[arg(long, default_value_t = 10)]
+    most_failures: usize,
     /// Threads; each runs seeds of its own
     #[arg(long, default_value_t = 2)]
     threads: u64,
@@ -89,9 +92,6 @@ fn main() -> ExitCode {
 
 /// Runs seeds on threads; what failed, first seeds first.
 fn all(seeds: &[u64], args: &Args) -> Vec<String> {
-    /// So many are told.
-    const TOLD: usize = 10;
-
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..args.threads {
@@ -100,7 +100,7 @@ fn all(seeds: &[u64], args: &Args) -> Vec<String> {
                     if let Err(failure) = try_seed(*seed, args.sockets, false) {
                         failed.lock().expect("no panic").push((*seed, failure));
                     }
-                    if failed.lock().expect("no panic").len() >= TOLD {
+                    if failed.lock().expect("no panic").len() >= args.most_failures {
                         return;
                     }
                 }
