@@ -35,6 +35,7 @@
 //! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, its log, copies for older tools |
 //! | [`cmd`] | the verbs: one file each, made of the above |
 //! | [`emulator`] | a provider of our own |
+//! | [`blocking`], [`drill`] | file work beside the async runtime; kills and missing guards, for tests |
 //! | [`error`], [`console`], [`progress`], [`units`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed |
 //!
 //! # Architecture of `run`
