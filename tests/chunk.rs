@@ -303,6 +303,23 @@ fn s5_duplicates_do_not_shift_what_is_held() {
     }
 }
 
+/// The thread that writes fails: it is told with the file, and nothing of the chunk is in the journal.
+#[test]
+fn s7_a_chunk_that_cannot_be_written_is_told() {
+    let dir = WorkDir::new();
+    let args = ["gen", ONE, "-d", "w", "--max-lines", "2"];
+    let blocked = "w/requests/sentiment_polarity_batch_part2.jsonl";
+    std::fs::create_dir_all(dir.join(blocked)).expect("made");
+    let ran = dir.pipe(posts(9), &args).exits(74);
+    assert!(ran.stderr.contains(&format!("rename to {blocked}: ")), "{}", ran.stderr);
+    let journaled = dir.read("w/journal.jsonl").matches("\"event\":\"chunk\"").count();
+    assert_eq!(records(&ran).len(), journaled, "{}", ran.stderr);
+    std::fs::remove_dir(dir.join(blocked)).expect("removed");
+    dir.pipe(posts(9), &args).exits(0);
+    dir.pipe(posts(9), &["gen", ONE, "-d", "calm", "--max-lines", "2"]).exits(0);
+    assert_eq!(chunks(&dir, "w"), chunks(&dir, "calm"));
+}
+
 #[test]
 fn s1_killed_in_the_middle_and_done_again() {
     for verb in ["gen", "chunk"] {
