@@ -55,21 +55,25 @@ const SMALLEST_PIECE: usize = 4 << 10;
 #[derive(Debug, Default)]
 pub struct InputHash {
     hasher: blake3::Hasher,
-    /// Not yet hashed; at most [`PIECE`] and one line.
+    /// Not yet hashed; at most [`PIECE`].
     pending: Vec<u8>,
     places: u64,
 }
 
 impl InputHash {
     pub fn add(&mut self, place: &[u8]) {
-        self.pending.extend_from_slice(place);
-        self.pending.push(b'\n');
-        self.places += 1;
-        if self.pending.len() >= PIECE {
+        if self.pending.len() + place.len() >= PIECE {
             self.hasher.update(&self.pending);
             self.pending.clear();
-            self.pending.shrink_to(2 * PIECE);
         }
+        // A long line is not held twice.
+        if place.len() >= PIECE {
+            self.hasher.update(place);
+        } else {
+            self.pending.extend_from_slice(place);
+        }
+        self.pending.push(b'\n');
+        self.places += 1;
     }
 
     pub fn mark(&mut self) -> InputMark {

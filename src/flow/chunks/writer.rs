@@ -9,6 +9,8 @@ use std::{
     thread,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::{Chunk, InputMark};
 use crate::{
     error::{Error, Result},
@@ -67,6 +69,7 @@ pub fn write_behind<T>(
     yield_chunk: impl FnMut(Chunk, InputMark) -> Result<()> + Send,
     cut: impl FnOnce(&mut ChunkWriter) -> Result<T>,
 ) -> Result<T> {
+    raise_open_files();
     let (todo, asked) = sync_channel(PIECES);
     let (used, empty) = sync_channel(PIECES);
     thread::scope(|scope| {
@@ -77,6 +80,13 @@ pub fn write_behind<T>(
         let died = |_| Err(Error::input("the thread that writes chunks died; run the same command again"));
         thread.join().unwrap_or_else(died).and(cut)
     })
+}
+
+/// A chunk is open for each analysis and model, and many systems give a process 256 or 1,024 open files unless it asks for
+/// more. Where that is refused, opening the file that is one too many says so.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let _refused = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 fn write_all(
