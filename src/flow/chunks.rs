@@ -298,7 +298,7 @@ impl Cutter {
         index: u64,
         bytes: u64,
         write: impl FnOnce(&mut dyn Write) -> Result<()>,
-        writer: &mut ChunkWriter,
+        writer: &mut ChunkWriter<'_>,
     ) -> Result<Pushed> {
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
         while let Some(held) = state.held.front_mut() {
@@ -330,7 +330,7 @@ impl Cutter {
     }
 
     /// Ends every open chunk and checks that the input ended where the journal says.
-    pub fn finish(&mut self, writer: &mut ChunkWriter) -> Result<InputMark> {
+    pub fn finish(&mut self, writer: &mut ChunkWriter<'_>) -> Result<InputMark> {
         self.find_marks()?;
         self.check_no_mark_is_left()?;
         for held in self.groups.iter().flat_map(|group| &group.held).chain(self.held.values().flatten()) {
@@ -342,7 +342,7 @@ impl Cutter {
         Ok(self.mark())
     }
 
-    fn close(&mut self, group: Group, writer: &mut ChunkWriter) -> Result<()> {
+    fn close(&mut self, group: Group, writer: &mut ChunkWriter<'_>) -> Result<()> {
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(()) };
         let Some(mut open) = state.open.take() else { return Ok(()) };
         // Chunks are journaled in the order in which they end: a new one before an old one comes of another input.
@@ -391,22 +391,22 @@ impl OpenChunk {
         }
     }
 
-    fn flush(&mut self, group: usize, writer: &mut ChunkWriter) -> Result<()> {
+    fn flush(&mut self, group: usize, writer: &mut ChunkWriter<'_>) -> Result<()> {
         self.hasher.update(&self.pending);
         writer.write(group, &mut self.pending)
     }
 }
 
 /// Cuts what is written into pieces for the hash and the file.
-struct Pieces<'a> {
+struct Pieces<'a, 'w> {
     open: &'a mut OpenChunk,
-    writer: &'a mut ChunkWriter,
+    writer: &'a mut ChunkWriter<'w>,
     group: usize,
     /// Bytes of each.
     piece: usize,
 }
 
-impl Write for Pieces<'_> {
+impl Write for Pieces<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.open.pending.len() >= self.piece {
             self.open.flush(self.group, self.writer)?;
