@@ -84,6 +84,12 @@ mod real {
     #[inline]
     pub fn die() {}
 
+    /// This thread is drilled.
+    #[inline]
+    pub const fn is_on() -> bool {
+        false
+    }
+
     #[inline]
     pub const fn without(_guard: Guard) -> bool {
         false
@@ -174,8 +180,12 @@ mod real {
         }
     }
 
+    pub fn is_on() -> bool {
+        DRILL.with_borrow(Option::is_some)
+    }
+
     pub fn die() {
-        if DRILL.with_borrow(Option::is_some) {
+        if is_on() {
             std::panic::resume_unwind(Box::new(Killed));
         }
         let _never_fails = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);

@@ -26,7 +26,7 @@
 //! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`], which maps blocks on threads in order, and [`lines::spill`], where answers wait |
 //! | [`flow::posts`] | posts with their index, given here and nowhere else |
 //! | [`flow::requests`], [`flow::images`] | request lines |
-//! | [`flow::chunks`], [`flow::rows`] | chunk files, and the indexes that each holds |
+//! | [`flow::chunks`], [`flow::rows`] | chunk files, written by a thread of their own, and the indexes that each holds |
 //! | [`flow::jobs`] over [`provider`] | batches, then verified result files; the one async stage |
 //! | [`flow::results`] | the text of an answer, or why there is none |
 //! | [`flow::answers`] | a value that its rule accepts, or a fault |
@@ -41,7 +41,8 @@
 //! # Architecture of `run`
 //!
 //! The filters `gen` and `merge` are one thread that reads a block, works on it, writes, and reads the next; `parse` hands its
-//! blocks to workers and writes them in order. Compressed data has a thread of its own, both ways.
+//! blocks to workers and writes them in order. Compressed data has a thread of its own, both ways, and so have chunk files:
+//! whoever renders hashes, hands the bytes on and goes on; the other copies, syncs, and yields each chunk when it is durable.
 //! `run` reads the posts three times (once more when it resumes: before anything new is paid for, the input must be the
 //! one that was cut), and the second time overlaps everything:
 //!

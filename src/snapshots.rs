@@ -1,122 +1,168 @@
 //! The three files that tools made for the old scripts read. They are folds of the journal, written whole at the end of
 //! a step and never read by us.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{BufWriter, Write as _},
+};
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     journal::{Job, State, Step},
-    lines::output::write_private,
+    lines::output::AtomicFile,
     workdir::{ResultFile, WorkDir},
 };
 
+#[derive(Serialize)]
+struct FilesInfo<'s> {
+    generation_time: String,
+    total_files: usize,
+    total_size_bytes: u64,
+    total_size_mb: f64,
+    analysis_types: BTreeMap<&'s str, TypeFiles>,
+}
+
+#[derive(Default, Serialize)]
+struct TypeFiles {
+    file_count: usize,
+    files: Vec<FileInfo>,
+}
+
+#[derive(Serialize)]
+struct FileInfo {
+    path: String,
+    size_bytes: u64,
+    size_mb: f64,
+}
+
 /// After cutting: `jsonl_files_info.json`.
 pub fn write_files_info(work: &WorkDir, state: &State) -> Result<()> {
-    let mut types: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    let mut total = 0;
+    let total = state.jobs.iter().map(|job| job.chunk.bytes).sum();
+    let mut analysis_types = BTreeMap::<&str, TypeFiles>::new();
     for Job { chunk, .. } in &state.jobs {
-        total += chunk.bytes;
-        let path = work.join(&chunk.path).display().to_string();
-        types.entry(&chunk.analysis).or_default().push(json!({
-            "path": path, "size_bytes": chunk.bytes, "size_mb": megabytes(chunk.bytes),
-        }));
+        let of_type = analysis_types.entry(&chunk.analysis).or_default();
+        of_type.file_count += 1;
+        of_type.files.push(FileInfo {
+            path: work.join(&chunk.path).display().to_string(),
+            size_bytes: chunk.bytes,
+            size_mb: megabytes(chunk.bytes),
+        });
     }
-    let types: Map<String, Value> = types
-        .into_iter()
-        .map(|(name, files)| (name.to_owned(), json!({ "file_count": files.len(), "files": files })))
-        .collect();
-    write(
-        work,
-        "jsonl_files_info.json",
-        &json!({
-            "generation_time": now(), "total_files": state.jobs.len(), "total_size_bytes": total,
-            "total_size_mb": megabytes(total), "analysis_types": types,
-        }),
-    )
+    let info = FilesInfo {
+        generation_time: now(),
+        total_files: state.jobs.len(),
+        total_size_bytes: total,
+        total_size_mb: megabytes(total),
+        analysis_types,
+    };
+    write(work, "jsonl_files_info.json", &info)
+}
+
+#[derive(Default, Serialize)]
+struct TypeBatches<'s> {
+    status: &'static str,
+    upload_results: Vec<Upload<'s>>,
+    batch_results: Vec<Batch<'s>>,
+    successful_batches: Vec<Batch<'s>>,
+}
+
+#[derive(Serialize)]
+struct Upload<'s> {
+    file_path: String,
+    file_id: Option<&'s str>,
+    status: &'static str,
+}
+
+#[derive(Clone, Serialize)]
+struct Batch<'s> {
+    file_path: String,
+    file_id: &'s str,
+    batch_id: Option<&'s str>,
+    description: String,
+    status: &'static str,
 }
 
 /// After submitting: `batch_results.json`.
 pub fn write_batch_results(work: &WorkDir, state: &State) -> Result<()> {
-    let mut types: BTreeMap<&str, Vec<&Job>> = BTreeMap::new();
+    let status = |there: bool| if there { "success" } else { "failed" };
+    let mut types = BTreeMap::<&str, TypeBatches<'_>>::new();
     for job in &state.jobs {
-        types.entry(&job.chunk.analysis).or_default().push(job);
+        let of_type = types.entry(&job.chunk.analysis).or_default();
+        let file_path = work.join(&job.chunk.path).display().to_string();
+        let (file_id, batch_id) = (job.file_id.as_deref(), job.batch_id.as_deref());
+        if let Some(file_id) = file_id {
+            let file_path = file_path.clone();
+            let description = job.chunk.id.to_string();
+            let batch = Batch { file_path, file_id, batch_id, description, status: status(batch_id.is_some()) };
+            of_type.successful_batches.extend(batch_id.map(|_| batch.clone()));
+            of_type.batch_results.push(batch);
+        }
+        of_type.upload_results.push(Upload { file_path, file_id, status: status(file_id.is_some()) });
     }
-    let types: Map<String, Value> = types
-        .into_iter()
-        .map(|(name, jobs)| {
-            let entry = |job: &Job| {
-                let path = work.join(&job.chunk.path).display().to_string();
-                json!({ "file_path": path, "file_id": job.file_id })
-            };
-            let uploads: Vec<Value> = jobs
-                .iter()
-                .map(|job| {
-                    with(entry(job), [("status", if job.file_id.is_some() { "success" } else { "failed" }.into())])
-                })
-                .collect();
-            let batches: Vec<Value> = jobs
-                .iter()
-                .filter(|job| job.file_id.is_some())
-                .map(|job| {
-                    let status = if job.batch_id.is_some() { "success" } else { "failed" };
-                    let more = [
-                        ("batch_id", json!(job.batch_id)),
-                        ("description", job.chunk.id.to_string().into()),
-                        ("status", status.into()),
-                    ];
-                    with(entry(job), more)
-                })
-                .collect();
-            let successful: Vec<&Value> = batches.iter().filter(|batch| batch["status"] == "success").collect();
-            let status = match (batches.is_empty(), successful.is_empty()) {
-                (true, _) => "all_uploads_failed",
-                (false, true) => "all_batches_failed",
-                (false, false) => "batches_created",
-            };
-            let value = json!({
-                "status": status, "upload_results": uploads, "successful_batches": successful, "batch_results": batches,
-            });
-            (name.to_owned(), value)
-        })
-        .collect();
-    write(work, "batch_results.json", &Value::Object(types))
+    for of_type in types.values_mut() {
+        of_type.status = match (of_type.batch_results.is_empty(), of_type.successful_batches.is_empty()) {
+            (true, _) => "all_uploads_failed",
+            (false, true) => "all_batches_failed",
+            (false, false) => "batches_created",
+        };
+    }
+    write(work, "batch_results.json", &types)
+}
+
+#[derive(Serialize)]
+struct DownloadInfo<'s> {
+    completed_tasks: BTreeMap<String, Ended<'s>>,
+    failed_tasks: BTreeMap<String, Ended<'s>>,
+    downloaded_files: BTreeMap<String, Vec<String>>,
+    download_time: String,
+}
+
+#[derive(Serialize)]
+struct Ended<'s> {
+    batch_id: &'s str,
+    status: &'s str,
+    created_at: Option<u64>,
+    completed_at: Option<u64>,
+    request_counts: RequestCounts,
+    output_file_id: Option<&'s str>,
+    error_file_id: Option<&'s str>,
+}
+
+#[derive(Serialize)]
+struct RequestCounts {
+    total: u64,
+    completed: u64,
+    failed: u64,
 }
 
 /// After fetching: `download_info.json`.
 pub fn write_download_info(work: &WorkDir, state: &State) -> Result<()> {
-    let (mut completed, mut failed, mut files) = (Map::new(), Map::new(), Map::new());
+    let (mut completed_tasks, mut failed_tasks) = (BTreeMap::new(), BTreeMap::new());
+    let mut downloaded_files = BTreeMap::new();
     for job in state.jobs.iter().filter(|job| job.step >= Step::Ended) {
         let (Some(end), Some(batch_id)) = (&job.end, &job.batch_id) else { continue };
         let key = format!("{}_{}", job.chunk.analysis, job.chunk.id);
-        let task = json!({
-            "batch_id": batch_id, "status": end.status, "created_at": end.created_at, "completed_at": end.completed_at,
-            "request_counts": { "total": end.total, "completed": end.completed, "failed": end.failed },
-            "output_file_id": end.output_file_id, "error_file_id": end.error_file_id,
-        });
-        let side = if end.status == "completed" { &mut completed } else { &mut failed };
-        side.insert(key.clone(), task);
+        let ended = Ended {
+            batch_id,
+            status: &end.status,
+            created_at: end.created_at,
+            completed_at: end.completed_at,
+            request_counts: RequestCounts { total: end.total, completed: end.completed, failed: end.failed },
+            output_file_id: end.output_file_id.as_deref(),
+            error_file_id: end.error_file_id.as_deref(),
+        };
+        let side = if end.status == "completed" { &mut completed_tasks } else { &mut failed_tasks };
+        side.insert(key.clone(), ended);
         if job.step == Step::Fetched {
             let paths = ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file));
             let paths = paths.iter().filter(|path| path.exists()).map(|path| path.display().to_string());
-            files.insert(key, paths.collect::<Vec<_>>().into());
+            downloaded_files.insert(key, paths.collect());
         }
     }
-    write(
-        work,
-        "download_info.json",
-        &json!({
-            "completed_tasks": completed, "failed_tasks": failed, "downloaded_files": files, "download_time": now(),
-        }),
-    )
-}
-
-fn with<const N: usize>(mut object: Value, more: [(&str, Value); N]) -> Value {
-    if let Some(map) = object.as_object_mut() {
-        map.extend(more.map(|(key, value)| (key.to_owned(), value)));
-    }
-    object
+    let info = DownloadInfo { completed_tasks, failed_tasks, downloaded_files, download_time: now() };
+    write(work, "download_info.json", &info)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "megabytes for people to read")]
@@ -129,8 +175,12 @@ pub fn now() -> String {
     jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string()
 }
 
-fn write(work: &WorkDir, name: &str, value: &Value) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
-    text.push('\n');
-    write_private(&work.join(name), text.as_bytes())
+fn write(work: &WorkDir, name: &str, snapshot: &impl Serialize) -> Result<()> {
+    let path = work.join(name);
+    let mut file = BufWriter::new(AtomicFile::create_private(&path)?);
+    serde_json::to_writer_pretty(&mut file, snapshot)
+        .map_err(Into::into)
+        .and_then(|()| file.write_all(b"\n"))
+        .map_err(|e| Error::io("write", &path, &e))?;
+    file.into_inner().map_err(|e| Error::io("write", &path, e.error()))?.commit()
 }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::PermissionsExt as _,
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use serde_json::{Value, json};
@@ -149,6 +149,26 @@ fn a_cap_of_the_provider_is_named_when_it_binds() {
         let ran = dir.pipe(&input, &[&["gen", "-d", "w", "--new", only], args].concat()).exits(0);
         assert!(!ran.stderr.contains("zhipu takes"), "{}", ran.stderr);
     }
+}
+
+/// A chunk is open for each model, and the shell lets a process open only a few files unless it asks for more.
+#[test]
+fn more_chunks_are_open_than_files_by_default() {
+    let dir = WorkDir::new();
+    let models = 100;
+    // As long as a piece, so that none can wait in memory for its end.
+    let long = "？".repeat(30_000);
+    let input: String = (0..2 * models)
+        .map(|n| request(&format!("a_{n:04}"), &format!("m{}", n % models)).replace("？", &long))
+        .collect();
+    dir.write("requests.jsonl", input);
+    let program = dir.command(&["chunk", "-q", "-d", "w", "requests.jsonl"]);
+    let mut limited = Command::new("sh");
+    limited.current_dir(dir.path()).args(["-c", "ulimit -Sn 50; exec \"$0\" \"$@\""]);
+    limited.arg(program.get_program()).args(program.get_args());
+    let ran = Ran::of(limited.output().expect("a shell")).exits(0);
+    assert_eq!(records(&ran).len(), models);
+    assert!(records(&ran).iter().all(|(_, lines)| *lines == 2));
 }
 
 #[test]
@@ -301,6 +321,23 @@ fn s5_duplicates_do_not_shift_what_is_held() {
             assert_eq!(dir.read("w/journal.jsonl"), whole, "{events} events");
         }
     }
+}
+
+/// The thread that writes fails: it is told with the file, and nothing of the chunk is in the journal.
+#[test]
+fn s7_a_chunk_that_cannot_be_written_is_told() {
+    let dir = WorkDir::new();
+    let args = ["gen", ONE, "-d", "w", "--max-lines", "2"];
+    let blocked = "w/requests/sentiment_polarity_batch_part2.jsonl";
+    std::fs::create_dir_all(dir.join(blocked)).expect("made");
+    let ran = dir.pipe(posts(9), &args).exits(74);
+    assert!(ran.stderr.contains(&format!("rename to {blocked}: ")), "{}", ran.stderr);
+    let journaled = dir.read("w/journal.jsonl").matches("\"event\":\"chunk\"").count();
+    assert_eq!(records(&ran).len(), journaled, "{}", ran.stderr);
+    std::fs::remove_dir(dir.join(blocked)).expect("removed");
+    dir.pipe(posts(9), &args).exits(0);
+    dir.pipe(posts(9), &["gen", ONE, "-d", "calm", "--max-lines", "2"]).exits(0);
+    assert_eq!(chunks(&dir, "w"), chunks(&dir, "calm"));
 }
 
 #[test]

@@ -17,7 +17,7 @@ const CLOSE: char = '\u{f8f1}';
 const DIGITS: u32 = 0xf8e0;
 
 /// Constant text followed by a field of the post; the last piece of a template has no field.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// JSON-escaped, without quotes.
     pub constant: String,

@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     flow::{
         CustomId, Fault, FaultKind, FaultLine,
-        chunks::{Chunk, Pushed},
+        chunks::{Chunk, Pushed, write_behind},
         faults::{FaultLog, excerpt},
         tally::Tally,
     },
@@ -64,58 +64,60 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let mut log = FaultLog::create(args.faults.faults.as_deref())?;
     let mut tally = Tally::new(0);
     let mut records = ChunkRecords::create()?;
-    let mut record = |chunk: Chunk, input| {
+    let record = |chunk: Chunk, input| {
         locked(&journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
         records.print(&chunk)
     };
     let (mut lines, mut good) = (0, 0);
     let mut block = Block::default();
-    while reader.fill(&mut block)? {
-        for line in block.lines() {
-            lines += 1;
-            cutter.read_place(line.bytes)?;
-            let outcome = read_request(&line, dialect).and_then(|(id, model)| {
-                let bytes = line.bytes.len() as u64 + 1;
-                if !limits.admit(bytes) {
-                    let detail = format!("it has {bytes} bytes; a file may hold {}", limits.bytes);
-                    return Err(Fault::new(FaultKind::TooLarge, detail));
-                }
-                Ok((id, model, bytes))
-            });
-            let fault = match &outcome {
-                Err(fault) => fault.clone(),
-                Ok((id, model, bytes)) => {
-                    let id = CustomId::parse(id).unwrap_or(CustomId { analysis: "", index: Default::default() });
-                    let vision = *model == models.multimodal_model.value && *model != models.model.value;
-                    let group = cutter.group(id.analysis, vision, model);
-                    let write = |out: &mut dyn std::io::Write| {
-                        out.write_all(line.bytes)
-                            .and_then(|()| out.write_all(b"\n"))
-                            .map_err(|e| Error::io("write", "the chunk", &e))
-                    };
-                    match cutter.push(group, id.index.0, *bytes, write, &mut record)? {
-                        Pushed::Written | Pushed::Held => {
-                            good += 1;
-                            continue;
-                        }
-                        Pushed::Twice => {
-                            Fault::new(FaultKind::BadLine, format!("{id} is in this chunk already: ids are unique"))
+    let mark = write_behind(work.path(), record, |writer| {
+        while reader.fill(&mut block)? {
+            for line in block.lines() {
+                lines += 1;
+                cutter.read_place(line.bytes)?;
+                let outcome = read_request(&line, dialect).and_then(|(id, model)| {
+                    let bytes = line.bytes.len() as u64 + 1;
+                    if !limits.admit(bytes) {
+                        let detail = format!("it has {bytes} bytes; a file may hold {}", limits.bytes);
+                        return Err(Fault::new(FaultKind::TooLarge, detail));
+                    }
+                    Ok((id, model, bytes))
+                });
+                let fault = match &outcome {
+                    Err(fault) => fault.clone(),
+                    Ok((id, model, bytes)) => {
+                        let id = CustomId::parse(id).unwrap_or(CustomId { analysis: "", index: Default::default() });
+                        let vision = *model == models.multimodal_model.value && *model != models.model.value;
+                        let group = cutter.group(id.analysis, vision, model);
+                        let write = |out: &mut dyn std::io::Write| {
+                            out.write_all(line.bytes)
+                                .and_then(|()| out.write_all(b"\n"))
+                                .map_err(|e| Error::io("write", "the chunk", &e))
+                        };
+                        match cutter.push(group, id.index.0, *bytes, write, writer)? {
+                            Pushed::Written | Pushed::Held => {
+                                good += 1;
+                                continue;
+                            }
+                            Pushed::Twice => {
+                                Fault::new(FaultKind::BadLine, format!("{id} is in this chunk already: ids are unique"))
+                            }
                         }
                     }
-                }
-            };
-            let fault = FaultLine {
-                file: Some(reader.name().to_owned()),
-                line: Some(line.number),
-                offset: Some(line.offset),
-                excerpt: Some(excerpt(line.bytes)),
-                ..FaultLine::new(fault)
-            };
-            tally.add_fault(None, &fault);
-            log.add(&fault)?;
+                };
+                let fault = FaultLine {
+                    file: Some(reader.name().to_owned()),
+                    line: Some(line.number),
+                    offset: Some(line.offset),
+                    excerpt: Some(excerpt(line.bytes)),
+                    ..FaultLine::new(fault)
+                };
+                tally.add_fault(None, &fault);
+                log.add(&fault)?;
+            }
         }
-    }
-    let mark = cutter.finish(&mut record)?;
+        cutter.finish(writer)
+    })?;
     let is_all_bad = lines > 0 && good == 0;
     {
         let mut journal = locked(&journal)?;

@@ -11,7 +11,7 @@ use crate::{
     console::Console,
     error::Result,
     flow::{
-        chunks::{Chunk, Group},
+        chunks::{Chunk, Group, write_behind},
         faults::FaultLog,
         posts::{PostCounts, PostReader},
         requests::RenderTally,
@@ -128,7 +128,7 @@ pub fn cut(
     work: &WorkDir,
     journal: &Mutex<Journal>,
     seen: &mut Seen<'_>,
-    yield_chunk: &mut dyn FnMut(Chunk) -> Result<()>,
+    yield_chunk: &mut (dyn FnMut(Chunk) -> Result<()> + Send),
 ) -> Result<(PostCounts, RenderTally)> {
     let mut cutter = locked(journal)?.state.cutter(work.path(), rendering.limits);
     let (text, vision) = (&rendering.models.model.value, &rendering.models.multimodal_model.value);
@@ -138,25 +138,27 @@ pub fn cut(
         .iter()
         .map(|analysis| [cutter.group(&analysis.name, false, text), cutter.group(&analysis.name, true, vision)])
         .collect();
-    let mut record = |chunk: Chunk, input| {
+    let record = |chunk: Chunk, input| {
         locked(journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
         yield_chunk(chunk)
     };
     let mut renderer = rendering.renderer()?;
-    let counts = rendering.render(posts, &mut renderer, |step| match step {
-        Step::Place(place) => cutter.read_place(place.bytes),
-        Step::Request(request) => {
-            seen.count(request.analysis);
-            let Some(group) = groups.get(request.analysis).and_then(|pair| pair.get(usize::from(request.vision)))
-            else {
-                return Ok(());
-            };
-            let write = |out: &mut dyn std::io::Write| request.write_to(out);
-            cutter.push(*group, request.index.0, request.bytes, write, &mut record).map(|_| ())
-        }
-        Step::Fault(fault) => seen.add(&fault),
+    let (counts, input) = write_behind(work.path(), record, |writer| {
+        let counts = rendering.render(posts, &mut renderer, |step| match step {
+            Step::Place(place) => cutter.read_place(place.bytes),
+            Step::Request(request) => {
+                seen.count(request.analysis);
+                let Some(group) = groups.get(request.analysis).and_then(|pair| pair.get(usize::from(request.vision)))
+                else {
+                    return Ok(());
+                };
+                let write = |out: &mut dyn std::io::Write| request.write_to(out);
+                cutter.push(*group, request.index.0, request.bytes, write, writer).map(|_| ())
+            }
+            Step::Fault(fault) => seen.add(&fault),
+        })?;
+        Ok((counts, cutter.finish(writer)?))
     })?;
-    let input = cutter.finish(&mut record)?;
     seen.bytes_bind = cutter.bytes_bind();
     let mut journal = locked(journal)?;
     // The wrong input must not keep the right one out.

@@ -4,6 +4,8 @@
 //! order of the requests alone: a group's chunks are filled one after another, and what earlier chunks hold is passed
 //! over by count, so that a killed run goes on where the journal ends.
 
+mod writer;
+
 use std::{
     collections::{HashMap, VecDeque},
     io::Write,
@@ -12,11 +14,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::writer::{ChunkWriter, write_behind};
 use super::{ChunkId, rows::RowSet};
-use crate::{
-    error::{Error, Result},
-    lines::output::{AtomicFile, write_private},
-};
+use crate::error::{Error, Result};
 
 /// A chunk file that is on disk, whole and synced. Printed as one line by `gen -d`, kept in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,27 +46,34 @@ pub struct InputMark {
 }
 
 /// The hash is several times as fast on pieces of this size as on single lines.
-const BUFFER: usize = 128 << 10;
+const PIECE: usize = 128 << 10;
+/// Bytes of all open chunks that wait for their piece to be full; with many groups pieces are smaller.
+const PENDING: usize = 8 << 20;
+const SMALLEST_PIECE: usize = 4 << 10;
 
 /// Takes an input in place by place, and says how far it came.
 #[derive(Debug, Default)]
 pub struct InputHash {
     hasher: blake3::Hasher,
-    /// Not yet hashed; at most [`BUFFER`] and one line.
+    /// Not yet hashed; at most [`PIECE`].
     pending: Vec<u8>,
     places: u64,
 }
 
 impl InputHash {
     pub fn add(&mut self, place: &[u8]) {
-        self.pending.extend_from_slice(place);
-        self.pending.push(b'\n');
-        self.places += 1;
-        if self.pending.len() >= BUFFER {
+        if self.pending.len() + place.len() >= PIECE {
             self.hasher.update(&self.pending);
             self.pending.clear();
-            self.pending.shrink_to(2 * BUFFER);
         }
+        // A long line is not held twice.
+        if place.len() >= PIECE {
+            self.hasher.update(place);
+        } else {
+            self.pending.extend_from_slice(place);
+        }
+        self.pending.push(b'\n');
+        self.places += 1;
     }
 
     pub fn mark(&mut self) -> InputMark {
@@ -171,8 +178,7 @@ impl HeldChunk {
 
 #[derive(Debug)]
 struct OpenChunk {
-    file: AtomicFile,
-    /// On its way to the file and the hash; at most [`BUFFER`] and one piece of a line.
+    /// On its way to the hash and the file.
     pending: Vec<u8>,
     hasher: blake3::Hasher,
     lines: u64,
@@ -285,14 +291,14 @@ impl Cutter {
         self.input.mark()
     }
 
-    /// Puts a request into its group's chunk. When that makes a chunk complete, `yield_chunk` gets it.
+    /// Puts a request into its group's chunk.
     pub fn push(
         &mut self,
         group: Group,
         index: u64,
         bytes: u64,
         write: impl FnOnce(&mut dyn Write) -> Result<()>,
-        yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>,
+        writer: &mut ChunkWriter<'_>,
     ) -> Result<Pushed> {
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
         while let Some(held) = state.held.front_mut() {
@@ -304,41 +310,39 @@ impl Cutter {
         }
         if let Some(open) = state.open.as_ref().filter(|open| !self.limits.fit(open.lines, open.bytes, bytes)) {
             self.bytes_bind |= open.lines < self.limits.lines;
-            self.close(group, yield_chunk)?;
+            self.close(group, writer)?;
         }
+        let piece = (PENDING / self.groups.len()).clamp(SMALLEST_PIECE, PIECE);
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
-        let open = match &mut state.open {
-            Some(open) => open,
-            None => state.open.insert(OpenChunk::create(&self.dir, index)?),
-        };
+        let open = state.open.get_or_insert_with(|| OpenChunk::new(index));
         if !open.rows.insert(index) {
             return Ok(Pushed::Twice);
         }
-        write(open)?;
+        write(&mut Pieces { open, writer, group: group.0, piece })?;
         open.lines += 1;
         open.bytes += bytes;
         open.first = open.first.min(index);
         open.last = open.last.max(index);
         if self.limits.are_reached(open.lines, open.bytes) {
-            self.close(group, yield_chunk)?;
+            self.close(group, writer)?;
         }
         Ok(Pushed::Written)
     }
 
     /// Ends every open chunk and checks that the input ended where the journal says.
-    pub fn finish(&mut self, yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>) -> Result<InputMark> {
+    pub fn finish(&mut self, writer: &mut ChunkWriter<'_>) -> Result<InputMark> {
         self.find_marks()?;
         self.check_no_mark_is_left()?;
         for held in self.groups.iter().flat_map(|group| &group.held).chain(self.held.values().flatten()) {
             held.check(&self.dir)?;
         }
         for group in 0..self.groups.len() {
-            self.close(Group(group), yield_chunk)?;
+            self.close(Group(group), writer)?;
         }
         Ok(self.mark())
     }
 
-    fn close(&mut self, group: Group, yield_chunk: &mut impl FnMut(Chunk, InputMark) -> Result<()>) -> Result<()> {
+    fn close(&mut self, group: Group, writer: &mut ChunkWriter<'_>) -> Result<()> {
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(()) };
         let Some(mut open) = state.open.take() else { return Ok(()) };
         // Chunks are journaled in the order in which they end: a new one before an old one comes of another input.
@@ -346,7 +350,7 @@ impl Cutter {
         let Some(state) = self.groups.get(group.0) else { return Ok(()) };
         let part = self.parts.entry((state.analysis.clone(), state.vision)).or_default();
         *part += 1;
-        open.flush().map_err(|e| Error::io("write", open.file.path(), &e))?;
+        open.flush(group.0, writer)?;
         let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
         let path = format!("requests/{id}.jsonl");
         let chunk = Chunk {
@@ -360,10 +364,8 @@ impl Cutter {
             last_index: open.last,
             blake3: open.hasher.finalize().to_hex().to_string(),
         };
-        write_private(&self.dir.join("rows").join(format!("{}.txt", chunk.id)), open.rows.to_text().as_bytes())?;
-        let file = self.dir.join(&chunk.path);
-        open.file.commit_as(&file)?;
-        yield_chunk(chunk, self.mark())
+        let mark = self.mark();
+        writer.close(group.0, chunk, open.rows, mark)
     }
 }
 
@@ -377,10 +379,8 @@ fn count(places: u64) -> String {
 }
 
 impl OpenChunk {
-    fn create(dir: &std::path::Path, index: u64) -> Result<Self> {
-        let file = AtomicFile::create_private(&dir.join("requests/chunk"))?;
-        Ok(Self {
-            file,
+    fn new(index: u64) -> Self {
+        Self {
             pending: Vec::new(),
             hasher: blake3::Hasher::new(),
             lines: 0,
@@ -388,23 +388,36 @@ impl OpenChunk {
             rows: RowSet::default(),
             first: index,
             last: index,
-        })
+        }
+    }
+
+    fn flush(&mut self, group: usize, writer: &mut ChunkWriter<'_>) -> Result<()> {
+        self.hasher.update(&self.pending);
+        writer.write(group, &mut self.pending)
     }
 }
 
-impl Write for OpenChunk {
+/// Cuts what is written into pieces for the hash and the file.
+struct Pieces<'a, 'w> {
+    open: &'a mut OpenChunk,
+    writer: &'a mut ChunkWriter<'w>,
+    group: usize,
+    /// Bytes of each.
+    piece: usize,
+}
+
+impl Write for Pieces<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.pending.extend_from_slice(bytes);
-        if self.pending.len() >= BUFFER {
-            self.flush()?;
+        if self.open.pending.len() >= self.piece {
+            self.open.flush(self.group, self.writer)?;
         }
-        Ok(bytes.len())
+        let room = self.piece - self.open.pending.len();
+        let fits = bytes.get(..room).unwrap_or(bytes);
+        self.open.pending.extend_from_slice(fits);
+        Ok(fits.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.hasher.update(&self.pending);
-        self.file.write_all(&self.pending)?;
-        self.pending.clear();
         Ok(())
     }
 }
@@ -423,20 +436,24 @@ mod tests {
         let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
         let group = cutter.group("a", false, "m");
         let mut chunks = Vec::new();
-        let mut keep = |chunk: Chunk, _: InputMark| {
+        let keep = |chunk: Chunk, _: InputMark| {
             let file = crate::lines::input::read_small(&dir.path().join(&chunk.path), 1 << 20)?;
             assert_eq!((file.len() as u64, file.lines().count() as u64), (chunk.bytes, chunk.lines));
             assert_eq!(blake3::hash(file.as_bytes()).to_hex().as_str(), chunk.blake3);
             chunks.push((chunk.lines, chunk.bytes));
             Ok(())
         };
-        for (index, length) in lengths.iter().enumerate() {
-            let line = "x".repeat(*length as usize - 1) + "\n";
-            cutter.read_place(line.as_bytes()).expect("no marks");
-            let write = |out: &mut dyn Write| out.write_all(line.as_bytes()).map_err(|e| Error::io("write", "", &e));
-            cutter.push(group, index as u64, *length, write, &mut keep).expect("pushed");
-        }
-        cutter.finish(&mut keep).expect("finished");
+        write_behind(dir.path(), keep, |writer| {
+            for (index, length) in lengths.iter().enumerate() {
+                let line = "x".repeat(*length as usize - 1) + "\n";
+                cutter.read_place(line.as_bytes())?;
+                let write =
+                    |out: &mut dyn Write| out.write_all(line.as_bytes()).map_err(|e| Error::io("write", "", &e));
+                cutter.push(group, index as u64, *length, write, writer)?;
+            }
+            cutter.finish(writer)
+        })
+        .expect("cut");
         chunks
     }
 
@@ -499,16 +516,51 @@ mod tests {
             let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
             cutter.marks = [(mark("a\nb\n"), "part1".to_owned()), (mark("a\nb\nc\n"), "the end".to_owned())].into();
             cutter.end = Some(3);
-            let outcome = input
-                .lines()
-                .try_for_each(|line| cutter.read_place(line.as_bytes()))
-                .and_then(|()| cutter.finish(&mut |_, _| Ok(())).map(|_| ()));
+            let outcome = write_behind(
+                dir.path(),
+                |_, _| Ok(()),
+                |writer| {
+                    input.lines().try_for_each(|line| cutter.read_place(line.as_bytes()))?;
+                    cutter.finish(writer)
+                },
+            )
+            .map(|_| ());
             match (outcome, told) {
                 (Ok(()), None) => {}
                 (Err(error), Some(told)) => assert!(error.to_string().contains(told), "{error}"),
                 (outcome, told) => panic!("{input:?}: {outcome:?}, {told:?}"),
             }
         }
+    }
+
+    #[test]
+    fn an_error_on_either_thread_is_told_and_what_ended_before_is_yielded() {
+        let run = |fails_at: usize, pushes: u64| {
+            let dir = tempfile::tempdir().expect("a directory");
+            for folder in ["requests", "rows"] {
+                std::fs::create_dir(dir.path().join(folder)).expect("made");
+            }
+            let mut cutter = Cutter::new(dir.path().to_owned(), Limits { lines: 1, bytes: 1000 }, [], None);
+            let group = cutter.group("a", false, "m");
+            let mut yielded = 0;
+            let keep = |_: Chunk, _: InputMark| {
+                if yielded == fails_at {
+                    return Err(Error::input("no more are taken"));
+                }
+                yielded += 1;
+                Ok(())
+            };
+            let error = write_behind(dir.path(), keep, |writer| {
+                for index in 0..pushes {
+                    let write = |out: &mut dyn Write| out.write_all(b"{}\n").map_err(|e| Error::io("write", "", &e));
+                    cutter.push(group, index, 3, write, writer)?;
+                }
+                Err::<(), _>(Error::input("the posts are broken"))
+            });
+            (yielded, error.expect_err("told").to_string())
+        };
+        assert_eq!(run(usize::MAX, 5), (5, "the posts are broken".to_owned()));
+        assert_eq!(run(3, 50), (3, "no more are taken".to_owned()));
     }
 
     proptest! {

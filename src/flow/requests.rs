@@ -1,7 +1,8 @@
 //! Post × analysis → request line. The prompt's constant parts were escaped once, at start; the post's own JSON
-//! strings are spliced between them as they stand, so no text of a post can leave its string.
+//! strings are spliced between them as they stand, so no text of a post can leave its string. A request is the places of
+//! its parts: how long it is can be told without writing it, and it is written straight to where it goes.
 
-use std::{collections::HashSet, io::Write, path::Path};
+use std::{collections::HashSet, fmt::Write as _, io::Write, path::Path};
 
 use super::{
     CustomId, Fault, FaultKind, FaultLine, PostIndex,
@@ -9,7 +10,7 @@ use super::{
     posts::{Post, Slot},
 };
 use crate::{
-    analysis::{Analysis, AnalysisSet, escape_json},
+    analysis::{Analysis, AnalysisSet, Piece, Template, escape_json},
     error::{Error, Result},
     settings::Models,
 };
@@ -34,15 +35,38 @@ impl Rows {
     }
 }
 
-/// The constant parts of a request line around index, prompt and images.
+/// The constant parts of an analysis' request lines.
 #[derive(Debug)]
 struct Frame {
     /// Up to and with `"custom_id":"NAME_`.
     id: String,
-    /// From after the index to the prompt, for the text model.
-    text: (String, String),
-    /// The same for the multimodal model; the second part follows the images.
-    vision: (String, String),
+    /// What follows the index, for the text model and for the multimodal one.
+    text: Line,
+    vision: Line,
+}
+
+#[derive(Debug)]
+struct Line {
+    /// Each constant is followed by a text of the post, the last one by the images.
+    pieces: Vec<Piece>,
+    /// After the images.
+    close: String,
+    /// Bytes of all constants.
+    bytes: u64,
+}
+
+impl Line {
+    fn new(open: &str, template: &Template, end: &str, close: String) -> Self {
+        let mut pieces = template.pieces.clone();
+        if let Some(first) = pieces.first_mut() {
+            first.constant.insert_str(0, open);
+        }
+        if let Some(last) = pieces.last_mut() {
+            last.constant.push_str(end);
+        }
+        let bytes = pieces.iter().map(|piece| piece.constant.len()).sum::<usize>() + close.len();
+        Self { pieces, close, bytes: bytes as u64 }
+    }
 }
 
 /// One request line, ready to be written. Borrowed from the renderer until the next one.
@@ -55,9 +79,11 @@ pub struct Request<'a> {
     pub vision: bool,
     /// Bytes of the line, line feed included.
     pub bytes: u64,
-    head: &'a [u8],
+    id: &'a str,
+    line: &'a Line,
+    post: &'a Post<'a>,
+    texts: &'a Texts,
     images: &'a [Image],
-    tail: &'a [u8],
 }
 
 const IMAGE_OPEN: &str = r#",{"type":"image_url","image_url":{"url":""#;
@@ -66,13 +92,20 @@ const IMAGE_CLOSE: &str = r#""}}"#;
 impl Request<'_> {
     pub fn write_to(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
         let failed = |e: std::io::Error| Error::io("write", "the request", &e);
-        out.write_all(self.head).map_err(failed)?;
+        out.write_all(self.id.as_bytes()).map_err(failed)?;
+        out.write_all(self.texts.index.as_bytes()).map_err(failed)?;
+        for piece in &self.line.pieces {
+            out.write_all(piece.constant.as_bytes()).map_err(failed)?;
+            if let Some(slot) = piece.slot {
+                out.write_all(self.texts.get(self.post, slot).as_bytes()).map_err(failed)?;
+            }
+        }
         for image in self.images {
             out.write_all(IMAGE_OPEN.as_bytes()).map_err(failed)?;
             image.write_to(out)?;
             out.write_all(IMAGE_CLOSE.as_bytes()).map_err(failed)?;
         }
-        out.write_all(self.tail).map_err(failed)
+        out.write_all(self.line.close.as_bytes()).map_err(failed)
     }
 }
 
@@ -105,7 +138,6 @@ pub struct Renderer<'s> {
     max_bytes: u64,
     /// The multimodal model is another one, so that its requests need files of their own.
     two_models: bool,
-    line: Vec<u8>,
     texts: Texts,
     pub tally: RenderTally,
 }
@@ -133,7 +165,6 @@ impl<'s> Renderer<'s> {
             rows,
             max_bytes,
             two_models: text != vision,
-            line: Vec::new(),
             texts: Texts::default(),
             tally: RenderTally::default(),
         })
@@ -141,7 +172,7 @@ impl<'s> Renderer<'s> {
 
     /// Renders every wanted request of a post, in the order of the analyses.
     pub fn render(&mut self, post: &Post<'_>, each: &mut impl FnMut(Rendered<'_>) -> Result<()>) -> Result<()> {
-        self.texts.clear();
+        self.texts.begin(post.index);
         let mut images: Option<Images> = None;
         for (at, (analysis, frame)) in self.set.list.iter().zip(&self.frames).enumerate() {
             if !self.rows.wants(post, at, analysis) {
@@ -173,41 +204,30 @@ impl<'s> Renderer<'s> {
                     &images.found
                 }
             };
-            let (open, close) = if found.is_empty() { &frame.text } else { &frame.vision };
-            self.line.clear();
-            self.line.extend_from_slice(frame.id.as_bytes());
-            push_index(&mut self.line, post.index.0);
-            self.line.extend_from_slice(open.as_bytes());
-            for piece in &analysis.template.pieces {
-                self.line.extend_from_slice(piece.constant.as_bytes());
-                if let Some(slot) = piece.slot {
-                    self.texts.push_to(post, slot, &mut self.line, &mut self.tally.surrogates);
-                }
+            let line = if found.is_empty() { &frame.text } else { &frame.vision };
+            let mut bytes = line.bytes + (frame.id.len() + self.texts.index.len()) as u64;
+            for slot in line.pieces.iter().filter_map(|piece| piece.slot) {
+                self.texts.look_at(post, slot, &mut self.tally.surrogates);
+                bytes += self.texts.get(post, slot).len() as u64;
             }
-            let mut tail_at = self.line.len();
-            if !found.is_empty() {
-                // The text part ends before the images.
-                self.line.extend_from_slice(b"\"}");
-                tail_at = self.line.len();
-            }
-            self.line.extend_from_slice(close.as_bytes());
-            let frames = (IMAGE_OPEN.len() + IMAGE_CLOSE.len()) as u64;
-            let bytes = self.line.len() as u64 + found.iter().map(|image| image.bytes() + frames).sum::<u64>();
+            let around = (IMAGE_OPEN.len() + IMAGE_CLOSE.len()) as u64;
+            bytes += found.iter().map(|image| image.bytes() + around).sum::<u64>();
             if bytes > self.max_bytes {
                 let detail = format!("its request has {bytes} bytes; a file may hold {}", self.max_bytes);
                 fault(Fault::new(FaultKind::TooLarge, detail), Some(&analysis.name))?;
                 continue;
             }
-            let (head, tail) = self.line.split_at(tail_at);
             self.tally.requests += 1;
             each(Rendered::Request(&Request {
                 index: post.index,
                 analysis: at,
                 vision: self.two_models && !found.is_empty(),
                 bytes,
-                head,
+                id: &frame.id,
+                line,
+                post,
+                texts: &self.texts,
                 images: found,
-                tail,
             }))?;
         }
         Ok(())
@@ -225,12 +245,6 @@ fn missing_text(post: &Post<'_>, analysis: &Analysis) -> Option<Fault> {
         };
         Some(Fault::new(FaultKind::BadPost, format!("`{name}` is {what}")))
     })
-}
-
-/// `{index:04}`.
-fn push_index(line: &mut Vec<u8>, index: u64) {
-    // Writing to a Vec cannot fail.
-    let _infallible = write!(line, "{index:04}");
 }
 
 impl Frame {
@@ -253,52 +267,62 @@ impl Frame {
         let name = probe.strip_suffix("0000").unwrap_or(&probe);
         Self {
             id: format!(r#"{{"custom_id":"{name}"#),
-            text: (open(model) + "\"", format!("\"{close}")),
-            vision: (open(vision) + r#"[{"type":"text","text":""#, format!("]{close}")),
+            text: Line::new(&(open(model) + "\""), &analysis.template, "\"", close.clone()),
+            // The text part ends before the images.
+            vision: Line::new(
+                &(open(vision) + r#"[{"type":"text","text":""#),
+                &analysis.template,
+                r#""}"#,
+                format!("]{close}"),
+            ),
         }
     }
 }
 
-/// The texts of the current post as they go into a JSON string; those that must be changed are kept, since
-/// several analyses use them.
+/// The current post's index and texts as they go into a request. Several analyses use a text: each is looked at once.
 #[derive(Debug, Default)]
 struct Texts {
-    changed: Vec<(Slot, String)>,
+    /// `{index:04}`.
+    index: String,
+    /// With a text of its own where the post's cannot go as it is written.
+    known: Vec<(Slot, Option<String>)>,
 }
 
 impl Texts {
-    fn clear(&mut self) {
-        self.changed.clear();
+    fn begin(&mut self, index: PostIndex) {
+        self.known.clear();
+        self.index.clear();
+        // Writing to a String cannot fail.
+        let _infallible = write!(self.index, "{:04}", index.0);
     }
 
-    fn push_to(&mut self, post: &Post<'_>, slot: Slot, line: &mut Vec<u8>, surrogates: &mut u64) {
-        let raw = match post.raw(slot) {
-            None | Some("null") => return,
-            Some(raw) => raw,
-        };
-        let body = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-        let as_written = match body {
-            Some(body) => (memchr::memmem::find(body.as_bytes(), b"\\u").is_none()).then_some(body),
-            None => (!raw.starts_with(['{', '['])).then_some(raw),
-        };
-        if let Some(text) = as_written {
-            line.extend_from_slice(text.as_bytes());
+    fn look_at(&mut self, post: &Post<'_>, slot: Slot, surrogates: &mut u64) {
+        if self.known.iter().any(|(known, _)| *known == slot) {
             return;
         }
-        let kept = match self.changed.iter().position(|(known, _)| *known == slot) {
-            Some(at) => at,
-            None => {
-                let text = match body {
-                    Some(body) => decode_unicode_escapes(body, surrogates),
-                    None => escape_json(raw),
-                };
-                self.changed.push((slot, text));
-                self.changed.len() - 1
-            }
+        let written = written(post, slot);
+        let changed = match post.raw(slot) {
+            Some(raw) if raw.starts_with('"') => memchr::memmem::find(written.as_bytes(), b"\\u")
+                .is_some()
+                .then(|| decode_unicode_escapes(written, surrogates)),
+            Some(raw) if raw.starts_with(['{', '[']) => Some(escape_json(raw)),
+            _ => None,
         };
-        if let Some((_, text)) = self.changed.get(kept) {
-            line.extend_from_slice(text.as_bytes());
-        }
+        self.known.push((slot, changed));
+    }
+
+    /// A text that was looked at.
+    fn get<'a>(&'a self, post: &Post<'a>, slot: Slot) -> &'a str {
+        let changed = self.known.iter().find(|(known, _)| *known == slot).and_then(|(_, changed)| changed.as_deref());
+        changed.unwrap_or_else(|| written(post, slot))
+    }
+}
+
+/// A field's value without its quotes; nothing, if it is null or not there.
+fn written<'a>(post: &Post<'a>, slot: Slot) -> &'a str {
+    match post.raw(slot) {
+        None | Some("null") => "",
+        Some(raw) => raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(raw),
     }
 }
 

@@ -3,15 +3,21 @@
 
 use std::{collections::VecDeque, num::NonZeroUsize, sync::mpsc::sync_channel, thread};
 
-use crate::error::{Error, Result};
+use crate::{
+    drill,
+    error::{Error, Result},
+};
 
 /// Jobs that a worker has or waits for: one in hand, one ahead. So many jobs times workers is all that is ever held.
 const AHEAD: usize = 2;
 /// More workers than this wait for the one thread that reads and writes.
 const MOST: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 
-/// As many workers as there are cores to run them.
+/// As many workers as there are cores to run them; a drill is of one thread.
 pub fn workers() -> NonZeroUsize {
+    if drill::is_on() {
+        return NonZeroUsize::MIN;
+    }
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(MOST)
 }
 
