@@ -38,6 +38,7 @@ pub enum Verb {
     Fetch(FetchArgs),
     Run(Box<RunArgs>),
     Status(StatusArgs),
+    Verify(VerifyArgs),
     Cancel(CancelArgs),
     Emulate(EmulateArgs),
     Config(ConfigArgs),
@@ -502,6 +503,30 @@ pub struct StatusArgs {
     /// Show again whenever something changed, until all is done
     #[arg(long, conflicts_with = "json")]
     pub watch: bool,
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+/// Check a work directory against its journal, offline; writes nothing, takes no lock
+///
+/// Examples:
+///   zbatch verify -d work
+///   zbatch verify -d work || zbatch fetch -d work
+///
+/// One line a problem on stdout (WHERE: WHAT: HOW TO MEND IT), and exit 65 if there
+/// is one. Checked: each line of the journal; length and hash of the chunk files
+/// that a batch still needs, of both result files of each fetched chunk, and of the
+/// kept posts; the indexes of each chunk; and that its rows are answered, refused or
+/// absent as counted when they were fetched. A torn last line of the journal and
+/// files that are not the job's are notes on stderr. While another process works
+/// there, what it changes meanwhile is looked at again, and never a problem by itself.
+///
+/// Memory: at most 64 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub work: WorkArgs,
     #[command(flatten)]
     pub source: SourceArgs,
 }

@@ -11,4 +11,5 @@ mod merge;
 mod parse;
 mod run;
 mod server;
+mod verify;
 mod workdir;

@@ -16,6 +16,7 @@ mod setup;
 mod source;
 mod status;
 mod submit;
+mod verify;
 
 use crate::{
     cli::{Cli, Verb},
@@ -61,6 +62,7 @@ pub fn run(cli: &Cli) -> Result<Ended> {
         Verb::Fetch(args) => fetch::run(args, &console),
         Verb::Run(args) => run::run(args, &console),
         Verb::Status(args) => status::run(args, &console),
+        Verb::Verify(args) => verify::run(args, &console),
         Verb::Cancel(args) => cancel::run(args, &console),
         Verb::Emulate(args) => emulate::run(args, &console),
         Verb::Config(args) => config::run(args, &console),
