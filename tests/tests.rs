@@ -4,6 +4,7 @@ mod chunk;
 mod config;
 mod data;
 mod docs;
+mod doctor;
 mod emulate;
 mod r#gen;
 mod jobs;

@@ -3,6 +3,7 @@
 mod cancel;
 mod chunk;
 mod config;
+mod doctor;
 mod emulate;
 mod fetch;
 mod r#gen;
@@ -64,6 +65,7 @@ pub fn run(cli: &Cli) -> Result<Ended> {
         Verb::Status(args) => status::run(args, &console),
         Verb::Verify(args) => verify::run(args, &console),
         Verb::Cancel(args) => cancel::run(args, &console),
+        Verb::Doctor(args) => doctor::run(args, &console),
         Verb::Emulate(args) => emulate::run(args, &console),
         Verb::Config(args) => config::run(args, &console),
     }
