@@ -38,7 +38,9 @@ pub enum Verb {
     Fetch(FetchArgs),
     Run(Box<RunArgs>),
     Status(StatusArgs),
+    Verify(VerifyArgs),
     Cancel(CancelArgs),
+    Doctor(DoctorArgs),
     Emulate(EmulateArgs),
     Config(ConfigArgs),
 }
@@ -426,7 +428,7 @@ pub struct FetchArgs {
     /// Also write every verified result line here, `-` for stdout; .gz and .zst compress
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Download these chunks again, or `failed` for those whose download failed or came short
+    /// Download these chunks again, or `failed`: those whose download failed or came short, as every fetch does
     #[arg(long, value_name = "CHUNK", num_args = 1..)]
     pub again: Vec<String>,
     #[command(flatten)]
@@ -506,6 +508,30 @@ pub struct StatusArgs {
     pub source: SourceArgs,
 }
 
+/// Check a work directory against its journal, offline; writes nothing, takes no lock
+///
+/// Examples:
+///   zbatch verify -d work
+///   zbatch verify -d work || zbatch fetch -d work
+///
+/// One line a problem on stdout (WHERE: WHAT: HOW TO MEND IT), and exit 65 if there
+/// is one. Checked: each line of the journal; length and hash of the chunk files
+/// that a batch still needs, of both result files of each fetched chunk, and of the
+/// kept posts; the indexes of each chunk; and that its rows are answered, refused or
+/// absent as counted when they were fetched. A torn last line of the journal and
+/// files that are not the job's are notes on stderr. While another process works
+/// there, what it changes meanwhile is looked at again, and never a problem by itself.
+///
+/// Memory: at most 64 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub work: WorkArgs,
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
 /// Cancel the batches that run; what was finished is still fetched and merged
 ///
 /// Examples:
@@ -523,6 +549,50 @@ pub struct CancelArgs {
     pub provider: ProviderArgs,
     #[command(flatten)]
     pub remote: RemoteArgs,
+}
+
+/// Try out, on one-line batches, whether the provider does what zbatch assumes
+///
+/// Examples:
+///   zbatch doctor
+///   zbatch doctor --json > findings.jsonl
+///   zbatch doctor --provider openai --model gpt-4o-mini   three short requests are billed
+///
+/// One line a finding on stdout: `as assumed`, `differs`, `noted` (nothing is built
+/// on it) or `not measured`. It uploads four files of one line, creates three
+/// batches of one request each, and at the end cancels and deletes what is left of them,
+/// also when it is stopped. Exit 0: all as assumed; 1: something differs; 75: not all
+/// could be measured before --timeout.
+///
+/// Memory: at most 32 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// Model that is asked [default: one that is free at the provider, glm-4-flash for zhipu]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// File that holds the key (mode 0600) [default: the provider's variable, e.g. ZHIPUAI_API_KEY]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// One more root certificate (PEM) to trust
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+    /// Time between looks at the batches
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = parse_interval)]
+    pub poll_interval: Duration,
+    /// How long a create without an answer is looked for: a batch must be listed within this time [default: 120s]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub settle: Option<Duration>,
+    /// Stop waiting after this long, and clean up
+    #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Serve the Batch API locally: for tests, or in front of a model server of yours

@@ -5,6 +5,8 @@
 
 use std::{fmt, io, path::Path};
 
+use crate::flow::faults::escape_control;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The classes a script can tell apart, by exit code.
@@ -88,6 +90,12 @@ impl Error {
 
     pub fn kind(&self) -> Kind {
         self.0.kind
+    }
+
+    /// All of it in one line, for a list of them.
+    pub fn line(&self) -> String {
+        let fix = self.0.fix.as_ref().map(|fix| format!(": {fix}")).unwrap_or_default();
+        escape_control(&format!("{}{fix}", self.0.what))
     }
 }
 

@@ -12,7 +12,7 @@
 //! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone | [`Step::Cut`] |
 //! | `created` | the batch exists | [`Step::Created`] |
 //! | `ended` | the batch is terminal; its result files (a second one: where they are after all) | [`Step::Ended`] |
-//! | `fetched` | its results are on disk, verified and synced; how its rows balance | [`Step::Fetched`] |
+//! | `fetched` | its results are on disk, verified and synced; how its rows balance, length and hash of each file | [`Step::Fetched`] |
 //! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
 //! | `cleaned` | its files at the provider are deleted | |
 //!
@@ -204,7 +204,7 @@ impl Step {
 }
 
 /// A chunk and what became of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     pub chunk: Chunk,
     pub input: InputMark,
@@ -438,7 +438,7 @@ impl Journal {
 
         let path = dir.join(FILE);
         let new = !path.exists();
-        let mut file = File::options()
+        let file = File::options()
             .read(true)
             .append(true)
             .create(true)
@@ -448,15 +448,14 @@ impl Journal {
         if new {
             sync_directory(dir)?;
         }
-        let (state, whole) = replay(&file, &path)?;
-        let end = file.seek(SeekFrom::End(0)).map_err(|e| Error::io("seek in", &path, &e))?;
-        if end > whole && !drill::without(Guard::TornTail) {
+        let Replay { state, whole, torn, .. } = replay(&file, &path)?.sound()?;
+        if torn > 0 && !drill::without(Guard::TornTail) {
             file.set_len(whole)
                 .and_then(|()| file.sync_all())
                 .map_err(|e| Error::io("cut the torn end of", &path, &e))?;
         }
         let resumed = state.config.is_some();
-        Ok(Self { file, path, state, torn: end - whole, resumed, failed: false })
+        Ok(Self { file, path, state, torn, resumed, failed: false })
     }
 
     /// Writes an event down and syncs it; it is true only when this returns.
@@ -501,48 +500,78 @@ pub fn start(run: String, spooled: bool, config: Config) -> Event {
 
 /// Reads a journal without touching it; for verbs that take no lock. A torn last line is passed over.
 pub fn read(dir: &Path) -> Result<State> {
+    examine(dir)?.sound().map(|read| read.state)
+}
+
+/// The same, and what is wrong with it.
+pub fn examine(dir: &Path) -> Result<Replay> {
     let path = dir.join(FILE);
     let file = File::open(&path).map_err(|e| {
         Error::input(format!("{} is not a work directory: {e}", dir.display()))
             .fix("name one with -d; `zbatch gen -d DIR posts.jsonl` makes one")
     })?;
-    Ok(replay(&file, &path)?.0)
+    replay(&file, &path)
 }
 
-/// The fold and the bytes of whole lines.
-fn replay(file: &File, path: &Path) -> Result<(State, u64)> {
-    let mut whole = file.metadata().map_err(|e| Error::io("look at", path, &e))?.len();
-    whole = end_of_last_line(file, whole).map_err(|e| Error::io("read", path, &e))?;
+/// A journal as it was read.
+#[derive(Debug)]
+pub struct Replay {
+    /// The fold of all events, or of those before the damage.
+    pub state: State,
+    /// Bytes of whole lines.
+    pub whole: u64,
+    /// Bytes of a torn last line.
+    pub torn: u64,
+    /// Names the first line that is not an event, or cannot follow.
+    pub damage: Option<Error>,
+}
+
+impl Replay {
+    fn sound(self) -> Result<Self> {
+        match self.damage {
+            Some(damage) => Err(damage),
+            None => Ok(self),
+        }
+    }
+}
+
+/// Folds the whole lines of a journal.
+fn replay(file: &File, path: &Path) -> Result<Replay> {
+    let all = file.metadata().map_err(|e| Error::io("look at", path, &e))?.len();
+    let whole = end_of_last_line(file, all).map_err(|e| Error::io("read", path, &e))?;
     let mut reader = file.try_clone().map_err(|e| Error::io("open", path, &e))?;
     reader.seek(SeekFrom::Start(0)).map_err(|e| Error::io("seek in", path, &e))?;
     let input = Input { reader: Box::new(reader.take(whole)), name: path.display().to_string() };
     let mut lines = LineReader::new(input, Shape::Lines, LONGEST_EVENT, 0);
     let mut block = Block::default();
-    let mut state = State::default();
+    let mut read = Replay { state: State::default(), whole, torn: all - whole, damage: None };
     while lines.fill(&mut block)? {
         for line in block.lines() {
             let event = serde_json::from_slice(line.bytes).map_err(|e| e.to_string());
-            event.and_then(|event: Event| state.apply(&event)).map_err(|what| {
-                Error::input(format!("{}, line {}, byte {}: {what}", path.display(), line.number, line.offset)).fix(
-                    "the journal is damaged or of another version: keep the directory, and begin a new one with --new",
-                )
-            })?;
+            if let Err(what) = event.and_then(|event: Event| read.state.apply(&event)) {
+                let at = format!("{}, line {}, byte {}", path.display(), line.number, line.offset);
+                let fix =
+                    "the journal is damaged or of another version: keep the directory, and begin a new one with --new";
+                read.damage = Some(Error::input(format!("{at}: {what}")).fix(fix));
+                return Ok(read);
+            }
         }
     }
-    Ok((state, whole))
+    Ok(read)
 }
 
 fn end_of_last_line(mut file: &File, len: u64) -> std::io::Result<u64> {
     let start = len.saturating_sub(LONGEST_EVENT);
     file.seek(SeekFrom::Start(start))?;
     let mut tail = Vec::new();
+    // No more than that: somebody may be appending.
     #[expect(clippy::disallowed_methods, reason = "at most LONGEST_EVENT bytes")]
-    file.take(LONGEST_EVENT).read_to_end(&mut tail)?;
+    file.take(len - start).read_to_end(&mut tail)?;
     Ok(memchr::memrchr(b'\n', &tail).map_or(if start == 0 { 0 } else { len }, |at| start + at as u64 + 1))
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     pub fn config() -> Config {
@@ -614,6 +643,16 @@ mod tests {
             }
             let job = &journal.state.jobs[0];
             assert_eq!((job.step, job.batch_id.as_deref(), job.attempt), (Step::Fetched, Some("b"), 2));
+        }
+    }
+
+    /// `status` and `verify` read while somebody appends: more may be there than the length that was asked for.
+    #[test]
+    fn r3_the_last_line_is_looked_for_in_what_was_there() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"{}\n{\n{}\n").expect("written");
+        for (length, end) in [(0, 0), (1, 0), (3, 3), (4, 3), (5, 5), (8, 8)] {
+            assert_eq!(end_of_last_line(&file, length).expect("read"), end, "{length}");
         }
     }
 

@@ -43,7 +43,45 @@ impl ResultFile {
     pub const BOTH: [Self; 2] = [Self::Output, Self::Error];
 }
 
-const FOLDERS: [&str; 3] = ["requests", "rows", "results"];
+pub const FOLDERS: [&str; 3] = ["requests", "rows", "results"];
+pub const LOCK: &str = "lock";
+/// The posts, where they cannot be read again from where they came, and the hash of what the spool holds.
+pub const SPOOL: &str = "input.zst";
+pub const SPOOL_HASH: &str = "input.blake3";
+/// All that is ours in a work directory.
+pub const NAMES: [&str; 12] = [
+    journal::FILE,
+    LOCK,
+    "requests",
+    "rows",
+    "results",
+    SPOOL,
+    SPOOL_HASH,
+    "emulator",
+    "integration_report.json",
+    "jsonl_files_info.json",
+    "batch_results.json",
+    "download_info.json",
+];
+
+/// Where a chunk's rows are in a work directory.
+pub fn rows_path(dir: &Path, chunk: &ChunkId) -> PathBuf {
+    dir.join("rows").join(format!("{chunk}.txt"))
+}
+
+/// Where a chunk's results are.
+pub fn results_path(dir: &Path, chunk: &ChunkId, file: ResultFile) -> PathBuf {
+    let which = match file {
+        ResultFile::Output => "output",
+        ResultFile::Error => "error",
+    };
+    dir.join("results").join(format!("{chunk}.{which}.jsonl"))
+}
+
+/// What a killed process leaves of a file that was to appear.
+pub fn is_part(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".part")
+}
 
 impl WorkDir {
     /// Makes the directory if it is not there, and takes its lock.
@@ -121,32 +159,27 @@ impl WorkDir {
     }
 
     pub fn rows(&self, chunk: &ChunkId) -> PathBuf {
-        self.dir.join("rows").join(format!("{chunk}.txt"))
+        rows_path(&self.dir, chunk)
     }
 
     pub fn results(&self, chunk: &ChunkId, file: ResultFile) -> PathBuf {
-        let which = match file {
-            ResultFile::Output => "output",
-            ResultFile::Error => "error",
-        };
-        self.dir.join("results").join(format!("{chunk}.{which}.jsonl"))
+        results_path(&self.dir, chunk, file)
     }
 
     pub fn spool(&self) -> PathBuf {
-        self.dir.join("input.zst")
+        self.dir.join(SPOOL)
     }
 
     /// The hash of what the spool holds.
     pub fn spool_hash(&self) -> PathBuf {
-        self.dir.join("input.blake3")
+        self.dir.join(SPOOL_HASH)
     }
 
     /// Removes what a killed process left half-written.
     fn sweep(&self) -> Result<()> {
         for folder in FOLDERS.iter().map(|name| self.dir.join(name)).chain([self.dir.clone()]) {
             for path in list(&folder)? {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                if name.starts_with('.') && name.ends_with(".part") {
+                if is_part(&path.file_name().unwrap_or_default().to_string_lossy()) {
                     std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
                 }
             }
@@ -155,7 +188,7 @@ impl WorkDir {
     }
 }
 
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
     entries.map_err(|e| Error::io("list", dir, &e))
 }
@@ -165,7 +198,7 @@ fn make(dir: &Path) -> Result<()> {
 }
 
 fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK);
     let mut file = File::options()
         .read(true)
         .write(true)

@@ -7,10 +7,11 @@ use zbatch::{cli::Cli, flow::FaultKind};
 
 use crate::workdir::{WorkDir, repository};
 
-const DOCUMENTS: [&str; 4] = ["README.md", "README.zh-CN.md", "docs/formats.md", "examples/pocketflow/README.md"];
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "README.zh-CN.md", "docs/formats.md", "docs/reliability.md", "examples/pocketflow/README.md"];
 
 #[expect(clippy::disallowed_methods, reason = "the repository's own small files")]
-fn text(name: &str) -> String {
+pub fn text(name: &str) -> String {
     let path = repository().join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -64,6 +65,30 @@ fn both_readmes_say_the_same_commands_flags_and_settings() {
     assert_eq!(shown(&english), shown(&chinese));
     let headings = |text: &str| text.lines().filter(|line| line.starts_with('#')).count();
     assert_eq!(headings(&english), headings(&chinese));
+}
+
+/// Whoever renames a test that proves a promise says so there too.
+#[test]
+fn every_test_that_the_page_on_reliability_names_exists() {
+    let mut sources = String::new();
+    let mut folders = vec![repository().join("src"), repository().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources += &text(path.to_str().expect("UTF-8"));
+            }
+        }
+    }
+    let page = text("docs/reliability.md");
+    let (_, proofs) = page.split_once("## How it is tested").expect("that part");
+    let names: Vec<&str> = proofs.split('`').filter(|name| name.contains('_') && !name.contains(' ')).collect();
+    assert!(names.len() > 40, "{names:?}");
+    for name in names {
+        assert!(sources.contains(&format!("fn {name}()")), "{name}");
+    }
 }
 
 #[test]

@@ -23,17 +23,17 @@ const TWO: &str = "--only=sentiment_polarity,topic_analysis";
 const CHUNKS: usize = 6;
 
 /// A directory with a work directory `w` of six chunks, and an emulator.
-struct Setup {
-    work: WorkDir,
-    server: Server,
+pub struct Setup {
+    pub work: WorkDir,
+    pub server: Server,
 }
 
 impl Setup {
-    fn new(emulator: &[&str]) -> Self {
+    pub fn new(emulator: &[&str]) -> Self {
         Self::cut(emulator, &["--max-lines", "4"])
     }
 
-    fn cut(emulator: &[&str], r#gen: &[&str]) -> Self {
+    pub fn cut(emulator: &[&str], r#gen: &[&str]) -> Self {
         let work = WorkDir::new();
         let posts: String = (0..POSTS)
             .map(|n| json!({"content": format!("第{n}条：地铁又停了，等了{n}分钟")}).to_string() + "\n")
@@ -46,14 +46,14 @@ impl Setup {
     }
 
     /// The emulator goes on with other faults.
-    fn restart(self, emulator: &[&str]) -> Self {
+    pub fn restart(self, emulator: &[&str]) -> Self {
         let Self { work, server } = self;
         server.kill();
         let server = Server::start(&work, &work.join("state"), emulator);
         Self { work, server }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let base = self.server.base.as_str();
         let more = ["-d", "w", "--base-url", base, "--poll-interval", "10ms"];
         let mut command = self.work.command(&[args, &more].concat());
@@ -62,30 +62,30 @@ impl Setup {
     }
 
     #[track_caller]
-    fn run(&self, args: &[&str]) -> Ran {
+    pub fn run(&self, args: &[&str]) -> Ran {
         let ran = Ran::of(self.command(args).output().expect("the program starts"));
         assert!(!ran.stderr.contains("secretsecret"), "{}", ran.stderr);
         ran
     }
 
-    fn spawn(&self, args: &[&str]) -> Child {
+    pub fn spawn(&self, args: &[&str]) -> Child {
         let mut command = hears_signals(&self.command(args));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
     }
 
     #[track_caller]
-    fn submit(&self) {
+    pub fn submit(&self) {
         self.run(&["submit", "--settle", "100ms"]).exits(0);
     }
 
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         let ran = self.work.run(&["status", "-d", "w", "--json"]).exits(0);
         serde_json::from_str(ran.text()).expect("JSON")
     }
 
     /// One create per chunk, and none of any content twice.
     #[track_caller]
-    fn paid_once(&self) {
+    pub fn paid_once(&self) {
         let ledger = self.server.ledger();
         let by_content = ledger["by_content"].as_object().expect("an object");
         assert!(by_content.values().all(|count| *count == 1), "{ledger}");
@@ -94,7 +94,7 @@ impl Setup {
 
     /// The rows of all chunks, which must balance.
     #[track_caller]
-    fn rows(&self) -> Value {
+    pub fn rows(&self) -> Value {
         let status = self.status();
         let rows = &status["rows"];
         let count = |name: &str| rows[name].as_u64().expect("a count");
@@ -103,7 +103,7 @@ impl Setup {
     }
 
     /// What `fetch -o -` gives, judged and in a fixed order.
-    fn answers(&self) -> Vec<String> {
+    pub fn answers(&self) -> Vec<String> {
         let lines = self.run(&["fetch", "-o", "-"]).exits(0).stdout;
         let mut answers: Vec<_> =
             self.work.pipe(lines, &["parse", TWO]).exits(0).text().lines().map(str::to_owned).collect();
@@ -119,7 +119,7 @@ impl Setup {
         }
     }
 
-    fn files(&self, purpose: &str) -> usize {
+    pub fn files(&self, purpose: &str) -> usize {
         let listed = self.server.get(&format!("{ROOT}/files?limit=100&purpose={purpose}"));
         listed["data"].as_array().expect("a list").len()
     }
@@ -307,6 +307,57 @@ fn n5_what_stays_short_is_kept_and_named() {
     assert_eq!(setup.files("batch_output"), 0);
     setup.run(&["fetch", "--again", "topic_analysis_batch_part1"]).exits(65);
     setup.run(&["fetch", "--again", "topic_analysis_batch_part9"]).exits(64);
+}
+
+/// Its files at the provider were kept for this, and nobody had to ask.
+#[test]
+fn n5_what_came_short_is_fetched_again_by_the_next_command() {
+    let setup = Setup::new(&["--fault", "truncate"]);
+    setup.submit();
+    setup.run(&["fetch"]).exits(1);
+    // Without a key nothing is forgotten of what is here.
+    let rows = setup.rows();
+    setup.work.run(&["fetch", "-d", "w"]).exits(77);
+    assert_eq!(setup.rows(), rows);
+    let setup = setup.restart(&[]);
+    let ran = setup.run(&["fetch"]).exits(0);
+    assert!(ran.stderr.contains("its results came short; they are downloaded again"), "{}", ran.stderr);
+    assert_eq!((setup.rows()["output"].clone(), setup.files("batch_output")), (json!(24), 0));
+    setup.paid_once();
+    assert_eq!(setup.answers().len(), 24);
+}
+
+/// A line more or less would give absent or other rows, and nobody would hear of it.
+#[test]
+fn r3_results_that_were_changed_here_are_downloaded_again_or_told() {
+    const FILE: &str = "w/results/topic_analysis_batch_part1.output.jsonl";
+    let setup = Setup::new(&[]);
+    setup.submit();
+    setup.run(&["fetch", "--keep-remote"]).exits(0);
+    let lines = || setup.run(&["fetch", "--keep-remote", "-o", "-"]).exits(0).stdout;
+    let (all, whole) = (lines(), setup.work.read(FILE));
+    let (_, less) = whole.split_once('\n').expect("lines");
+    setup.work.write(FILE, less);
+    let ran = setup.run(&["fetch", "--keep-remote"]).exits(0);
+    let expected =
+        format!("{FILE} has {} bytes, and {} were downloaded; it is downloaded again", less.len(), whole.len());
+    assert!(ran.stderr.contains(&expected), "{}", ran.stderr);
+    assert_eq!(setup.work.read(FILE), whole);
+    // Lines in a file that was not there when the rows were counted.
+    let stray = "w/results/topic_analysis_batch_part1.error.jsonl";
+    setup.work.write(stray, &whole);
+    let ran = setup.run(&["fetch"]).exits(0);
+    assert!(ran.stderr.contains("there was no such file; it is downloaded again"), "{}", ran.stderr);
+    assert!(!setup.work.exists(stray));
+    // The provider has nothing any more.
+    assert_eq!(setup.files("batch_output"), 0);
+    setup.work.write(FILE, less);
+    let ran = setup.run(&["fetch"]);
+    let expected = "were downloaded, and the provider's copy is deleted: rows that are not in it will be absent";
+    assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    setup.work.write(FILE, &whole);
+    assert_eq!(lines(), all);
+    setup.paid_once();
 }
 
 #[test]

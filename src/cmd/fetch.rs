@@ -32,8 +32,8 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
     // Not after the hours that the batches take.
     args.output.as_deref().map_or(Ok(()), Output::probe)?;
-    find_lost_results(&mut journal, &work, console)?;
-    if args.again.is_empty() && all_is_here(&journal.state, args.remote.keep_remote) {
+    let mut again = find_lost_results(&journal.state, &work, console);
+    if args.again.is_empty() && again.is_empty() && all_is_here(&journal.state, args.remote.keep_remote) {
         // Nothing to ask a provider for, and so no key.
         let journal = Mutex::new(journal);
         let (_, none) = mpsc::channel(1);
@@ -43,7 +43,13 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         return Ok(tell(&locked(&journal)?.state, console));
     }
     let client = client(&config, &args.provider, &args.remote)?;
-    again(&args.again, &mut journal, console)?;
+    again.extend(named_again(&args.again, &journal.state)?);
+    again.sort_unstable();
+    again.dedup();
+    if !args.again.is_empty() {
+        console.note(format_args!("{} chunks are downloaded again", again.len()));
+    }
+    again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
     let settings = job_settings(&config, Goal::Fetched, &args.remote, None, false);
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
     let journal = Mutex::new(journal);
@@ -78,11 +84,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
 
 /// Every chunk's results are on disk, and nothing is left to delete at the provider.
 fn all_is_here(state: &State, keep_remote: bool) -> bool {
-    let done = |job: &Job| {
-        let short = job.rows.as_ref().is_some_and(|rows| rows.short);
-        job.step == Step::Fetched && (job.cleaned || keep_remote || short)
-    };
-    state.jobs.iter().all(done)
+    state.jobs.iter().all(|job| job.step == Step::Fetched && (job.cleaned || keep_remote))
 }
 
 /// Says how the rows balance; what is not a result or an error of a row is a fault.
@@ -109,18 +111,16 @@ pub fn totals(jobs: &[Job]) -> RowBalance {
     sum
 }
 
-/// Marks chunks whose results are to be downloaded once more.
-fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<()> {
+/// The chunks that `--again` names.
+fn named_again(names: &[String], state: &State) -> Result<Vec<ChunkId>> {
     let mut chunks = Vec::new();
     for name in names {
         if name == "failed" {
-            let short = |job: &&Job| job.rows.as_ref().is_some_and(|rows| rows.short) && !job.cleaned;
-            chunks.extend(journal.state.jobs.iter().filter(short).map(|job| job.chunk.id.clone()));
+            chunks.extend(state.jobs.iter().filter(|job| came_short(job)).map(|job| job.chunk.id.clone()));
             continue;
         }
         let id: ChunkId = name.parse().map_err(Error::usage)?;
-        let job = journal
-            .state
+        let job = state
             .job(&id)
             .ok_or_else(|| Error::usage(format!("there is no chunk {id}")).fix("`zbatch status` lists the chunks"))?;
         if job.cleaned {
@@ -131,46 +131,57 @@ fn again(names: &[String], journal: &mut Journal, console: &Console) -> Result<(
             chunks.push(id);
         }
     }
-    chunks.sort_unstable();
-    chunks.dedup();
-    for chunk in &chunks {
-        journal.append(&Event::Again { chunk: chunk.clone() })?;
-    }
-    if !names.is_empty() {
-        console.note(format_args!("{} chunks are downloaded again", chunks.len()));
-    }
-    Ok(())
+    Ok(chunks)
 }
 
-/// Marks chunks whose results came short: the provider was asked to keep them for that.
-pub fn again_where_short(journal: &mut Journal, console: &Console) -> Result<()> {
-    let short =
-        |job: &&Job| job.step == Step::Fetched && job.rows.as_ref().is_some_and(|rows| rows.short) && !job.cleaned;
-    let short: Vec<ChunkId> = journal.state.jobs.iter().filter(short).map(|job| job.chunk.id.clone()).collect();
-    if !short.is_empty() {
-        console.note(format_args!("{} chunks came short and are downloaded again", short.len()));
-    }
-    short.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))
+/// Its download was cut short or failed, and the provider's copy was kept for that.
+fn came_short(job: &Job) -> bool {
+    job.rows.as_ref().is_some_and(|rows| rows.short) && !job.cleaned
 }
 
-/// Marks chunks whose results are no longer here, and says which of them the provider does not have either.
-pub fn find_lost_results(journal: &mut Journal, work: &WorkDir, console: &Console) -> Result<()> {
+/// The chunks whose results are to be downloaded once more: they came short, or are not here as they came. Of those that
+/// the provider does not have either, only says so.
+pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Vec<ChunkId> {
     let mut lost = Vec::new();
-    for job in &journal.state.jobs {
-        let rows = job.rows.as_ref().map_or([0; 2], |rows| [rows.output, rows.error]);
-        let files = ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file));
-        let gone = files.iter().zip(rows).find(|(path, rows)| *rows > 0 && !path.exists());
-        if let Some((path, _)) = gone {
-            if job.cleaned {
-                let path = path.display();
-                console.always(format_args!("{path} is gone, and so is the provider's copy: its rows will be absent"));
-            } else {
-                console.note(format_args!("{} is gone; it is downloaded again", path.display()));
-                lost.push(job.chunk.id.clone());
+    for job in &state.jobs {
+        let id = &job.chunk.id;
+        match what_is_lost(job, work) {
+            Some(what) if job.cleaned => console.always(format_args!(
+                "{what}, and the provider's copy is deleted: rows that are not in it will be absent"
+            )),
+            Some(what) => {
+                console.note(format_args!("{what}; it is downloaded again"));
+                lost.push(id.clone());
             }
+            None if came_short(job) => {
+                console.note(format_args!("{id}: its results came short; they are downloaded again"));
+                lost.push(id.clone());
+            }
+            None => {}
         }
     }
-    lost.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))
+    lost
+}
+
+/// What is no longer as it was fetched, told by names and lengths alone; `zbatch verify` reads the files.
+fn what_is_lost(job: &Job, work: &WorkDir) -> Option<String> {
+    let rows = job.rows.as_ref()?;
+    ResultFile::BOTH.into_iter().enumerate().find_map(|(at, file)| {
+        let path = work.results(&job.chunk.id, file);
+        let now = std::fs::metadata(&path).ok().map(|meta| meta.len());
+        let path = path.display();
+        let Some(marks) = &rows.files else {
+            let counted = [rows.output, rows.error].get(at).copied();
+            return (now.is_none() && counted > Some(0)).then(|| format!("{path} is gone"));
+        };
+        let then = marks.get(at)?.as_ref().map(|mark| mark.bytes);
+        match (then, now) {
+            _ if then == now => None,
+            (_, None) => Some(format!("{path} is gone")),
+            (None, Some(_)) => Some(format!("{path} is not what was downloaded: there was no such file")),
+            (Some(then), Some(now)) => Some(format!("{path} has {now} bytes, and {then} were downloaded")),
+        }
+    })
 }
 
 /// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as

@@ -3,6 +3,7 @@
 mod cancel;
 mod chunk;
 mod config;
+mod doctor;
 mod emulate;
 mod fetch;
 mod r#gen;
@@ -16,6 +17,7 @@ mod setup;
 mod source;
 mod status;
 mod submit;
+mod verify;
 
 use crate::{
     cli::{Cli, Verb},
@@ -61,7 +63,9 @@ pub fn run(cli: &Cli) -> Result<Ended> {
         Verb::Fetch(args) => fetch::run(args, &console),
         Verb::Run(args) => run::run(args, &console),
         Verb::Status(args) => status::run(args, &console),
+        Verb::Verify(args) => verify::run(args, &console),
         Verb::Cancel(args) => cancel::run(args, &console),
+        Verb::Doctor(args) => doctor::run(args, &console),
         Verb::Emulate(args) => emulate::run(args, &console),
         Verb::Config(args) => config::run(args, &console),
     }

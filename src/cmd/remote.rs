@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How long a create without an answer is looked for in listings.
-const SETTLE: Duration = Duration::from_secs(120);
+pub const SETTLE: Duration = Duration::from_secs(120);
 /// For an emulator in the same process, which hides nothing.
 const EMULATED_POLL: Duration = Duration::from_millis(50);
 

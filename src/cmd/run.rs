@@ -20,7 +20,7 @@ use self::{gather::read_results, join::Join};
 use super::{
     Ended,
     emulate::settings,
-    fetch::{again_where_short, find_lost_results},
+    fetch::find_lost_results,
     r#gen::{Seen, cut},
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
@@ -38,7 +38,7 @@ use crate::{
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
         tally::Tally,
     },
-    journal::{Journal, Step, locked},
+    journal::{Event, Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
     progress::Progress,
     provider::{Client, ClientSettings, Dialect, Key},
@@ -107,8 +107,8 @@ impl<'a> Run<'a> {
             Some(client) => client,
             None => emulated(args, &work, &rendering, console)?,
         };
-        find_lost_results(&mut journal, &work, console)?;
-        again_where_short(&mut journal, console)?;
+        let lost = find_lost_results(&journal.state, &work, console);
+        lost.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
         let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;

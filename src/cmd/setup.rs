@@ -274,7 +274,7 @@ pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {
 }
 
 /// Tells apart the batches of different directories in one account.
-fn run_id() -> String {
+pub fn run_id() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seed = format!("{} {}", now.as_nanos(), std::process::id());
     blake3::hash(seed.as_bytes()).to_hex().chars().take(16).collect()

@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     chunks::Chunk,
-    rows::{RowBalance, RowSet, verify},
+    rows::{FileMark, RowBalance, RowSet, verify},
 };
 use crate::{
     blocking,
@@ -362,8 +362,8 @@ impl Driver<'_> {
         let path = self.work.join(&job.chunk.path);
         let give_up = |scope, error| Gave::Up { place, scope, error };
         let (hash, file) = (job.chunk.blake3.clone(), path.clone());
-        let same = blocking::run(move || file_hash(&file)).await.map_err(|error| give_up(Scope::Chunk, error))?;
-        if same != hash && !drill::without(Guard::ChunkHash) {
+        let now = blocking::run(move || FileMark::of(&file)).await.map_err(|error| give_up(Scope::Chunk, error))?;
+        if now.blake3 != hash && !drill::without(Guard::ChunkHash) {
             let error = Error::input(format!("{} is not the file that was cut: its hash differs", path.display()))
                 .fix("begin again with --new, or in another work directory");
             return Err(give_up(Scope::Chunk, error));
@@ -587,7 +587,7 @@ impl Driver<'_> {
                 let more = if absent.len() as u64 == balance.absent { "" } else { ", …" };
                 let end = job.end.as_ref().filter(|end| end.status != "completed");
                 let why = end.map(|end| format!("; {}", describe_end(end))).unwrap_or_default();
-                let again = if balance.short { "; `zbatch fetch --again failed` tries once more" } else { "" };
+                let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
                 self.progress.note(format_args!(
                     "{}: {} of {} rows are absent: {}{more}{why}{again}",
                     chunk.id,
@@ -752,13 +752,6 @@ async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
             std::future::pending::<()>().await;
         }
     }
-}
-
-fn file_hash(path: &PathBuf) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, &e))?;
-    hasher.update_reader(file).map_err(|e| Error::io("read", path, &e))?;
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn remove(path: &PathBuf) -> Result<()> {

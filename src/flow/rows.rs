@@ -3,8 +3,9 @@
 
 use std::{
     fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
+    io::{self, Read, Seek as _, SeekFrom},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,11 @@ impl RowSet {
         self.ranges.is_empty()
     }
 
+    /// The least index and the greatest.
+    pub fn ends(&self) -> Option<(u64, u64)> {
+        Some((self.ranges.first()?.0, self.ranges.last()?.1))
+    }
+
     pub fn to_text(&self) -> String {
         self.ranges.iter().map(|(first, last)| format!("{first}-{last}\n")).collect()
     }
@@ -112,6 +118,45 @@ pub struct RowBalance {
     /// A file came shorter than its batch had promised, or not at all.
     #[serde(default)]
     pub short: bool,
+    /// The output file and the error file as they were counted, where there is one. `None`: counted before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<[Option<FileMark>; 2]>,
+}
+
+/// A file's length and hash: what tells later whether it is still the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMark {
+    pub bytes: u64,
+    /// In hexadecimal.
+    pub blake3: String,
+}
+
+impl FileMark {
+    pub fn of(path: &Path) -> Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(open(path)?).map_err(|e| Error::io("read", path, &e))?;
+        Ok(Self::taken(&hasher))
+    }
+
+    fn taken(hasher: &blake3::Hasher) -> Self {
+        Self { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string() }
+    }
+}
+
+/// Takes the mark of a file while somebody else reads it.
+#[derive(Debug)]
+struct Marking {
+    file: File,
+    hasher: Arc<Mutex<blake3::Hasher>>,
+}
+
+impl Read for Marking {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(to)?;
+        let mut hasher = self.hasher.lock().unwrap_or_else(PoisonError::into_inner);
+        hasher.update(to.get(..read).unwrap_or_default());
+        Ok(read)
+    }
 }
 
 /// Absent rows that are named.
@@ -119,21 +164,30 @@ const NAMED: usize = 5;
 
 /// A results file, byte for byte: whatever it begins with, nothing is decoded.
 pub fn read_results(path: &Path) -> Result<LineReader> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, &e))?;
-    let input = Input { reader: Box::new(file), name: path.display().to_string() };
-    Ok(LineReader::new(input, Shape::Lines, LONGEST_RESULT, 0))
+    Ok(lines_of(open(path)?, path))
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| Error::io("open", path, &e))
+}
+
+fn lines_of(reader: impl Read + Send + 'static, path: &Path) -> LineReader {
+    let input = Input { reader: Box::new(reader), name: path.display().to_string() };
+    LineReader::new(input, Shape::Lines, LONGEST_RESULT, 0)
 }
 
 /// Counts the lines of a chunk's results files that are there, output first, and names the first absent rows. A row
-/// counts where it is first seen. A file whose last line is torn is short.
+/// counts where it is first seen. A file whose last line is torn is short. The mark of each file is taken on the way.
 pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(RowBalance, Vec<u64>)> {
     let mut balance = RowBalance::default();
     let mut seen = RowSet::default();
-    for (at, path) in files.iter().enumerate() {
+    let mut marks = [None, None];
+    for (at, (path, mark)) in files.iter().zip(&mut marks).enumerate() {
         if !path.exists() {
             continue;
         }
-        let mut reader = read_results(path)?;
+        let hasher = Arc::new(Mutex::new(blake3::Hasher::new()));
+        let mut reader = lines_of(Marking { file: open(path)?, hasher: Arc::clone(&hasher) }, path);
         let mut block = Block::default();
         let mut last_is_bad = false;
         while reader.fill(&mut block)? {
@@ -153,7 +207,9 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
             }
         }
         balance.short |= last_is_bad && !ends_in_line_feed(path)?;
+        *mark = Some(FileMark::taken(&hasher.lock().unwrap_or_else(PoisonError::into_inner)));
     }
+    balance.files = Some(marks);
     balance.absent = rows.len() - seen.len();
     let absent = rows.indexes().filter(|index| !seen.contains(*index)).take(NAMED).collect();
     Ok((balance, absent))
@@ -185,11 +241,14 @@ mod tests {
         crate::lines::output::write_whole(&files[0], output.as_bytes()).expect("written");
         crate::lines::output::write_whole(&files[1], line("a_3").as_bytes()).expect("written");
         let rows = RowSet::parse("1-4\n").expect("ranges");
-        let balance = RowBalance { output: 2, error: 1, absent: 1, foreign: 2, bad: 1, short: false };
+        let mark = |text: &str| Some(FileMark::taken(blake3::Hasher::new().update(text.as_bytes())));
+        let marks = Some([mark(&output), mark(&line("a_3"))]);
+        let balance = RowBalance { output: 2, error: 1, absent: 1, foreign: 2, bad: 1, short: false, files: marks };
         assert_eq!(verify(&files, "a", &rows).expect("read"), (balance.clone(), vec![4]));
         // The same without the last line feed was cut off within a line.
         crate::lines::output::write_whole(&files[0], output.trim_end().as_bytes()).expect("written");
-        assert_eq!(verify(&files, "a", &rows).expect("read").0, RowBalance { short: true, ..balance });
+        let marks = Some([mark(output.trim_end()), mark(&line("a_3"))]);
+        assert_eq!(verify(&files, "a", &rows).expect("read").0, RowBalance { short: true, files: marks, ..balance });
         // What looks compressed is a bad line like another.
         crate::lines::output::write_whole(&files[0], b"\x1f\x8b\x08 nonsense\n").expect("written");
         let (balance, absent) = verify(&files, "a", &rows).expect("read");

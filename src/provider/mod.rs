@@ -195,38 +195,66 @@ impl Client {
 
     /// The batches of the account that are wanted, found by paging to the end of the listing.
     pub async fn find_batches(&self, wanted: impl Fn(&Batch) -> bool) -> Result<Vec<Batch>, ApiError> {
-        const CALL: &str = "list the batches";
+        let read = |batch: &Value| {
+            let batch = Batch::parse(batch, self.0.dialect, &self.0.key)?;
+            Some((batch.id.to_string(), batch))
+        };
+        self.find("list the batches", "batches?", read, wanted).await
+    }
+
+    /// Whether the listing of the account's input files shows a file.
+    pub async fn lists_file(&self, file: &FileId) -> Result<bool, ApiError> {
+        let read = |file: &Value| {
+            let id: FileId = batch::parse_id(file.get("id"), &self.0.key)?;
+            Some((id.to_string(), id))
+        };
+        Ok(!self.find("list the files", "files?purpose=batch&", read, |id| id == file).await?.is_empty())
+    }
+
+    /// Pages to the end of a listing. `read` gives an object with its id.
+    async fn find<T>(
+        &self,
+        call: &'static str,
+        listing: &str,
+        read: impl Fn(&Value) -> Option<(String, T)>,
+        wanted: impl Fn(&T) -> bool,
+    ) -> Result<Vec<T>, ApiError> {
         let mut found = Vec::new();
         let mut seen = HashSet::new();
-        let mut path = format!("batches?limit={PAGE}");
+        let mut path = format!("{listing}limit={PAGE}");
         for _ in 0..MAX_PAGES {
-            let (page, more) = self.page(CALL, &path).await?;
-            let last = page.last().map(|batch| batch.id.clone());
+            let (page, more) = self.page(call, &path, &read).await?;
+            let last = page.last().map(|(id, _)| id.clone());
             let mut news = false;
-            for batch in page {
-                if seen.insert(batch.id.clone()) {
+            for (id, object) in page {
+                if seen.insert(id) {
                     news = true;
-                    if wanted(&batch) {
-                        found.push(batch);
+                    if wanted(&object) {
+                        found.push(object);
                     }
                 }
             }
             match last {
                 Some(last) if more && news && !drill::without(Guard::Paging) => {
-                    path = format!("batches?limit={PAGE}&after={}", percent_escape(last.as_str()));
+                    path = format!("{listing}limit={PAGE}&after={}", percent_escape(&last));
                 }
                 _ => return Ok(found),
             }
         }
-        Err(ApiError::new(CALL, Class::Reply, format!("the listing does not end after {MAX_PAGES} pages")))
+        Err(ApiError::new(call, Class::Reply, format!("the listing does not end after {MAX_PAGES} pages")))
     }
 
     /// One page, and whether more may follow.
-    async fn page(&self, call: &'static str, path: &str) -> Result<(Vec<Batch>, bool), ApiError> {
+    async fn page<T>(
+        &self,
+        call: &'static str,
+        path: &str,
+        read: &impl Fn(&Value) -> Option<(String, T)>,
+    ) -> Result<(Vec<(String, T)>, bool), ApiError> {
         let mut tries = self.0.retries.start();
         loop {
             let error = match self.ask(call, Method::GET, path, Payload::None).await {
-                Ok(body) => match self.read_page(&body) {
+                Ok(body) => match read_page(&body, read) {
                     Some(page) => return Ok(page),
                     // A batch that is overlooked here may be paid for twice.
                     None => unreadable(call, "the listing cannot be read"),
@@ -235,20 +263,6 @@ impl Client {
             };
             tries.pause(error).await?;
         }
-    }
-
-    fn read_page(&self, body: &Value) -> Option<(Vec<Batch>, bool)> {
-        // Some wrap the list in `data` once more.
-        let body = body.get("data").filter(|inner| inner.is_object()).unwrap_or(body);
-        let batches = match body.get("data")? {
-            Value::Array(list) => {
-                list.iter().map(|batch| Batch::parse(batch, self.0.dialect, &self.0.key)).collect::<Option<Vec<_>>>()?
-            }
-            Value::Null => Vec::new(),
-            _ => return None,
-        };
-        // Where it is not said, one more page is asked for.
-        Some((batches, body.get("has_more").and_then(Value::as_bool).unwrap_or(true)))
     }
 
     /// Streams a file of the provider to `to`, which appears whole.
@@ -498,6 +512,19 @@ impl Client {
         let why = error::harmless_message(&self.0.key, &broken.why);
         ApiError { sent: broken.sent, ..ApiError::new(call, Class::Unreachable, why) }
     }
+}
+
+/// The objects of a page, all of which must be readable, and whether more may follow.
+fn read_page<T>(body: &Value, read: &impl Fn(&Value) -> Option<(String, T)>) -> Option<(Vec<(String, T)>, bool)> {
+    // Some wrap the list in `data` once more.
+    let body = body.get("data").filter(|inner| inner.is_object()).unwrap_or(body);
+    let objects = match body.get("data")? {
+        Value::Array(list) => list.iter().map(read).collect::<Option<Vec<_>>>()?,
+        Value::Null => Vec::new(),
+        _ => return None,
+    };
+    // Where it is not said, one more page is asked for.
+    Some((objects, body.get("has_more").and_then(Value::as_bool).unwrap_or(true)))
 }
 
 /// A 200 that does not say what it should; the server may do better the next time.

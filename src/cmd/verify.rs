@@ -1,0 +1,380 @@
+//! Holds a work directory against its journal, offline: nothing is written, no lock is taken.
+//!
+//! Another process may work there meanwhile. Each step is in the journal before or after what it does to files, in an order
+//! that is known; so what seems wrong with a chunk is looked at again if the journal has moved it since, and only what
+//! its last events do not explain is a problem.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use super::{Ended, fetch::totals};
+use crate::{
+    cli::VerifyArgs,
+    console::Console,
+    error::{Error, Kind, Result},
+    flow::{
+        faults::escape_control,
+        rows::{FileMark, RowBalance, RowSet, verify},
+    },
+    journal::{self, FILE, Job, State, Step},
+    lines::{
+        input::{Input, read_error, read_small},
+        output::Output,
+    },
+    settings::Config,
+    workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, is_part, list, results_path, rows_path},
+};
+
+/// Foreign files that are named.
+const NAMED: usize = 5;
+/// A hash in a file of its own.
+const LONGEST_HASH: u64 = 1 << 10;
+const RESTORE: &str = "put it back from a backup; without one, begin again with --new";
+
+pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref())?;
+    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    let journal::Replay { mut state, whole, torn, damage } = journal::examine(&dir)?;
+    if torn > 0 {
+        console.note(format_args!(
+            "{}: the last line is torn, {torn} bytes: a crash does that, and the next command drops it",
+            dir.join(FILE).display()
+        ));
+    }
+    let is_whole = damage.is_none();
+    let mut problems: Vec<Error> = damage.into_iter().collect();
+    problems.extend(check_beginning(&dir, &state, is_whole)?);
+    problems.extend(check_spool(&dir, &state)?);
+    let mut files = Files::default();
+    problems.extend(check_chunks(&dir, &mut state, &mut files)?);
+    tell_what_is_left(&dir, &state, is_whole, console)?;
+    if journal::examine(&dir)?.whole != whole {
+        console.note("another process works there: what it did meanwhile is checked in part; run it again at the end");
+    }
+    print(&problems)?;
+    let rows = totals(&state.jobs);
+    let sum = format!(
+        "{}: {} chunks, {} of them fetched: {} results, {} errors, {} absent rows; {} files, {} bytes read",
+        dir.display(),
+        state.jobs.len(),
+        state.at(Step::Fetched),
+        rows.output,
+        rows.error,
+        rows.absent,
+        files.count,
+        files.bytes,
+    );
+    match problems.len() {
+        0 => {
+            console.note(format_args!("{sum}; all is as the journal says"));
+            Ok(Ended::Finished)
+        }
+        1 => Err(Error::input(format!("{sum}; 1 problem"))),
+        many => Err(Error::input(format!("{sum}; {many} problems"))),
+    }
+}
+
+/// One line a problem. Whoever closes the pipe still gets the exit code.
+fn print(problems: &[Error]) -> Result<()> {
+    let mut stdout = Output::create(None)?;
+    let lines: String = problems.iter().map(|problem| problem.line() + "\n").collect();
+    match stdout.put(lines.as_bytes()).and_then(|()| stdout.commit()) {
+        Err(error) if error.kind() == Kind::ClosedPipe => Ok(()),
+        done => done,
+    }
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+struct Files {
+    count: u64,
+    bytes: u64,
+}
+
+impl Files {
+    fn add(&mut self, mark: &FileMark) {
+        self.count += 1;
+        self.bytes += mark.bytes;
+    }
+}
+
+/// What is wrong with the files of all chunks. `state` is brought up to date where it no longer holds.
+fn check_chunks(dir: &Path, state: &mut State, files: &mut Files) -> Result<Vec<Error>> {
+    let mut problems = Vec::new();
+    let mut places: Vec<usize> = (0..state.jobs.len()).collect();
+    loop {
+        let mut suspects = Vec::new();
+        for place in places {
+            let Some(job) = state.jobs.get(place) else { continue };
+            let found = check_chunk(dir, job, files);
+            if !found.is_empty() {
+                suspects.push((place, found));
+            }
+        }
+        if suspects.is_empty() {
+            return Ok(problems);
+        }
+        let now = journal::examine(dir)?.state;
+        places = Vec::new();
+        for (place, found) in suspects {
+            if state.jobs.get(place) == now.jobs.get(place) {
+                problems.extend(found);
+            } else {
+                places.push(place);
+            }
+        }
+        *state = now;
+    }
+}
+
+/// What is wrong with the files of a chunk.
+fn check_chunk(dir: &Path, job: &Job, files: &mut Files) -> Vec<Error> {
+    let mut problems = Vec::new();
+    let rows = check_rows(dir, job).map_err(|problem| problems.push(problem)).ok();
+    let request = dir.join(&job.chunk.path);
+    // A batch that has ended needs it no more, and then it may be there or not.
+    if request.exists() || job.step < Step::Ended {
+        let then = FileMark { bytes: job.chunk.bytes, blake3: job.chunk.blake3.clone() };
+        let now = request.exists().then(|| FileMark::of(&request)).transpose();
+        match now {
+            Ok(now) => {
+                now.iter().for_each(|now| files.add(now));
+                problems.extend(difference(&request, Some(&then), now.as_ref(), RESTORE));
+            }
+            Err(error) => problems.push(error),
+        }
+    }
+    if let Some(balance) = job.rows.as_ref().filter(|_| job.step == Step::Fetched) {
+        match check_results(dir, job, balance, rows.as_ref(), files) {
+            Ok(found) => problems.extend(found),
+            Err(error) => problems.push(error),
+        }
+    }
+    problems
+}
+
+fn check_rows(dir: &Path, job: &Job) -> Result<RowSet> {
+    let path = rows_path(dir, &job.chunk.id);
+    let fix = "put it back from a backup: it tells the chunk's own results from others'";
+    if !path.exists() {
+        return Err(Error::input(format!("{}: it is gone", path.display())).fix(fix));
+    }
+    let rows = RowSet::read(&path)?;
+    let chunk = &job.chunk;
+    let then = (chunk.lines, Some((chunk.first_index, chunk.last_index)));
+    if (rows.len(), rows.ends()) != then {
+        let (first, last) = rows.ends().unwrap_or_default();
+        return Err(Error::input(format!(
+            "{}: {} rows, {first} to {last}; {} were cut, {} to {}",
+            path.display(),
+            rows.len(),
+            chunk.lines,
+            chunk.first_index,
+            chunk.last_index
+        ))
+        .fix(fix));
+    }
+    Ok(rows)
+}
+
+/// Without `rows` only the files are held against their marks.
+fn check_results(
+    dir: &Path,
+    job: &Job,
+    then: &RowBalance,
+    rows: Option<&RowSet>,
+    files: &mut Files,
+) -> Result<Vec<Error>> {
+    let id = &job.chunk.id;
+    let again = if job.cleaned {
+        "the provider's copy is deleted: put it back from a backup, or ask for its rows in another round (--missing)"
+            .to_owned()
+    } else {
+        format!("`zbatch fetch -d {} --again {id}` downloads it again", dir.display())
+    };
+    let paths = ResultFile::BOTH.map(|file| results_path(dir, id, file));
+    let none = RowSet::default();
+    let (now, _) = verify(&paths, &job.chunk.analysis, rows.unwrap_or(&none))?;
+    let marks = now.files.clone().unwrap_or_default();
+    marks.iter().flatten().for_each(|mark| files.add(mark));
+    let mut problems = Vec::new();
+    for (at, path) in paths.iter().enumerate() {
+        let Some(then) = then.files.as_ref().and_then(|marks| marks.get(at)) else { continue };
+        let now = marks.get(at).and_then(Option::as_ref);
+        problems.extend(difference(path, then.as_ref(), now, &again));
+    }
+    let counts = |rows: &RowBalance| [rows.output, rows.error, rows.absent, rows.foreign, rows.bad];
+    if problems.is_empty() && rows.is_some() && counts(then) != counts(&now) {
+        let say = |rows: &RowBalance| {
+            let [output, error, absent, foreign, bad] = counts(rows);
+            format!("{output} results, {error} errors, {absent} absent, {foreign} foreign, {bad} unreadable")
+        };
+        let what = format!("{}: its rows do not balance: {}; {} when it was fetched", id, say(&now), say(then));
+        problems.push(Error::input(what).fix(again));
+    }
+    Ok(problems)
+}
+
+/// What is no longer as it was written, in words.
+fn difference(path: &Path, then: Option<&FileMark>, now: Option<&FileMark>, fix: &str) -> Option<Error> {
+    let what = match (then, now) {
+        _ if then == now => return None,
+        (_, None) => "it is gone".to_owned(),
+        (None, Some(now)) => format!("it has {} bytes, and was not there when the chunk was fetched", now.bytes),
+        (Some(then), Some(now)) if then.bytes == now.bytes => {
+            format!("its {} bytes are not those that were written: the hash differs", now.bytes)
+        }
+        (Some(then), Some(now)) => format!("it has {} bytes; {} were written", now.bytes, then.bytes),
+    };
+    Some(Error::input(format!("{}: {what}", path.display())).fix(fix))
+}
+
+/// Rows are written after the journal's first line: without it nobody knows what was paid for.
+fn check_beginning(dir: &Path, state: &State, is_whole: bool) -> Result<Option<Error>> {
+    let rows = dir.join("rows");
+    let is_lost = is_whole && state.config.is_none() && rows.is_dir() && !list(&rows)?.is_empty();
+    let what = || Error::input(format!("{}: it is empty, and chunks were cut here", dir.join(FILE).display()));
+    Ok(is_lost.then(|| what().fix("put it back from a backup: without it all would be paid for again")))
+}
+
+/// The kept posts, where the job has some: without them no output can be written.
+fn check_spool(dir: &Path, state: &State) -> Result<Option<Error>> {
+    const FIX: &str =
+        "remove it, and give the same posts and the same command again: they are compared with what was cut";
+    let (spool, sum) = (dir.join(SPOOL), dir.join(SPOOL_HASH));
+    // Until something is cut, they are read again from where they came.
+    if !state.spooled || state.jobs.is_empty() {
+        return Ok(None);
+    }
+    for path in [&sum, &spool] {
+        if !path.exists() {
+            let fix = "give the same posts and the same command again: they are compared with what was cut";
+            return Ok(Some(Error::input(format!("{}: it is gone", path.display())).fix(fix)));
+        }
+    }
+    let then = read_small(&sum, LONGEST_HASH)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut input = Input::open(Some(&spool), "")?;
+    let now = match hasher.update_reader(&mut input.reader) {
+        Ok(hasher) => hasher.finalize().to_hex(),
+        Err(e) => {
+            let error = read_error(&input.name, &e);
+            return if error.kind() == Kind::Input { Ok(Some(error.fix(FIX))) } else { Err(error) };
+        }
+    };
+    let differs =
+        || Error::input(format!("{}: its posts are not those that were kept: the hash differs", spool.display()));
+    Ok((then.trim() != now.as_str()).then(|| differs().fix(FIX)))
+}
+
+/// Notes, not problems: what came short, what a killed process left, what is not ours.
+fn tell_what_is_left(dir: &Path, state: &State, is_whole: bool, console: &Console) -> Result<()> {
+    let short = state.jobs.iter().filter(|job| job.rows.as_ref().is_some_and(|rows| rows.short));
+    for job in short {
+        console
+            .note(format_args!("{}: its results came short; the next fetch or run downloads them again", job.chunk.id));
+    }
+    let mut known: HashSet<PathBuf> = NAMES.iter().map(|name| dir.join(name)).collect();
+    for Job { chunk, .. } in &state.jobs {
+        known.extend([dir.join(&chunk.path), rows_path(dir, &chunk.id)]);
+        known.extend(ResultFile::BOTH.map(|file| results_path(dir, &chunk.id, file)));
+    }
+    let folders = FOLDERS.iter().map(|folder| dir.join(folder)).filter(|folder| folder.is_dir());
+    let (mut parts, mut foreign) = (Vec::new(), Vec::new());
+    for folder in [dir.to_owned()].into_iter().chain(folders) {
+        for path in list(&folder)?.into_iter().filter(|path| !known.contains(path)) {
+            let is_part = is_part(&path.file_name().unwrap_or_default().to_string_lossy());
+            if is_part { parts.push(path) } else { foreign.push(path) }
+        }
+    }
+    if !parts.is_empty() {
+        console.note(format_args!(
+            "{} half-written files: a killed process leaves them, the next one removes them",
+            parts.len()
+        ));
+    }
+    // A journal that ends early knows few of the files.
+    if !foreign.is_empty() && is_whole {
+        foreign.sort_unstable();
+        let named: Vec<String> =
+            foreign.iter().take(NAMED).map(|path| escape_control(&path.display().to_string())).collect();
+        let more = if foreign.len() > named.len() { ", …" } else { "" };
+        console.note(format_args!("{} files are not this job's: {}{more}", foreign.len(), named.join(", ")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::chunks::{Chunk, InputMark},
+        journal::{Event, Journal},
+        lines::output::write_whole,
+    };
+
+    /// A directory whose one chunk was fetched, as `zbatch` writes it.
+    fn fetched(dir: &Path) -> (Journal, Chunk) {
+        for folder in FOLDERS {
+            std::fs::create_dir(dir.join(folder)).expect("made");
+        }
+        let id: crate::flow::ChunkId = "a_batch_part1".parse().expect("a chunk");
+        let chunk = Chunk {
+            path: format!("requests/{id}.jsonl"),
+            id,
+            analysis: "a".to_owned(),
+            model: "m".to_owned(),
+            lines: 2,
+            bytes: 0,
+            first_index: 0,
+            last_index: 1,
+            blake3: String::new(),
+        };
+        let (id, attempt) = (|| chunk.id.clone(), 1);
+        write_whole(&rows_path(dir, &chunk.id), b"0-1\n").expect("written");
+        let mut journal = Journal::open(dir).expect("opened");
+        for event in [
+            journal::start("run".to_owned(), false, journal::tests::config()),
+            Event::Chunk { chunk: chunk.clone(), input: InputMark { posts: 2, blake3: String::new() } },
+            Event::Uploaded { chunk: id(), file_id: "f".to_owned() },
+            Event::Intent { chunk: id(), file_id: "f".to_owned(), attempt, blake3: String::new() },
+            Event::Created { chunk: id(), batch_id: "b".to_owned(), adopted: false },
+            Event::Ended { chunk: id(), end: journal::BatchEnd::default() },
+        ] {
+            journal.append(&event).expect("follows");
+        }
+        download(dir, &mut journal, &chunk, "{\"custom_id\":\"a_0000\"}\n");
+        (journal, chunk)
+    }
+
+    /// New results, journaled.
+    fn download(dir: &Path, journal: &mut Journal, chunk: &Chunk, output: &str) {
+        let paths = ResultFile::BOTH.map(|file| results_path(dir, &chunk.id, file));
+        write_whole(&paths[0], output.as_bytes()).expect("written");
+        let rows = RowSet::read(&rows_path(dir, &chunk.id)).expect("rows");
+        let (rows, _) = verify(&paths, "a", &rows).expect("read");
+        journal.append(&Event::Fetched { chunk: chunk.id.clone(), rows }).expect("follows");
+    }
+
+    #[test]
+    fn what_another_process_moved_meanwhile_is_looked_at_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut journal, chunk) = fetched(dir.path());
+        let mut files = Files::default();
+        let mut look = |state: &mut State| check_chunks(dir.path(), state, &mut files).expect("read").len();
+        let mut state = journal.state.clone();
+        assert_eq!(look(&mut state), 0);
+        // After we read the journal it was told to download again, and did.
+        journal.append(&Event::Again { chunk: chunk.id.clone() }).expect("follows");
+        let again = journal.state.clone();
+        download(dir.path(), &mut journal, &chunk, "{\"custom_id\":\"a_0001\"}\n");
+        assert_eq!(look(&mut state.clone()), 0, "seen before, found after");
+        assert_eq!(look(&mut again.clone()), 0);
+        // The same file without the events is a problem.
+        write_whole(&results_path(dir.path(), &chunk.id, ResultFile::Output), b"other\n").expect("written");
+        assert_eq!(look(&mut state), 1);
+        assert_eq!(look(&mut journal.state.clone()), 1);
+    }
+}
