@@ -144,7 +144,11 @@ impl Write for AtomicFile {
         }
         drill::step("write", kind_of(&self.path));
         #[expect(clippy::disallowed_methods, reason = "this is an implementation of write")]
-        self.file().write(bytes)
+        self.file().write(bytes).map_err(|e| match e.kind() {
+            io::ErrorKind::Interrupted => e,
+            // Whoever writes through layers that know no file still says which.
+            _ => Error::io("write", &self.path, &e).into(),
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -293,18 +297,22 @@ pub fn is_stream(path: &Path) -> bool {
     standard(path).is_some() || std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
 }
 
+pub fn is_stdout(path: &Path) -> bool {
+    matches!(path.to_str(), Some("-" | "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1"))
+}
+
 /// Our own stdout or stderr, if that is what is named. What a shell opened for these may be a file to which something is appended: it is
 /// written to as it is open.
 fn standard(path: &Path) -> Option<io::Result<OwnedFd>> {
     match path.to_str()? {
-        "-" | "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => Some(io::stdout().as_fd().try_clone_to_owned()),
+        _ if is_stdout(path) => Some(io::stdout().as_fd().try_clone_to_owned()),
         "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => Some(io::stderr().as_fd().try_clone_to_owned()),
         _ => None,
     }
 }
 
 /// The file that a symbolic link leads to, there or not: that one is replaced, not the link.
-fn follow(path: &Path) -> Result<PathBuf> {
+pub fn follow(path: &Path) -> Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
         match std::fs::read_link(&path) {

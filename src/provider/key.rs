@@ -304,11 +304,14 @@ impl Redactor {
             return None;
         }
         let key = key.key.expose_secret();
-        let escaped = key.replace('\\', "\\\\").replace('"', "\\\"");
+        let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+        let escaped = escape(key);
         let percent = percent_escape(key);
         let mut texts = vec![
             key.to_owned(),
             escaped.replace('/', "\\/"),
+            // A text of JSON within JSON.
+            escape(&escaped),
             escaped,
             percent.replace("%2B", "%2b").replace("%2F", "%2f").replace("%3D", "%3d"),
             percent,
