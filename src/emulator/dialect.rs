@@ -44,7 +44,7 @@ pub enum Dialect {
 }
 
 /// No fault on purpose has this code.
-const INTERNAL: &str = "500";
+const INTERNAL: &str = "internal";
 
 /// A refusal: HTTP status, business code, message.
 #[derive(Clone, Debug)]
