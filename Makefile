@@ -11,7 +11,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ZBATCH := $(TARGET)/release/zbatch
 VENV := target/venv
 
-.PHONY: help build demo test lint simulate simulate-sockets sweep guards python-tests measure bench clean
+.PHONY: help build demo test lint simulate simulate-sockets sweep guards people python-tests measure bench clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -59,6 +59,10 @@ $(VENV)/ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
+
+people: ## Many processes on one directory, fifty at a time, and the tests of signals, secrets and outputs, ten times over
+	for round in 1 2 3 4 5 6 7 8 9 10; do \
+		ZBATCH_RACERS=50 $(CARGO) test --locked --test tests -- signals:: secrets:: outputs:: || exit 1; done
 
 measure: build ## Peak memory of gen, parse and merge for POSTS=100000 posts and ten times as many
 	$(PYTHON) -B tests/measure.py --zbatch $(ZBATCH) --posts $(POSTS)

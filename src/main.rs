@@ -9,10 +9,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 use zbatch::{
-    cli::{Cli, Verbosity},
+    cli::{Cli, Progress, Verbosity},
     cmd,
     console::Console,
-    error::Kind,
+    error::{Error, Kind},
 };
 
 fn main() -> ExitCode {
@@ -20,20 +20,26 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // clap writes help to stdout and complaints to stderr; a closed one is a quiet end.
-            let _closed = error.print();
-            return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
+            let printed = error.print();
+            if error.use_stderr() {
+                return ExitCode::from(Kind::Usage.exit_code());
+            }
+            return printed
+                .map_or_else(|e| fail(&Error::io("write", "stdout", &e), Progress::Auto), |()| ExitCode::SUCCESS);
         }
     };
     show_events(&cli.output);
     match cmd::run(&cli) {
         Ok(ended) => ExitCode::from(ended.exit_code()),
-        Err(error) => {
-            if error.kind() != Kind::ClosedPipe {
-                Console::new(false, 0, cli.output.progress).always(&error);
-            }
-            ExitCode::from(error.kind().exit_code())
-        }
+        Err(error) => fail(&error, cli.output.progress),
     }
+}
+
+fn fail(error: &Error, progress: Progress) -> ExitCode {
+    if error.kind() != Kind::ClosedPipe {
+        Console::new(false, 0, progress).always(error);
+    }
+    ExitCode::from(error.kind().exit_code())
 }
 
 /// Our own events go to stderr: trouble of the emulator always, calls to the provider under `-vv`. No dependency's do:

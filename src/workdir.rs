@@ -13,7 +13,7 @@
 use std::{
     fs::{DirBuilder, File, TryLockError},
     io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -199,29 +199,24 @@ fn make(dir: &Path) -> Result<()> {
 
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| Error::io("open", &path, &e))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(_) if drill::without(Guard::Lock) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Only to name it: whatever can be read is good enough.
-            let _unreadable = (&mut file).take(200).read_to_string(&mut holder);
-            return Err(Error::new(
-                Kind::TryAgain,
-                format!("{} is in use by {}", dir.display(), crate::flow::faults::escape_control(holder.trim())),
-            )
-            .fix("wait for it to end, or use another work directory (-d)"));
+    let mut file = loop {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| Error::io("open", &path, &e))?;
+        match file.try_lock() {
+            // Between the two steps another process may have moved the directory away, and begun a new one.
+            Ok(()) if !is_at(&file, &path) => {}
+            Ok(()) => break file,
+            Err(_) if drill::without(Guard::Lock) => break file,
+            Err(TryLockError::WouldBlock) => return Err(in_use(dir, file)),
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path, &e)),
         }
-        Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path, &e)),
-    }
+    };
     let holder = format!("process {}\n", std::process::id());
     file.set_len(0)
         .and_then(|()| file.rewind())
@@ -230,9 +225,40 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// The open file is still the one of that name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same =
+        |open: std::fs::Metadata, there: std::fs::Metadata| (open.dev(), open.ino()) == (there.dev(), there.ino());
+    file.metadata().and_then(|open| Ok(same(open, std::fs::metadata(path)?))).unwrap_or_default()
+}
+
+fn in_use(dir: &Path, lock: File) -> Error {
+    let mut holder = String::new();
+    // Only to name it, and it may be about to write its name: whatever can be read is good enough.
+    let _unreadable = lock.take(200).read_to_string(&mut holder);
+    let holder = match holder.trim() {
+        "" => "another process".to_owned(),
+        holder => crate::flow::faults::escape_control(holder),
+    };
+    Error::new(Kind::TryAgain, format!("{} is in use by {holder}", dir.display()))
+        .fix("wait for it to end, or use another work directory (-d)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn s6_a_lock_of_a_directory_that_was_moved_away_is_not_of_the_new_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("w/lock");
+        let work = WorkDir::create(&dir.path().join("w")).expect("free");
+        let early = File::open(&path).expect("there");
+        assert!(is_at(&early, &path));
+        let work = work.renew().expect("renewed");
+        early.try_lock().expect("the old one is free");
+        assert!(!is_at(&early, &path) && WorkDir::create(work.path()).is_err());
+    }
 
     #[test]
     fn s6_a_second_holder_is_told_who_holds_it() {

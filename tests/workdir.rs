@@ -150,6 +150,11 @@ pub fn shared(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    let _closed_stderr = writeln!(std::io::stderr(), "skipped: {} is not here", path.display());
+    skipped(format_args!("{} is not here", path.display()));
     None
+}
+
+/// Says aloud that something is not tested here.
+pub fn skipped(why: impl std::fmt::Display) {
+    let _closed_stderr = writeln!(std::io::stderr(), "skipped: {why}");
 }

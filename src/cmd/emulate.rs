@@ -2,12 +2,12 @@
 
 use std::{io::Write as _, net::Ipv4Addr, sync::Arc, time::Duration};
 
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::{net::TcpListener, signal::unix::SignalKind};
 
-use super::Ended;
+use super::{
+    Ended,
+    remote::{heard, listen},
+};
 use crate::{
     cli::{EmulateArgs, EmulatorArgs},
     console::Console,
@@ -47,9 +47,8 @@ async fn serve(emulator: &Emulator, port: u16, console: &Console) -> Result<Ende
     let busy = |e: std::io::Error| Error::io("listen on", format!("127.0.0.1:{port}"), &e);
     let listener = TcpListener::bind(at).await.map_err(busy)?;
     let here = format!("http://{}", listener.local_addr().map_err(busy)?);
-    let signals = |kind| signal(kind).map_err(|e| Error::io("listen for", "signals", &e));
-    let mut interrupt = signals(SignalKind::interrupt())?;
-    let mut terminate = signals(SignalKind::terminate())?;
+    let (mut interrupt, mut terminate, mut hangup) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{here}{}", Dialect::Zhipu.base())
         .and_then(|()| stdout.flush())
@@ -61,8 +60,9 @@ async fn serve(emulator: &Emulator, port: u16, console: &Console) -> Result<Ende
         served = emulator::serve(emulator, listener) => {
             served.map(|()| Ended::Finished).map_err(|e| Error::io("serve on", &here, &e))
         }
-        _ = interrupt.recv() => Err(ended_by(2)),
-        _ = terminate.recv() => Err(ended_by(15)),
+        () = heard(&mut interrupt) => Err(ended_by(2)),
+        () = heard(&mut terminate) => Err(ended_by(15)),
+        () = heard(&mut hangup) => Err(ended_by(1)),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::{Input, is_stdin},
-        output::{JsonWriter, Output, is_array_name},
+        output::{JsonWriter, Output, is_array_name, is_stream},
         spill::{AnswerStore, Cell, Joined},
     },
     report::Report,
@@ -248,7 +248,7 @@ fn summarize(args: &MergeArgs, set: &AnalysisSet, tally: &Tally, counts: PostCou
 
 /// Asks for what is missing in our output, under the settings that were in force here.
 fn next_command(args: &MergeArgs) -> String {
-    let output = args.output.output.as_deref().filter(|path| *path != Path::new("-"));
+    let output = args.output.output.as_deref().filter(|path| !is_stream(path));
     NextCommand::new("zbatch gen --missing")
         .word(&output.map_or("ENHANCED".to_owned(), |path| path.display().to_string()))
         .path("--skip", args.faults.faults.as_deref())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     cli::FaultArgs,
     error::{Error, Result},
-    lines::output::{Output, directory, is_stream},
+    lines::output::{Output, directory, follow, is_stdout, is_stream},
 };
 
 /// Only the posts' own output may replace an input; `--faults` and `--report` may name no file that is read, and no two
@@ -24,7 +24,7 @@ pub fn check<'a>(inputs: impl IntoIterator<Item = &'a Path>, output: Option<&Pat
         let Some(path) = path else { continue };
         if let Some(real) = real(path) {
             if let Some((_, use_)) = taken.iter().find(|(known, _)| *known == real) {
-                let name = if path == Path::new("-") { "stdout".into() } else { path.display().to_string() };
+                let name = if is_stdout(path) { "stdout".into() } else { path.display().to_string() };
                 return Err(Error::usage(format!("{flag} {}: {name} {use_} already", path.display()))
                     .fix(format!("give {flag} a file of its own")));
             }
@@ -37,13 +37,12 @@ pub fn check<'a>(inputs: impl IntoIterator<Item = &'a Path>, output: Option<&Pat
 
 /// One name for each file, there or not; `None` for a device or pipe, which many may write to.
 fn real(path: &Path) -> Option<PathBuf> {
-    if path == Path::new("-") {
-        return Some(path.to_owned());
+    if is_stdout(path) {
+        return Some("-".into());
     }
     if is_stream(path) {
         return None;
     }
-    std::fs::canonicalize(path)
-        .ok()
-        .or_else(|| Some(std::fs::canonicalize(directory(path)).ok()?.join(path.file_name()?)))
+    let path = follow(path).ok()?;
+    Some(std::fs::canonicalize(directory(&path)).ok()?.join(path.file_name()?))
 }

@@ -113,13 +113,6 @@ pub fn job_settings(
 pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<watch::Receiver<Option<Stop>>> {
     let (tell, stop) = watch::channel(None);
     let _context = runtime.enter();
-    // What was ignored when we were started (`nohup`, a script's background job) stays ignored.
-    let ignored = ignored_signals();
-    let listen = |kind: SignalKind| {
-        let heard = ignored & (1 << (kind.as_raw_value() - 1)) == 0;
-        let listened = heard.then(|| signal(kind)).transpose();
-        listened.map_err(|e| Error::new(Kind::Io, format!("listen for signals: {e}")))
-    };
     let (mut int, mut term, mut hup) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
     runtime.spawn(async move {
@@ -153,7 +146,14 @@ pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<w
     Ok(stop)
 }
 
-async fn heard(signal: &mut Option<Signal>) {
+/// Within a runtime. `None`: what was ignored when we were started (`nohup`, a script's background job) stays ignored.
+pub fn listen(kind: SignalKind) -> Result<Option<Signal>> {
+    let is_heard = ignored_signals() & (1 << (kind.as_raw_value() - 1)) == 0;
+    let listened = is_heard.then(|| signal(kind)).transpose();
+    listened.map_err(|e| Error::new(Kind::Io, format!("listen for signals: {e}")))
+}
+
+pub async fn heard(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
         None => std::future::pending().await,

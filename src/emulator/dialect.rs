@@ -43,6 +43,9 @@ pub enum Dialect {
     OpenAi,
 }
 
+/// No fault on purpose has this code.
+const INTERNAL: &str = "internal";
+
 /// A refusal: HTTP status, business code, message.
 #[derive(Clone, Debug)]
 pub struct Refusal {
@@ -67,7 +70,11 @@ impl Refusal {
 
     /// The server itself is in trouble.
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(500, "500", message)
+        Self::new(500, INTERNAL, message)
+    }
+
+    pub fn is_internal(&self) -> bool {
+        self.code == INTERNAL
     }
 }
 

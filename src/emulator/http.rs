@@ -14,7 +14,7 @@ use axum::{
     Json, Router,
     body::{Body, to_bytes},
     extract::{DefaultBodyLimit, FromRequest as _, Multipart, Path as Segment, Query, Request, State as Handle},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
 };
@@ -123,7 +123,12 @@ impl Api {
 
     fn refuse(&self, refusal: &Refusal) -> Response {
         let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(self.dialect.error(refusal, self.server.faults()))).into_response()
+        let mut response = (status, Json(self.dialect.error(refusal, self.server.faults()))).into_response();
+        if refusal.is_internal() {
+            // A full disk is not emptied by asking again.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        response
     }
 
     fn strike(&self, effect: Effect) -> Response {
@@ -262,7 +267,7 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
     let checked = match blocking::run(move || input::check(&path, rules)).await {
         Ok(checked) => checked,
         Err(Refused::Content(what)) => return Err(Refusal::parameter(what)),
-        Err(Refused::Io(e)) => return Err(Refusal::internal(e.to_string())),
+        Err(Refused::Io(e)) => return Err(Refusal::internal(format!("read {}: {e}", part.0.display()))),
     };
     let file = StoredFile {
         id: String::new(),
@@ -283,7 +288,7 @@ async fn save(
     field: &mut axum::extract::multipart::Field<'_>,
     most: u64,
 ) -> Result<(u64, blake3::Hash), Refusal> {
-    let failed = |e: io::Error| Refusal::internal(format!("cannot write the upload: {e}"));
+    let failed = |e: io::Error| Refusal::internal(format!("write {}: {e}", path.display()));
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
     let file = Arc::new(file.map_err(failed)?);
     let (mut bytes, mut hasher, mut pending) = (0, blake3::Hasher::new(), BytesMut::new());
@@ -440,9 +445,9 @@ async fn content(api: &Api, id: String) -> Reply {
         .await?;
     let mut response = Body::from_stream(read_until(file, until, pause)).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     if api.dialect == Dialect::OpenAi || announced.is_some() {
-        headers.insert(header::CONTENT_LENGTH, header::HeaderValue::from(bytes));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
     }
     Ok(response)
 }

@@ -10,7 +10,6 @@ use std::{
 use bytes::Bytes;
 use futures::StreamExt as _;
 use reqwest::{StatusCode, header};
-use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use tokio::sync::Semaphore;
@@ -26,6 +25,7 @@ use super::{
 use crate::{
     blocking,
     error::{Error, Kind, Result},
+    provider::Key,
 };
 
 /// Requests under way at one time.
@@ -41,14 +41,14 @@ const CONNECT: Duration = Duration::from_secs(8);
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// A longer reply is an error of its row.
 const MAX_REPLY: usize = 4 << 20;
-const KEY: &str = "ZBATCH_UPSTREAM_KEY";
+const KEY_VARIABLE: &str = "ZBATCH_UPSTREAM_KEY";
 
 /// A chat server.
 #[derive(Debug)]
 pub struct Upstream {
     client: reqwest::Client,
     url: String,
-    key: Option<SecretString>,
+    key: Option<Key>,
 }
 
 /// What became of a row.
@@ -79,10 +79,12 @@ impl Upstream {
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(bad("not an http URL".to_owned()).fix("e.g. http://127.0.0.1:8080/v1"));
         }
-        let key = std::env::var(KEY).ok().filter(|key| !key.trim().is_empty());
+        let key = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.trim().is_empty());
         let loopback = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
         if key.is_some() && url.scheme() == "http" && !loopback {
-            return Err(bad("the key would travel in the clear".to_owned()).fix(format!("use https, or unset {KEY}")));
+            return Err(
+                bad("the key would travel in the clear".to_owned()).fix(format!("use https, or unset {KEY_VARIABLE}"))
+            );
         }
         // Whoever is first installs it; it is the same one everywhere in this program.
         let _installed_already = rustls::crypto::ring::default_provider().install_default();
@@ -95,7 +97,7 @@ impl Upstream {
         }
         let client = client.build().map_err(|e| Error::new(Kind::Unavailable, format!("no HTTP client: {e}")))?;
         let url = format!("{}/chat/completions", base.trim_end_matches('/'));
-        Ok(Self { client, url, key: key.map(|key| SecretString::from(key.trim().to_owned())) })
+        Ok(Self { client, url, key: key.map(|key| Key::parse(&key, &format!("${KEY_VARIABLE}"))).transpose()? })
     }
 
     /// Answers the lines of a job until they are done or the job is stopped.
@@ -174,8 +176,8 @@ impl Upstream {
         let unreachable =
             |e: reqwest::Error| Hiccup { status: 503, what: e.without_url().to_string(), retry_after: None };
         let mut request = self.client.post(&self.url).header(header::CONTENT_TYPE, "application/json").body(body);
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key.expose_secret());
+        if let Some(header) = self.key.as_ref().and_then(Key::header) {
+            request = request.header(header::AUTHORIZATION, header);
         }
         let mut response = request.send().await.map_err(unreachable)?;
         let status = response.status();
@@ -187,6 +189,9 @@ impl Upstream {
                 return Ok(refused(502, "bad_reply", format!("the reply is larger than {MAX_REPLY} bytes")));
             }
             reply.extend_from_slice(&chunk);
+        }
+        if let Some(key) = &self.key {
+            reply = key.redact_bytes(reply);
         }
         let transient = matches!(
             status,

@@ -537,7 +537,7 @@ impl Driver<'_> {
                 // A failed poll is not a state change.
                 Err(error) => {
                     failed += 1;
-                    if failed > FAILED_POLLS || self.settings.no_wait || error.class == Class::Key {
+                    if failed > FAILED_POLLS || self.settings.no_wait || matches!(error.class, Class::Key | Class::Io) {
                         let (scope, lost) = (scope_of(&error, &job.chunk), error.class == Class::NotFound);
                         let mut error = Error::from(error);
                         if lost {

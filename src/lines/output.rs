@@ -1,13 +1,20 @@
 //! Outputs. A file appears whole, or not at all: temp file in the same directory, write, fsync, rename,
 //! fsync of the directory (`promises.md` S2). A failed fsync ends the step and is never tried again.
+//!
+//! An output of the user's is written without a name where the file system can do that, so that nothing stays beside it
+//! when we are killed. It replaces a file as an editor would: mode and owner stay.
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
     io::{self, BufWriter, Write},
-    os::fd::AsFd as _,
+    os::{
+        fd::{AsFd as _, AsRawFd, OwnedFd},
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use tempfile::NamedTempFile;
 
 use super::ahead::WriteBehind;
@@ -21,64 +28,74 @@ const BUFFER: usize = 256 << 10;
 /// Characters of a file's name in the name of its temp file.
 const TEMP_CHARS: usize = 40;
 
+/// A link to a link to a link …: where the system gives up too.
+const MAX_LINKS: usize = 40;
+
 /// A file that will appear under its name when [`AtomicFile::commit`] returns, and not before.
 #[derive(Debug)]
 pub struct AtomicFile {
-    temp: NamedTempFile,
+    temp: Temp,
     path: PathBuf,
 }
 
+#[derive(Debug)]
+enum Temp {
+    /// The kernel forgets it when the process ends.
+    Unnamed(File),
+    Named(NamedTempFile),
+}
+
 impl AtomicFile {
-    /// Readable as the user's umask says.
+    /// Readable as the file is that it replaces, else as the user's umask says.
     pub fn create(path: &Path) -> Result<Self> {
-        Self::with_mode(path, 0o666)
+        check_place(path)?;
+        let file = match unnamed(directory(path)) {
+            Some(file) => Self { temp: Temp::Unnamed(file), path: path.to_owned() },
+            None => Self::named(path, 0o666)?,
+        };
+        if let Ok(there) = std::fs::metadata(path) {
+            file.resemble(&there).map_err(|e| Error::io("set the mode of", path, &e))?;
+        }
+        Ok(file)
     }
 
-    /// Readable by the user alone.
+    /// Readable by the user alone; of a work directory, which is swept.
     pub fn create_private(path: &Path) -> Result<Self> {
-        Self::with_mode(path, 0o600)
+        check_place(path)?;
+        Self::named(path, 0o600)
     }
 
-    fn with_mode(path: &Path, mode: u32) -> Result<Self> {
-        use std::os::unix::fs::PermissionsExt as _;
-
-        if path.is_dir() {
-            return Err(Error::new(
-                crate::error::Kind::Io,
-                format!("cannot write {}: it is a directory", path.display()),
-            ));
-        }
+    fn named(path: &Path, mode: u32) -> Result<Self> {
         let dir = directory(path);
-        if !dir.is_dir() {
-            return Err(Error::new(
-                crate::error::Kind::Io,
-                format!("cannot write {}: there is no directory {}", path.display(), dir.display()),
-            )
-            .fix(format!("mkdir -p {}", dir.display())));
-        }
-        // The temp file's name is longer than the file's, and must not be too long because of that.
-        let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(TEMP_CHARS).collect();
-        let temp = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".part")
-            .permissions(std::fs::Permissions::from_mode(mode))
-            .tempfile_in(dir)
-            .map_err(|e| {
-                // The name of the temp file tells the user nothing.
-                let why = e.to_string();
-                let why = why.split_once(" at path ").map_or(why.as_str(), |(why, _)| why);
-                Error::new(crate::error::Kind::Io, format!("cannot write {}: {why}", path.display()))
-                    .fix(format!("make {} writable, or name another place", dir.display()))
-            })?;
-        Ok(Self { temp, path: path.to_owned() })
+        let temp = named_like(path, |builder| builder.permissions(Permissions::from_mode(mode)).tempfile_in(dir));
+        let temp = temp.map_err(|e| {
+            // The name of the temp file tells the user nothing.
+            let why = e.to_string();
+            let why = why.split_once(" at path ").map_or(why.as_str(), |(why, _)| why);
+            Error::new(crate::error::Kind::Io, format!("cannot write {}: {why}", path.display()))
+                .fix(format!("make {} writable, or name another place", dir.display()))
+        })?;
+        Ok(Self { temp: Temp::Named(temp), path: path.to_owned() })
+    }
+
+    /// Only root can give a file away; whose group we cannot give keeps what was for it to himself.
+    fn resemble(&self, there: &std::fs::Metadata) -> io::Result<()> {
+        let (owner, group) = (Uid::from_raw(there.uid()), Gid::from_raw(there.gid()));
+        let _not_root = rustix::fs::fchown(self.file(), Some(owner), None);
+        let for_group = rustix::fs::fchown(self.file(), None, Some(group)).is_ok();
+        let mode = there.mode() & if for_group { 0o777 } else { 0o707 };
+        self.file().set_permissions(Permissions::from_mode(mode))
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn file(&mut self) -> &mut File {
-        self.temp.as_file_mut()
+    pub fn file(&self) -> &File {
+        match &self.temp {
+            Temp::Unnamed(file) => file,
+            Temp::Named(temp) => temp.as_file(),
+        }
     }
 
     /// Appears under another name in the same directory: for a name that is known only at the end.
@@ -90,12 +107,28 @@ impl AtomicFile {
     pub fn commit(self) -> Result<()> {
         let path = self.path;
         let what = kind_of(&path);
+        let sync = |file: &File| match drill::without(Guard::FileSync) {
+            true => Ok(()),
+            false => file.sync_all().map_err(|e| Error::io("sync", &path, &e)),
+        };
         drill::step("sync", what);
-        if !drill::without(Guard::FileSync) {
-            self.temp.as_file().sync_all().map_err(|e| Error::io("sync", &path, &e))?;
-        }
+        let temp = match self.temp {
+            Temp::Named(temp) => temp,
+            Temp::Unnamed(file) => {
+                // Its bytes first, so that it has a name for as short a time as can be.
+                sync(&file)?;
+                named_like(&path, |builder| {
+                    builder.make_in(directory(&path), |name| {
+                        link(&file, name)?;
+                        file.try_clone()
+                    })
+                })
+                .map_err(|e| Error::io("name", &path, &e).fix("name a place on another file system, or use `-o - >`"))?
+            }
+        };
+        sync(temp.as_file())?;
         drill::step("rename", what);
-        self.temp.persist(&path).map_err(|e| Error::io("rename to", &path, &e.error))?;
+        temp.persist(&path).map_err(|e| Error::io("rename to", &path, &e.error))?;
         drill::step("sync directory", what);
         sync_directory(directory(&path))?;
         drill::step("there", what);
@@ -111,12 +144,58 @@ impl Write for AtomicFile {
         }
         drill::step("write", kind_of(&self.path));
         #[expect(clippy::disallowed_methods, reason = "this is an implementation of write")]
-        self.temp.as_file_mut().write(bytes)
+        self.file().write(bytes).map_err(|e| match e.kind() {
+            io::ErrorKind::Interrupted => e,
+            // Whoever writes through layers that know no file still says which.
+            _ => Error::io("write", &self.path, &e).into(),
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn check_place(path: &Path) -> Result<()> {
+    let dir = directory(path);
+    if path.is_dir() {
+        return Err(Error::new(crate::error::Kind::Io, format!("cannot write {}: it is a directory", path.display())));
+    }
+    if !dir.is_dir() {
+        return Err(Error::new(
+            crate::error::Kind::Io,
+            format!("cannot write {}: there is no directory {}", path.display(), dir.display()),
+        )
+        .fix(format!("mkdir -p {}", dir.display())));
+    }
+    Ok(())
+}
+
+/// A file in this directory that has no name yet; `None` where the file system has no such thing, or would not let us name
+/// it later.
+fn unnamed(dir: &Path) -> Option<File> {
+    let mode = Mode::from_raw_mode(0o666);
+    let file = rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode).ok()?;
+    std::fs::metadata(by_number(&file)).is_ok().then(|| file.into())
+}
+
+/// How the system calls an open file.
+fn by_number(file: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn link(file: &File, name: &Path) -> io::Result<()> {
+    Ok(rustix::fs::linkat(CWD, by_number(file), CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Makes a temp file that says what it will be: `.NAME.….part`.
+fn named_like<R>(
+    path: &Path,
+    make: impl FnOnce(&mut tempfile::Builder<'_, '_>) -> io::Result<NamedTempFile<R>>,
+) -> io::Result<NamedTempFile<R>> {
+    // Its name is longer than the file's, and must not be too long because of that.
+    let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(TEMP_CHARS).collect();
+    make(tempfile::Builder::new().prefix(&format!(".{name}.")).suffix(".part"))
 }
 
 /// The directory a path is in.
@@ -213,9 +292,35 @@ enum Encoder {
     Packed(WriteBehind<BufWriter<Target>>),
 }
 
-/// A device, pipe or socket.
+/// A device, pipe or socket, or a stream that is open already.
 pub fn is_stream(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+    standard(path).is_some() || std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+}
+
+pub fn is_stdout(path: &Path) -> bool {
+    matches!(path.to_str(), Some("-" | "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1"))
+}
+
+/// Our own stdout or stderr, if that is what is named. What a shell opened for these may be a file to which something is appended: it is
+/// written to as it is open.
+fn standard(path: &Path) -> Option<io::Result<OwnedFd>> {
+    match path.to_str()? {
+        _ if is_stdout(path) => Some(io::stdout().as_fd().try_clone_to_owned()),
+        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => Some(io::stderr().as_fd().try_clone_to_owned()),
+        _ => None,
+    }
+}
+
+/// The file that a symbolic link leads to, there or not: that one is replaced, not the link.
+pub fn follow(path: &Path) -> Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match std::fs::read_link(&path) {
+            Ok(to) => path = directory(&path).join(to),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Error::new(crate::error::Kind::Io, format!("cannot write {}: too many symbolic links", path.display())))
 }
 
 /// Where a verb's data goes: stdout, or a file that appears on [`Output::commit`].
@@ -234,18 +339,15 @@ impl std::fmt::Debug for Output {
 impl Output {
     /// `None` and `-` are stdout; a name in `.gz` or `.zst` compresses.
     pub fn create(path: Option<&Path>) -> Result<Self> {
-        let Some(path) = path.filter(|path| *path != Path::new("-")) else {
-            // Not `io::stdout()`: its line buffer costs a search and a copy of everything.
-            let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(|e| Error::io("open", "stdout", &e))?;
-            let target = BufWriter::with_capacity(BUFFER, Target::Stream(File::from(stdout)));
-            return Ok(Self { encoder: Encoder::Plain(target), name: PathBuf::from("stdout") });
-        };
-        let target = if is_stream(path) {
+        let path = path.unwrap_or(Path::new("-"));
+        // Not `io::stdout()`: its line buffer costs a search and a copy of everything.
+        let target = if let Some(stream) = standard(path) {
+            Target::Stream(stream.map_err(|e| Error::io("open", path, &e))?.into())
+        } else if is_stream(path) {
             let file = File::options().write(true).open(path).map_err(|e| Error::io("open", path, &e))?;
             Target::Stream(file)
         } else {
-            // Through a symbolic link the file it points to is replaced, not the link.
-            Target::Whole(AtomicFile::create(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()))?)
+            Target::Whole(AtomicFile::create(&follow(path)?)?)
         };
         let target = BufWriter::with_capacity(BUFFER, target);
         let encoder = match Packing::of(path) {
@@ -260,13 +362,14 @@ impl Output {
                 Encoder::Packed(WriteBehind::new(encoder, zstd::Encoder::finish))
             }
         };
-        Ok(Self { encoder, name: path.to_owned() })
+        let name = if path == Path::new("-") { Path::new("stdout") } else { path };
+        Ok(Self { encoder, name: name.to_owned() })
     }
 
     /// Whether [`Output::create`] would work, without touching anything. A pipe is not opened: its reader would take that
     /// for the end.
     pub fn probe(path: &Path) -> Result<()> {
-        if path == Path::new("-") || is_stream(path) {
+        if is_stream(path) {
             return Ok(());
         }
         Self::create(Some(path)).map(drop)
@@ -367,6 +470,74 @@ mod tests {
         ] {
             assert_eq!(is_array_name(Path::new(name)), array, "{name}");
         }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(dir)
+            .expect("listed")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn s2_a_file_appears_on_commit_and_replaces_what_was_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("out");
+        // With a name too, as on a file system that has no nameless files.
+        let ways: [fn(&Path) -> Result<AtomicFile>; 2] = [AtomicFile::create, |path| AtomicFile::named(path, 0o666)];
+        for (round, create) in ways.iter().cycle().take(4).enumerate() {
+            let mut file = create(&path).expect("created");
+            file.write_all(&[b'0' + round as u8]).expect("written");
+            file.commit().expect("committed");
+            assert_eq!(super::super::input::read_small(&path, 9).expect("read"), round.to_string());
+            assert_eq!(names(dir.path()), ["out"]);
+        }
+    }
+
+    #[test]
+    fn without_a_name_nothing_stays_behind() {
+        let dir = tempfile::tempdir().expect("a directory");
+        if unnamed(dir.path()).is_none() {
+            eprintln!("skipped: {} has no nameless files", dir.path().display());
+            return;
+        }
+        let output = Output::create(Some(&dir.path().join("out.jsonl.gz"))).expect("created");
+        assert!(names(dir.path()).is_empty());
+        // As when we are killed: nobody tidies up.
+        std::mem::forget(output);
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_mode() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("out");
+        let mode = || std::fs::metadata(&path).expect("there").mode() & 0o7777;
+        write_whole(&path, b"").expect("written");
+        for kept in [0o600, 0o640, 0o666, 0o400] {
+            std::fs::set_permissions(&path, Permissions::from_mode(kept)).expect("set");
+            write_whole(&path, b"").expect("written");
+            assert_eq!(mode(), kept);
+        }
+    }
+
+    #[test]
+    fn a_link_is_followed_to_a_file_that_is_not_there_yet() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("far")).expect("created");
+        std::os::unix::fs::symlink("far/middle", at("link")).expect("linked");
+        std::os::unix::fs::symlink("end", at("far/middle")).expect("linked");
+        for _ in 0..2 {
+            Output::create(Some(&at("link"))).expect("created").commit().expect("committed");
+            assert!(at("link").is_symlink() && at("far/middle").is_symlink() && at("far/end").is_file());
+        }
+        std::os::unix::fs::symlink("b", at("a")).expect("linked");
+        std::os::unix::fs::symlink("a", at("b")).expect("linked");
+        let error = Output::create(Some(&at("a"))).expect_err("it leads nowhere");
+        assert!(error.to_string().contains("too many symbolic links"), "{error}");
     }
 
     #[test]
