@@ -19,7 +19,7 @@ use crate::{
         rows::{RowBalance, RowSet, read_results},
     },
     journal::{Event, Job, Journal, State, Step, locked},
-    lines::{blocks::Block, output::Output},
+    lines::{blocks::Block, input::exists, output::Output},
     progress::Progress,
     snapshots,
     workdir::{ResultFile, WorkDir},
@@ -159,8 +159,13 @@ pub fn find_lost_results(journal: &mut Journal, work: &WorkDir, console: &Consol
     for job in &journal.state.jobs {
         let rows = job.rows.as_ref().map_or([0; 2], |rows| [rows.output, rows.error]);
         let files = ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file));
-        let gone = files.iter().zip(rows).find(|(path, rows)| *rows > 0 && !path.exists());
-        if let Some((path, _)) = gone {
+        let mut gone = None;
+        for (path, rows) in files.iter().zip(rows) {
+            if rows > 0 && !exists(path)? {
+                gone = gone.or(Some(path));
+            }
+        }
+        if let Some(path) = gone {
             if job.cleaned {
                 let path = path.display();
                 console.always(format_args!("{path} is gone, and so is the provider's copy: its rows will be absent"));
@@ -207,7 +212,7 @@ fn emit(job: &Job, work: &WorkDir, output: &mut Output) -> Result<()> {
     let rows = RowSet::read(&work.rows(&job.chunk.id))?;
     let mut block = Block::default();
     for path in ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file)) {
-        if !path.exists() {
+        if !exists(&path)? {
             continue;
         }
         let mut reader = read_results(&path)?;

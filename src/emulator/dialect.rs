@@ -7,6 +7,7 @@ use super::{
     faults::FaultPlan,
     state::{Batch, Millis, Purpose, Status, StoredFile},
 };
+use crate::error::{Error, Kind};
 
 /// Models that Zhipu takes in batches.
 const ZHIPU_MODELS: [&str; 24] = [
@@ -68,6 +69,16 @@ impl Refusal {
     /// The server itself is in trouble.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(500, "500", message)
+    }
+
+    /// For an error of our own.
+    pub fn of(error: &Error) -> Self {
+        if error.kind() == Kind::Io { Self::disk(error.to_string()) } else { Self::internal(error.to_string()) }
+    }
+
+    /// The server's disk is full or broken. The client need not try again: of the embedded server it is the same disk.
+    pub fn disk(message: impl Into<String>) -> Self {
+        Self::new(507, "507", message)
     }
 }
 

@@ -262,7 +262,7 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
     let checked = match blocking::run(move || input::check(&path, rules)).await {
         Ok(checked) => checked,
         Err(Refused::Content(what)) => return Err(Refusal::parameter(what)),
-        Err(Refused::Io(e)) => return Err(Refusal::internal(e.to_string())),
+        Err(Refused::Io(e)) => return Err(Refusal::disk(e.to_string())),
     };
     let file = StoredFile {
         id: String::new(),
@@ -283,7 +283,7 @@ async fn save(
     field: &mut axum::extract::multipart::Field<'_>,
     most: u64,
 ) -> Result<(u64, blake3::Hash), Refusal> {
-    let failed = |e: io::Error| Refusal::internal(format!("cannot write the upload: {e}"));
+    let failed = |e: io::Error| Refusal::disk(format!("write {}: {e}", path.display()));
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
     let file = Arc::new(file.map_err(failed)?);
     let (mut bytes, mut hasher, mut pending) = (0, blake3::Hasher::new(), BytesMut::new());
@@ -435,7 +435,7 @@ async fn content(api: &Api, id: String) -> Reply {
                 };
                 Ok((file, announced.then_some(stored.bytes), stored.bytes, until, pause))
             });
-            opened.map_err(|e| Refusal::internal(e.to_string()))
+            opened.map_err(|e| Refusal::disk(e.to_string()))
         })
         .await?;
     let mut response = Body::from_stream(read_until(file, until, pause)).into_response();

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     lines::{
         blocks::{Block, LineReader, Shape},
-        input::{Input, read_small},
+        input::{Input, exists, read_small},
     },
 };
 
@@ -130,7 +130,7 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
     let mut balance = RowBalance::default();
     let mut seen = RowSet::default();
     for (at, path) in files.iter().enumerate() {
-        if !path.exists() {
+        if !exists(path)? {
             continue;
         }
         let mut reader = read_results(path)?;
