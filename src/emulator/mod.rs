@@ -361,8 +361,7 @@ impl Emulator {
         };
         let told = self.step(move |server, core| {
             core.working.remove(&id);
-            let done =
-                worked.and_then(|work| core.commit(Event::Worked { batch: id.clone(), at: server.now(), work }));
+            let done = worked.and_then(|work| core.commit(Event::Worked { batch: id.clone(), at: server.now(), work }));
             if let Err(trouble) = done {
                 core.trouble.insert(id, trouble);
             }
@@ -514,6 +513,39 @@ mod tests {
             assert_eq!(server.ledger().creates.len(), accepted);
         }
         assert_eq!(server.ledger().by_content.values().collect::<Vec<_>>(), [&2], "both are paid for");
+    }
+
+    /// A 500 would be tried again, for minutes, on a disk that stays full.
+    #[tokio::test]
+    async fn s7_a_disk_that_fails_is_told_as_such() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (server, now) = open(dir.path(), "", Duration::from_secs(1));
+        let file = upload(&server, &lines()).await;
+        let batch = json(call(&server, "POST", "/batches", create(&file)).await).await;
+        let path = format!("/batches/{}", batch["id"].as_str().expect("an id"));
+        std::fs::remove_dir_all(dir.path().join("files")).expect("removed");
+        now.store(START + 1_000, Ordering::Relaxed);
+        let told = async |call: Response<Body>| {
+            let status = call.status();
+            (
+                status,
+                String::from_utf8_lossy(&call.into_body().collect().await.expect("a body").to_bytes()).into_owned(),
+            )
+        };
+        let form = "--xx\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n{}\r\n--xx--\r\n";
+        let (status, why) = told(call(&server, "POST", "/files", form).await).await;
+        assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{why}");
+        assert!(why.contains("write ") && why.contains(".part: No such file"), "{why}");
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let (status, why) = told(call(&server, "GET", &path, "").await).await;
+            if status == StatusCode::INSUFFICIENT_STORAGE {
+                assert!(why.contains("read ") && why.contains("No such file"), "{why}");
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "it is never told: {why}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Wherever a killed server left its log, the next one comes to the same end.

@@ -145,3 +145,26 @@ pub fn read_small(path: &Path, limit: u64) -> Result<String> {
     // Editors on Windows begin a file with a byte order mark.
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn s7_a_device_that_fails_is_not_the_users_input() {
+        // EIO, EMFILE; ENOENT, EACCES, ELOOP.
+        for (number, kind) in [(5, Kind::Io), (24, Kind::Io), (2, Kind::Input), (13, Kind::Input), (40, Kind::Input)] {
+            let error = open_error(Path::new("posts.jsonl"), &io::Error::from_raw_os_error(number));
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains("open posts.jsonl: "), "{error}");
+        }
+        // Address 0 of our own memory cannot be read: EIO.
+        let error = read_small(Path::new("/proc/self/mem"), 100).expect_err("unreadable");
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (Kind::Io, "read /proc/self/mem: Input/output error (os error 5)")
+        );
+        assert_eq!(read_small(Path::new("/proc/self"), 100).expect_err("a directory").kind(), Kind::Input);
+    }
+}

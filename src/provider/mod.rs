@@ -488,10 +488,11 @@ impl Client {
             Ok(reply) => tracing::debug!(%method, path = shown, status = reply.status.as_u16(), ms, "{call}"),
             Err(broken) => tracing::debug!(%method, path = shown, sent = broken.sent, ms, "{call}: no reply"),
         }
-        reply.map_err(|broken| match moved.failed() {
-            Some(why) => ApiError::new(call, Class::Io, why),
-            None => self.broken(call, &broken),
-        })
+        match moved.failed() {
+            // Whatever the server makes of half a file.
+            Some(why) => Err(ApiError::new(call, Class::Io, why)),
+            None => reply.map_err(|broken| self.broken(call, &broken)),
+        }
     }
 
     fn broken(&self, call: &'static str, broken: &Broken) -> ApiError {
