@@ -40,9 +40,9 @@ from crashing import (
 
 KIB = 1024
 ENOUGH = "64m"
-POSTS = 6000
+POSTS = 3000
 FAULTS = ("--fault", "blocked=1%,missing=1%")
-FLAGS = ("--only", "sentiment_polarity", "--max-lines", "700", "--poll-interval", "10ms", "--memory", "16KiB")
+FLAGS = ("--only", "sentiment_polarity", "--max-lines", "60", "--poll-interval", "10ms", "--memory", "2KiB")
 OUTPUTS = ("out.jsonl", "faults.jsonl")
 
 
@@ -158,7 +158,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--zbatch", default="target/release/zbatch")
     options.add_argument("--quick", action="store_true", help="a tenth of the sizes")
-    options.add_argument("--step", type=int, default=16, help="KiB between two sizes")
+    options.add_argument("--step", type=int, default=32, help="KiB between two sizes")
     options = options.parse_args()
     zbatch = find_zbatch(options.zbatch)
     if sys.platform != "linux" or os.geteuid() != 0:

@@ -532,7 +532,8 @@ mod tests {
                 String::from_utf8_lossy(&call.into_body().collect().await.expect("a body").to_bytes()).into_owned(),
             )
         };
-        let form = "--xx\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n{}\r\n--xx--\r\n";
+        let form =
+            "--xx\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n{}\r\n--xx--\r\n";
         let (status, why) = told(call(&server, "POST", "/files", form).await).await;
         assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{why}");
         assert!(why.contains("write ") && why.contains(".part: No such file"), "{why}");

@@ -111,7 +111,11 @@ impl Write for AtomicFile {
         }
         drill::step("write", kind_of(&self.path));
         #[expect(clippy::disallowed_methods, reason = "this is an implementation of write")]
-        self.temp.as_file_mut().write(bytes)
+        match self.temp.as_file_mut().write(bytes) {
+            // Whoever writes here may not know which file it is.
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(Error::io("write", &self.path, &e).into()),
+            done => done,
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -630,7 +630,7 @@ struct Landing {
 impl Write for Landing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Err(e) = self.file.write_all(bytes) {
-            self.failed = Some(format!("write {}: {e}", self.file.path().display()));
+            self.failed = Some(e.to_string());
             return Err(e);
         }
         self.hasher.update(bytes);
