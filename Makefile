@@ -3,12 +3,13 @@
 CARGO ?= cargo
 PYTHON ?= python3
 POSTS ?= 100000
+SECONDS ?= 900
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 ZBATCH := $(TARGET)/release/zbatch
 VENV := target/venv
 
-.PHONY: help build demo test lint python-tests measure bench clean
+.PHONY: help build demo test lint python-tests measure bench crash-quick crash soak clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -43,6 +44,20 @@ $(VENV)/ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
+
+crash-quick: build ## The program killed and refused at its calls, on a full disk, without power: the short form of `crash`
+	$(PYTHON) -B tests/crash.py --zbatch $(ZBATCH) --quick
+	$(PYTHON) -B tests/crash_disk.py --zbatch $(ZBATCH) --quick
+	$(PYTHON) -B tests/crash_power.py --zbatch $(ZBATCH) --instants 10
+
+crash: build ## The same at every call, every 32 KiB and 100 instants (strace; root; half an hour)
+	$(PYTHON) -B tests/crash.py --zbatch $(ZBATCH)
+	$(PYTHON) -B tests/crash_disk.py --zbatch $(ZBATCH)
+	$(PYTHON) -B tests/crash_power.py --zbatch $(ZBATCH) --instants 100
+
+soak: POSTS = 1000000
+soak: build ## A job of POSTS=1000000 posts, its client killed every 5 to 20 s for SECONDS=900, its server now and then
+	$(PYTHON) -B tests/soak.py --zbatch $(ZBATCH) --posts $(POSTS) --seconds $(SECONDS)
 
 measure: build ## Peak memory of gen, parse and merge for POSTS=100000 posts and ten times as many
 	$(PYTHON) -B tests/measure.py --zbatch $(ZBATCH) --posts $(POSTS)
