@@ -556,6 +556,9 @@ def sweep(options, folder):
         found = cases(job, seen, every=not options.quick)
         if options.case:
             found = [case for case in found if describe(case) == options.case]
+        elif options.share > 1:
+            choose = random.Random(f"{options.seed} {job.name}")
+            found = choose.sample(found, len(found) // options.share)
         todo += found
         print(f"{job.name:12} {calls:5} calls of {threads:3} kinds and threads, {job.creates} batches, "
               f"{job.seconds:.2f} s: {len(found)} cases", flush=True)  # fmt: skip
@@ -602,6 +605,7 @@ def main():
     options.add_argument("--only", action="append", choices=[job.name for job in JOBS], help="this job; may be repeated")
     options.add_argument("--case", help="this case alone, as a failure names it")
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--share", type=int, default=1, help="one case in so many, as the seed decides")
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--folder", help="where to work [default: a fresh directory below $TMPDIR]")
     options = options.parse_args()
