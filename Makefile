@@ -54,6 +54,7 @@ crash: build ## The same at every call, every 32 KiB and 100 instants (strace; r
 	$(PYTHON) -B tests/crash.py --zbatch $(ZBATCH)
 	$(PYTHON) -B tests/crash_disk.py --zbatch $(ZBATCH)
 	$(PYTHON) -B tests/crash_power.py --zbatch $(ZBATCH) --instants 100
+	$(PYTHON) -B tests/crash_power.py --zbatch $(ZBATCH) --instants 12 --without-syncs
 
 soak: POSTS = 1000000
 soak: build ## A job of POSTS=1000000 posts, its client killed every 5 to 20 s for SECONDS=900, its server now and then

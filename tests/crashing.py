@@ -16,13 +16,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # A program that says nothing for so long hangs.
-PATIENCE = 120
+PATIENCE = 60
 KEYS = ("ZHIPUAI_API_KEY", "ZAI_API_KEY", "ZHIPU_API_KEY", "OPENAI_API_KEY", "ZHIPUAI_BASE_URL", "ZBATCH_CONFIG")
 WORDS = "雨下了一夜 桥上的灯还亮着 客服说已加急 食堂换了新老板 地铁终于通了 水退了 今天的面条好吃 求转发 \"引号\" 😭".split()
 
 
 class Broken(Exception):
     """A promise was broken."""
+
+
+class Hangs(Broken):
+    """A program did not end."""
 
 
 def environment():
@@ -140,7 +144,7 @@ def run(command, cwd, stdin=None, kill_after=None, **more):
         stdout, stderr = child.communicate()
         if kill_after is None:
             told = stderr.decode("utf-8", "replace")
-            raise Broken(f"hangs for {PATIENCE} s: {' '.join(map(str, command))}\n{told}") from None
+            raise Hangs(f"hangs for {PATIENCE} s: {' '.join(map(str, command))}\n{told}") from None
     return Ran(child.returncode, stdout, stderr)
 
 
