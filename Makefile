@@ -5,13 +5,15 @@ PYTHON ?= python3
 POSTS ?= 100000
 SEEDS ?= 20000
 SOCKET_SEEDS ?= 200
+SECONDS ?= 900
 SIMULATOR = $(CARGO) test --quiet --locked --features drill --test simulator --
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 ZBATCH := $(TARGET)/release/zbatch
 VENV := target/venv
 
-.PHONY: help build demo test lint simulate simulate-sockets sweep guards people python-tests measure bench clean
+.PHONY: help build demo test lint simulate simulate-sockets sweep guards people crash-quick crash soak python-tests measure \
+	bench clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -63,6 +65,21 @@ $(VENV)/ready: tests/requirements.txt
 people: ## Many processes on one directory, fifty at a time, and the tests of signals, secrets and outputs, ten times over
 	for round in 1 2 3 4 5 6 7 8 9 10; do \
 		ZBATCH_RACERS=50 $(CARGO) test --locked --test tests -- signals:: secrets:: outputs:: || exit 1; done
+
+crash-quick: build ## The program killed and refused at its calls, on a full disk, without power: the short form of `crash`
+	$(PYTHON) -B tests/crash.py --zbatch $(ZBATCH) --quick
+	$(PYTHON) -B tests/crash_disk.py --zbatch $(ZBATCH) --quick
+	$(PYTHON) -B tests/crash_power.py --zbatch $(ZBATCH) --instants 10
+
+crash: build ## The same at every call, every 32 KiB and 100 instants (strace; root; half an hour)
+	$(PYTHON) -B tests/crash.py --zbatch $(ZBATCH)
+	$(PYTHON) -B tests/crash_disk.py --zbatch $(ZBATCH)
+	$(PYTHON) -B tests/crash_power.py --zbatch $(ZBATCH) --instants 100
+	$(PYTHON) -B tests/crash_power.py --zbatch $(ZBATCH) --instants 12 --without-syncs
+
+soak: POSTS = 1000000
+soak: build ## A job of POSTS=1000000 posts, its client killed every 5 to 20 s for SECONDS=900, its server now and then
+	$(PYTHON) -B tests/soak.py --zbatch $(ZBATCH) --posts $(POSTS) --seconds $(SECONDS)
 
 measure: build ## Peak memory of gen, parse and merge for POSTS=100000 posts and ten times as many
 	$(PYTHON) -B tests/measure.py --zbatch $(ZBATCH) --posts $(POSTS)

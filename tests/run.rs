@@ -133,6 +133,31 @@ fn m1_s1_killed_at_random_moments_it_pays_once_and_writes_the_same() {
     assert_eq!(report(&dir, "w/integration_report.json"), report(&golden, "w/integration_report.json"));
 }
 
+/// A write comes short and the next one is refused: one line, nothing half-visible, and then the same command finishes.
+#[test]
+fn s7_a_journal_that_may_not_grow_is_told_and_the_same_command_finishes() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(60));
+    let more = ["--only", "sentiment_polarity", "--max-lines", "3", "--poll-interval", "20ms"];
+    // No file grows over 9 KiB; the journal comes there first.
+    let limited = "trap '' XFSZ; ulimit -f 18; exec \"$@\"";
+    let program = dir.command(&job(&more));
+    let mut through = Command::new("sh");
+    through.args(["-c", limited, "sh"]).arg(program.get_program()).args(program.get_args());
+    let ran = Ran::of(through.current_dir(dir.path()).output().expect("it starts")).exits(74);
+    assert!(
+        ran.stderr.ends_with("zbatch: append to w/journal.jsonl: File too large (os error 27)\n"),
+        "{}",
+        ran.stderr
+    );
+    assert!(!dir.exists("out.jsonl"), "nothing is half-visible");
+    dir.run(&job(&more)).exits(0);
+    assert_eq!(creates(&dir, "w"), 21);
+    let golden = ["run", "posts.jsonl", "-o", "golden.jsonl", "-d", "g", "--emulate", "--only", "sentiment_polarity"];
+    dir.run(&golden).exits(0);
+    assert_eq!(dir.read("out.jsonl"), dir.read("golden.jsonl"));
+}
+
 /// What failed is asked for again; two rounds are one.
 #[test]
 fn a_second_round_asks_for_what_is_missing_and_equals_one_round_without_failures() {

@@ -19,7 +19,7 @@ use crate::{
         rows::{RowBalance, RowSet, read_results},
     },
     journal::{Event, Job, Journal, State, Step, locked},
-    lines::{blocks::Block, output::Output},
+    lines::{blocks::Block, input::exists, output::Output},
     progress::Progress,
     snapshots,
     workdir::{ResultFile, WorkDir},
@@ -218,7 +218,7 @@ fn emit(job: &Job, work: &WorkDir, output: &mut Output) -> Result<()> {
     let rows = RowSet::read(&work.rows(&job.chunk.id))?;
     let mut block = Block::default();
     for path in ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file)) {
-        if !path.exists() {
+        if !exists(&path)? {
             continue;
         }
         let mut reader = read_results(&path)?;

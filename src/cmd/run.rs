@@ -177,7 +177,9 @@ impl<'a> Run<'a> {
             let state = &locked(&self.journal)?.state;
             state.posts.is_none() || state.at(Step::Fetched) == 0 && !state.jobs.is_empty()
         };
-        if nothing_yet || matches!(end.stopped, Some(Stop::Signal(_))) {
+        // On a disk that failed an output with gaps is no help, and may be the end of a better one.
+        let disk_failed = end.trouble.as_ref().is_some_and(|trouble| trouble.kind() == Kind::Io);
+        if nothing_yet || disk_failed || matches!(end.stopped, Some(Stop::Signal(_))) {
             return Ok(Ended::Finished);
         }
         let (args, console) = (self.args, self.console);

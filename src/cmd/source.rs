@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     journal::Journal,
     lines::{
-        input::{Input, read_error, read_small},
+        input::{Input, exists, open_error, read_error, read_small},
         output::{AtomicFile, write_private},
     },
     settings::Config,
@@ -46,9 +46,7 @@ impl Source {
                 dir.value.join("posts.json")
             }
         };
-        let meta = std::fs::metadata(&path).map_err(|e| {
-            Error::input(format!("cannot open {}: {e}", path.display())).fix("check the path; `-` is stdin")
-        })?;
+        let meta = std::fs::metadata(&path).map_err(|e| open_error(&path, &e))?;
         if meta.is_dir() {
             return Err(Error::input(format!("{} is a directory", path.display())).fix("name a file"));
         }
@@ -69,7 +67,7 @@ impl Source {
         let was_spooled = journal.state.spooled;
         let from = match self {
             // The output may have replaced its input since: the directory keeps what it began with.
-            Self::File(_) if was_spooled && work.spool().exists() => return Ok(work.spool()),
+            Self::File(_) if was_spooled && exists(&work.spool())? => return Ok(work.spool()),
             Self::File(path) => return Ok(path.clone()),
             Self::Spooled(from) => from.as_deref(),
         };
@@ -80,7 +78,7 @@ impl Source {
             Error::input(format!("{} was made from other posts", work.path().display()))
                 .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new")
         };
-        if spool.exists() {
+        if exists(&spool)? {
             let replaced = from.is_some_and(Path::is_file);
             if !replaced && (from.is_some() || !std::io::stdin().is_terminal()) {
                 let hash = copy(Input::open(from, "")?, &mut std::io::sink())?;
@@ -105,7 +103,7 @@ impl Source {
         }
         let hash = hash.unwrap_or_default();
         // The kept posts are gone: only the same may take their place.
-        if !journal.state.jobs.is_empty() && sum.exists() && !has_sum(&hash) {
+        if !journal.state.jobs.is_empty() && exists(&sum)? && !has_sum(&hash) {
             return Err(others());
         }
         let file = encoder.finish().map_err(failed)?;

@@ -7,6 +7,7 @@ use super::{
     faults::FaultPlan,
     state::{Batch, Millis, Purpose, Status, StoredFile},
 };
+use crate::error::{Error, Kind};
 
 /// Models that Zhipu takes in batches.
 const ZHIPU_MODELS: [&str; 24] = [
@@ -43,9 +44,6 @@ pub enum Dialect {
     OpenAi,
 }
 
-/// No fault on purpose has this code.
-const INTERNAL: &str = "internal";
-
 /// A refusal: HTTP status, business code, message.
 #[derive(Clone, Debug)]
 pub struct Refusal {
@@ -70,11 +68,17 @@ impl Refusal {
 
     /// The server itself is in trouble.
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(500, INTERNAL, message)
+        Self::new(500, "500", message)
     }
 
-    pub fn is_internal(&self) -> bool {
-        self.code == INTERNAL
+    /// For an error of our own.
+    pub fn of(error: &Error) -> Self {
+        if error.kind() == Kind::Io { Self::disk(error.to_string()) } else { Self::internal(error.to_string()) }
+    }
+
+    /// The server's disk is full or broken. The client need not try again: of the embedded server it is the same disk.
+    pub fn disk(message: impl Into<String>) -> Self {
+        Self::new(507, "507", message)
     }
 }
 

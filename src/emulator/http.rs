@@ -31,7 +31,7 @@ use super::{
     schedule::{Mirage, Schedule, Spoiled},
     state::{Look, Metadata, Purpose, StoredFile},
 };
-use crate::blocking;
+use crate::{blocking, error::Error};
 
 /// A create or another small body.
 const MAX_JSON: usize = 1 << 20;
@@ -123,12 +123,7 @@ impl Api {
 
     fn refuse(&self, refusal: &Refusal) -> Response {
         let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self.dialect.error(refusal, self.server.faults()))).into_response();
-        if refusal.is_internal() {
-            // A full disk is not emptied by asking again.
-            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
-        }
-        response
+        (status, Json(self.dialect.error(refusal, self.server.faults()))).into_response()
     }
 
     fn strike(&self, effect: Effect) -> Response {
@@ -267,7 +262,7 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
     let checked = match blocking::run(move || input::check(&path, rules)).await {
         Ok(checked) => checked,
         Err(Refused::Content(what)) => return Err(Refusal::parameter(what)),
-        Err(Refused::Io(e)) => return Err(Refusal::internal(format!("read {}: {e}", part.0.display()))),
+        Err(Refused::Io(e)) => return Err(Refusal::of(&Error::io("read", &part.0, &e))),
     };
     let file = StoredFile {
         id: String::new(),
@@ -288,7 +283,7 @@ async fn save(
     field: &mut axum::extract::multipart::Field<'_>,
     most: u64,
 ) -> Result<(u64, blake3::Hash), Refusal> {
-    let failed = |e: io::Error| Refusal::internal(format!("write {}: {e}", path.display()));
+    let failed = |e: io::Error| Refusal::of(&Error::io("write", path, &e));
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
     let file = Arc::new(file.map_err(failed)?);
     let (mut bytes, mut hasher, mut pending) = (0, blake3::Hasher::new(), BytesMut::new());
@@ -427,7 +422,8 @@ async fn content(api: &Api, id: String) -> Reply {
         .server
         .step(move |server, core| {
             let Some(stored) = core.state.file(&id) else { return Err(Refusal::not_found("file", &id)) };
-            let opened = File::open(server.0.files.join(&stored.id)).and_then(|mut file| {
+            let path = server.0.files.join(&stored.id);
+            let opened = File::open(&path).and_then(|mut file| {
                 let spoiled = server.faults().schedule().and_then(Schedule::spoil);
                 let (pause, announced, cut) = match spoiled {
                     None => (Duration::ZERO, false, server.faults().cut()),
@@ -440,7 +436,7 @@ async fn content(api: &Api, id: String) -> Reply {
                 };
                 Ok((file, announced.then_some(stored.bytes), stored.bytes, until, pause))
             });
-            opened.map_err(|e| Refusal::internal(e.to_string()))
+            opened.map_err(|e| Refusal::of(&Error::io("open", &path, &e)))
         })
         .await?;
     let mut response = Body::from_stream(read_until(file, until, pause)).into_response();

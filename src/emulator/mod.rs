@@ -109,7 +109,7 @@ struct Core {
     /// Batches whose result files are being made.
     working: HashMap<String, Arc<Progress>>,
     /// Why the result files of a batch could not be made; told to the next poll, then tried again.
-    trouble: HashMap<String, String>,
+    trouble: HashMap<String, Refusal>,
 }
 
 /// What a worker and the server tell each other.
@@ -198,7 +198,7 @@ impl Emulator {
             std::fs::rename(&part, &path)
                 .map_err(|e| Error::io("rename", &path, &e))
                 .and_then(|()| crate::lines::output::sync_directory(&server.0.files))
-                .map_err(|e| Refusal::internal(e.to_string()))?;
+                .map_err(|e| Refusal::of(&e))?;
             core.commit(Event::Stored { file: file.clone() })?;
             if server.faults().schedule().is_some_and(Schedule::drops_input) {
                 core.commit(Event::Deleted { file: file.id.clone(), at: server.now(), asked: false })?;
@@ -245,7 +245,7 @@ impl Emulator {
                 return Err(Refusal::not_found("batch", &id));
             }
             if let Some(trouble) = core.trouble.remove(&id) {
-                return Err(Refusal::internal(trouble));
+                return Err(trouble);
             }
             let now = server.now();
             if let Some(to) = core.state.next_status(&id, now, look, server.early()) {
@@ -345,9 +345,10 @@ impl Emulator {
         let id = job.batch.clone();
         // The semaphore is never closed.
         let _permit = Arc::clone(&self.0.workers).acquire_owned().await.ok();
-        let worked: Result<Work, String> = match &self.0.settings.upstream {
+        let worked: Result<Work, Refusal> = match &self.0.settings.upstream {
             Some(upstream) => {
-                upstream.produce(job, self.0.settings.seed, self.faults(), &progress).await.map_err(|e| e.to_string())
+                let made = upstream.produce(job, self.0.settings.seed, self.faults(), &progress).await;
+                made.map_err(|e| Refusal::of(&e))
             }
             None => {
                 let server = self.clone();
@@ -355,18 +356,16 @@ impl Emulator {
                     let settings = &server.0.settings;
                     drill::spared(|| results::produce(&job, &server.0.analyses, settings.seed, &settings.faults))
                 });
-                made.await.map_err(|e| e.to_string())
+                made.await.map_err(|e| Refusal::of(&e))
             }
         };
         let told = self.step(move |server, core| {
             core.working.remove(&id);
-            match worked {
-                Ok(work) => core.commit(Event::Worked { batch: id, at: server.now(), work }),
-                Err(trouble) => {
-                    core.trouble.insert(id, trouble);
-                    Ok(())
-                }
+            let done = worked.and_then(|work| core.commit(Event::Worked { batch: id.clone(), at: server.now(), work }));
+            if let Err(trouble) = done {
+                core.trouble.insert(id, trouble);
             }
+            Ok(())
         });
         if let Err(refusal) = told.await {
             tracing::error!("emulator: {}", refusal.message);
@@ -378,7 +377,7 @@ impl Core {
     /// One step: possible, then on disk, then in force.
     fn commit(&mut self, event: Event) -> Result<(), Refusal> {
         self.state.check(&event).map_err(Refusal::internal)?;
-        self.log.append(&event).map_err(|e| Refusal::internal(e.to_string()))?;
+        self.log.append(&event).map_err(|e| Refusal::of(&e))?;
         self.state.apply(event).map_err(Refusal::internal)
     }
 }
@@ -514,6 +513,40 @@ mod tests {
             assert_eq!(server.ledger().creates.len(), accepted);
         }
         assert_eq!(server.ledger().by_content.values().collect::<Vec<_>>(), [&2], "both are paid for");
+    }
+
+    /// A 500 would be tried again, for minutes, on a disk that stays full.
+    #[tokio::test]
+    async fn s7_a_disk_that_fails_is_told_as_such() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (server, now) = open(dir.path(), "", Duration::from_secs(1));
+        let file = upload(&server, &lines()).await;
+        let batch = json(call(&server, "POST", "/batches", create(&file)).await).await;
+        let path = format!("/batches/{}", batch["id"].as_str().expect("an id"));
+        std::fs::remove_dir_all(dir.path().join("files")).expect("removed");
+        now.store(START + 1_000, Ordering::Relaxed);
+        let told = async |call: Response<Body>| {
+            let status = call.status();
+            (
+                status,
+                String::from_utf8_lossy(&call.into_body().collect().await.expect("a body").to_bytes()).into_owned(),
+            )
+        };
+        let form =
+            "--xx\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n{}\r\n--xx--\r\n";
+        let (status, why) = told(call(&server, "POST", "/files", form).await).await;
+        assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{why}");
+        assert!(why.contains("write ") && why.contains(".part: No such file"), "{why}");
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let (status, why) = told(call(&server, "GET", &path, "").await).await;
+            if status == StatusCode::INSUFFICIENT_STORAGE {
+                assert!(why.contains("read ") && why.contains("No such file"), "{why}");
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "it is never told: {why}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Wherever a killed server left its log, the next one comes to the same end.

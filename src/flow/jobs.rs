@@ -537,7 +537,9 @@ impl Driver<'_> {
                 // A failed poll is not a state change.
                 Err(error) => {
                     failed += 1;
-                    if failed > FAILED_POLLS || self.settings.no_wait || matches!(error.class, Class::Key | Class::Io) {
+                    // The emulator's disk is ours: more polls do not mend it.
+                    let for_good = matches!(error.class, Class::Key | Class::Io);
+                    if failed > FAILED_POLLS || self.settings.no_wait || for_good {
                         let (scope, lost) = (scope_of(&error, &job.chunk), error.class == Class::NotFound);
                         let mut error = Error::from(error);
                         if lost {

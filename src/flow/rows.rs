@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     lines::{
         blocks::{Block, LineReader, Shape},
-        input::{Input, read_small},
+        input::{Input, exists, read_small},
     },
 };
 
@@ -183,7 +183,7 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
     let mut seen = RowSet::default();
     let mut marks = [None, None];
     for (at, (path, mark)) in files.iter().zip(&mut marks).enumerate() {
-        if !path.exists() {
+        if !exists(path)? {
             continue;
         }
         let hasher = Arc::new(Mutex::new(blake3::Hasher::new()));

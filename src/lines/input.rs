@@ -40,6 +40,26 @@ pub fn read_error(name: &str, e: &io::Error) -> Error {
         .fix("fetch or compress the file again; `gzip -t`, `zstd -t`, `bzip2 -t` and `xz -t` check one")
 }
 
+/// Why a file could not be opened: the name is the user's to mend, the system's trouble is not.
+pub fn open_error(path: &Path, e: &io::Error) -> Error {
+    if is_the_systems(e) {
+        return Error::io("open", path, e);
+    }
+    Error::input(format!("cannot open {}: {e}", path.display())).fix("check the path; `-` is stdin")
+}
+
+/// Another path, or another content, would not help: the device, or a limit of the system.
+fn is_the_systems(e: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    !matches!(e.kind(), NotFound | PermissionDenied | NotADirectory | IsADirectory | InvalidFilename | InvalidData)
+        && e.raw_os_error() != Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+/// Whether a file is there; a device that cannot tell is no answer.
+pub fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(|e| Error::io("look for", path, &e))
+}
+
 impl Input {
     /// `None` and `-` are stdin.
     ///
@@ -54,9 +74,7 @@ impl Input {
             let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|e| Error::io("open", "stdin", &e))?;
             return Self::decode(File::from(stdin), "stdin".to_owned());
         };
-        let file = File::open(path).map_err(|e| {
-            Error::input(format!("cannot open {}: {e}", path.display())).fix("check the path; `-` is stdin")
-        })?;
+        let file = File::open(path).map_err(|e| open_error(path, &e))?;
         if file.metadata().is_ok_and(|meta| meta.is_dir()) {
             return Err(Error::input(format!("{} is a directory", path.display())).fix("name a file"));
         }
@@ -108,9 +126,13 @@ pub fn is_stdin(path: Option<&PathBuf>) -> bool {
 /// A file that is small by nature (configuration, prompt, reference data), as text.
 ///
 /// # Errors
-/// Missing, unreadable, not UTF-8, or larger than `limit` bytes: each is the user's input to mend.
+/// Missing, not allowed, not UTF-8, or larger than `limit` bytes: each is the user's input to mend. A device that fails
+/// is not.
 pub fn read_small(path: &Path, limit: u64) -> Result<String> {
-    let unreadable = |e: std::io::Error| {
+    let unreadable = |e: io::Error| {
+        if is_the_systems(&e) {
+            return Error::io("read", path, &e);
+        }
         Error::input(format!("cannot read {}: {e}", path.display()))
             .fix("check the path; it is one small file of UTF-8 text")
     };
@@ -122,4 +144,27 @@ pub fn read_small(path: &Path, limit: u64) -> Result<String> {
     }
     // Editors on Windows begin a file with a byte order mark.
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn s7_a_device_that_fails_is_not_the_users_input() {
+        // EIO, EMFILE; ENOENT, EACCES, ELOOP.
+        for (number, kind) in [(5, Kind::Io), (24, Kind::Io), (2, Kind::Input), (13, Kind::Input), (40, Kind::Input)] {
+            let error = open_error(Path::new("posts.jsonl"), &io::Error::from_raw_os_error(number));
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains("open posts.jsonl: "), "{error}");
+        }
+        // Address 0 of our own memory cannot be read: EIO.
+        let error = read_small(Path::new("/proc/self/mem"), 100).expect_err("unreadable");
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (Kind::Io, "read /proc/self/mem: Input/output error (os error 5)")
+        );
+        assert_eq!(read_small(Path::new("/proc/self"), 100).expect_err("a directory").kind(), Kind::Input);
+    }
 }

@@ -428,10 +428,6 @@ impl Client {
             text(header::RETRY_AFTER).and_then(|value| retry::parse_retry_after(value, SystemTime::now()));
         error.should_retry =
             text(HeaderName::from_static("x-should-retry")).and_then(|value| value.trim().parse().ok());
-        if let (Transport::Direct(_), Some(500), Some(false)) = (&self.0.transport, error.status, error.should_retry) {
-            // The emulator in this process has trouble with our own disk.
-            error.class = Class::Io;
-        }
     }
 
     /// Reads a body that should be small; the second part tells how it broke off.
@@ -511,10 +507,11 @@ impl Client {
             Ok(reply) => tracing::debug!(%method, path = shown, status = reply.status.as_u16(), ms, "{call}"),
             Err(broken) => tracing::debug!(%method, path = shown, sent = broken.sent, ms, "{call}: no reply"),
         }
-        reply.map_err(|broken| match moved.failed() {
-            Some(why) => ApiError::new(call, Class::Io, why),
-            None => self.broken(call, &broken),
-        })
+        match moved.failed() {
+            // Whatever the server makes of half a file.
+            Some(why) => Err(ApiError::new(call, Class::Io, why)),
+            None => reply.map_err(|broken| self.broken(call, &broken)),
+        }
     }
 
     fn broken(&self, call: &'static str, broken: &Broken) -> ApiError {
@@ -669,7 +666,7 @@ impl Write for Landing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let clean = self.redactor.as_mut().map_or(bytes, |redactor| redactor.put(bytes));
         if let Err(e) = self.file.write_all(clean) {
-            self.failed = Some(Error::io("write", self.file.path(), &e).to_string());
+            self.failed = Some(e.to_string());
             return Err(e);
         }
         self.hasher.update(clean);

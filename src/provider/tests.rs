@@ -425,6 +425,16 @@ async fn an_upload_fails_for_good_reasons_at_once() {
     assert_eq!(crate::error::Error::from(error).kind(), crate::error::Kind::Io);
 }
 
+/// A directory opens, but cannot be read: the server sees half a form, and its complaint is not the reason.
+#[tokio::test]
+async fn s7_a_file_that_cannot_be_read_is_our_trouble_whatever_the_server_says_of_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let refuses = Router::new().fallback(async |_: axum::body::Bytes| "{}");
+    let error = direct("zhipu", refuses).upload(dir.path(), "a.jsonl").await.expect_err("no file");
+    assert_eq!(error.class, Class::Io, "{error}");
+    assert!(error.message.contains(&format!("read {}", dir.path().display())), "{error}");
+}
+
 #[tokio::test]
 async fn a_transfer_that_moves_has_no_limit() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -19,7 +19,7 @@ use crate::{
         rows::{self, RowSet},
     },
     journal::{Journal, Step, locked},
-    lines::{blocks::Block, spill::AnswerStore},
+    lines::{blocks::Block, input::exists, spill::AnswerStore},
     workdir::{ResultFile, WorkDir},
 };
 
@@ -89,7 +89,7 @@ impl Gatherer<'_> {
         };
         for file in ResultFile::BOTH {
             let path = self.work.results(&chunk.id, file);
-            if !path.exists() {
+            if !exists(&path)? {
                 continue;
             }
             // The name within the directory: the same wherever that lies.
