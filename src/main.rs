@@ -9,7 +9,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 use zbatch::{
-    cli::{Cli, Verbosity},
+    cli::{Cli, Progress, Verbosity},
     cmd,
     console::Console,
     error::Kind,
@@ -19,8 +19,14 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // clap writes help to stdout and complaints to stderr; a closed one is a quiet end.
-            let _closed = error.print();
+            // clap writes help to stdout and complaints to stderr; a closed one is a quiet end. What it repeats of the command
+            // line may be the name of a file that somebody else chose.
+            let plain = error.to_string();
+            if error.use_stderr() && plain.chars().any(|c| c != '\n' && c.is_control()) {
+                Console::new(false, 0, Progress::Plain).always(plain.trim_end());
+            } else {
+                let _closed = error.print();
+            }
             return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
         }
     };
