@@ -58,7 +58,7 @@ const PAGE: usize = 100;
 /// Accounts hold 1,000 files; a listing longer than a million batches does not end.
 const MAX_PAGES: usize = 10_000;
 /// One create makes one batch; a server that shows so many for it makes them up.
-const MAX_FOUND: usize = 100;
+const MAX_FOUND: usize = 1000;
 
 /// Everything a client is made of.
 #[derive(Debug)]
