@@ -141,8 +141,13 @@ impl LineReader {
     /// The next lines; `false` at the end of the input. A block may hold no line.
     pub fn fill(&mut self, block: &mut Block) -> Result<bool> {
         block.clear();
-        if matches!(self.mode, Mode::Unknown) {
-            self.find_mode()?;
+        if matches!(self.mode, Mode::Unknown) && !self.find_mode()? {
+            // The first line is too long to see how it begins: if it is blank, the next one is the first.
+            self.skip_long_line(block)?;
+            if !block.is_empty() {
+                self.mode = Mode::Lines;
+            }
+            return Ok(true);
         }
         match self.mode {
             Mode::Array(_) => self.fill_from_array(block),
@@ -164,18 +169,19 @@ impl LineReader {
         read.map_err(|e| read_error(&self.input.name, &e))
     }
 
-    /// Looks at the first bytes: a byte order mark is passed over, `[` means an array.
-    fn find_mode(&mut self) -> Result<()> {
+    /// Looks at the first bytes: a byte order mark is passed over, `[` means an array. `false`: a line of white space does
+    /// not end within the limit.
+    fn find_mode(&mut self) -> Result<bool> {
         const BOM: &[u8] = b"\xef\xbb\xbf";
         while self.pending.len() < BOM.len() && !self.at_end {
             self.read_more()?;
         }
-        if self.pending.starts_with(BOM) {
+        if self.offset == 0 && self.pending.starts_with(BOM) {
             self.consume(BOM.len());
         }
-        self.mode = Mode::Lines;
         if self.shape == Shape::Lines {
-            return Ok(());
+            self.mode = Mode::Lines;
+            return Ok(true);
         }
         // Blank lines before the first byte are passed over, so that they cannot grow; what stands before it on its own line
         // stays, and how the bytes came decides nothing.
@@ -189,16 +195,15 @@ impl LineReader {
             looked = blank.len() - lines;
             self.consume(lines);
             if looked > self.max_line {
-                return Ok(());
+                return Ok(false);
             }
-            if let Some(first) = self.pending.get(looked) {
-                if *first == b'[' {
-                    self.mode = Mode::Array(ArraySplitter::new(self.max_line));
-                }
-                return Ok(());
-            }
-            if self.at_end || self.read_more()? == 0 {
-                return Ok(());
+            let first = self.pending.get(looked).copied();
+            if first.is_some() || self.at_end || self.read_more()? == 0 {
+                self.mode = match first {
+                    Some(b'[') => Mode::Array(ArraySplitter::new(self.max_line)),
+                    _ => Mode::Lines,
+                };
+                return Ok(true);
             }
         }
     }
@@ -416,6 +421,8 @@ mod tests {
             format!("{{}}\n{blank}\n{{}}\n"),
             format!("{blank}\n{{}}\n"),
             format!("{blank}[1]\n"),
+            format!("{blank}\n[1]\n"),
+            format!("\n{blank}\n\u{feff}[1]\n"),
             format!("{{}}\n{blank}"),
             // The beginning that is kept of a long line.
             format!("{}\r\n{{}}\n", "y".repeat(30)),
