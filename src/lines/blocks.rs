@@ -188,11 +188,11 @@ impl LineReader {
         let mut looked = 0;
         loop {
             let unseen = self.pending.get(looked..).unwrap_or_default();
-            let first = unseen.iter().position(|b| !b.is_ascii_whitespace()).map(|at| looked + at);
-            let blank = self.pending.get(..first.unwrap_or(self.pending.len())).unwrap_or_default();
-            let lines = memchr::memrchr(b'\n', blank).map_or(0, |feed| feed + 1);
+            let blank = unseen.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(unseen.len());
+            let blank = unseen.get(..blank).unwrap_or_default();
+            let lines = memchr::memrchr(b'\n', blank).map_or(0, |feed| looked + feed + 1);
             self.number += memchr::memchr_iter(b'\n', blank).count() as u64;
-            looked = blank.len() - lines;
+            looked = looked + blank.len() - lines;
             self.consume(lines);
             if looked > self.max_line {
                 return Ok(false);
