@@ -21,9 +21,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // clap writes help to stdout and complaints to stderr; a closed one is a quiet end. What it repeats of the command
             // line may be the name of a file that somebody else chose.
-            let plain = error.to_string();
-            if error.use_stderr() && plain.chars().any(|c| c != '\n' && c.is_control()) {
-                Console::new(false, 0, Progress::Plain).always(plain.trim_end());
+            let is_hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(char::is_control);
+            if error.use_stderr() && std::env::args_os().any(is_hostile) {
+                Console::new(false, 0, Progress::Plain).always(error.to_string().trim_end());
             } else {
                 let _closed = error.print();
             }
