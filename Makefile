@@ -12,8 +12,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ZBATCH := $(TARGET)/release/zbatch
 VENV := target/venv
 
-.PHONY: help build demo test lint simulate simulate-sockets sweep guards people crash-quick crash soak python-tests measure \
-	bench clean
+.PHONY: help build demo test lint simulate simulate-sockets sweep guards people crash-quick crash soak bombs fuzz python-tests \
+	measure bench clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -92,6 +92,23 @@ $(VENV)/peers:
 	$(PYTHON) -m venv $(VENV)
 	-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check duckdb orjson
 	touch $@
+
+bombs: ## The tests with input bombs, each of a gibibyte
+	ZBATCH_BOMB_MIB=1024 $(CARGO) test --locked --test tests bombs -- --test-threads=1
+
+FUZZ_TARGETS := answer_ladder api_bodies config custom_id journal_replay posts result_lines
+SECONDS ?= 60
+CARGO_FUZZ := $(CARGO) fuzz
+FUZZ_FLAGS := --fuzz-dir tests/fuzz --sanitizer none
+
+fuzz: ## Each fuzz target for SECONDS=60, one after another (cargo install cargo-fuzz --locked)
+	$(CARGO_FUZZ) build $(FUZZ_FLAGS)
+	mkdir -p target/fuzz
+	set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/$$target; \
+		$(CARGO_FUZZ) run $(FUZZ_FLAGS) $$target target/fuzz/$$target tests/fuzz/corpus/$$target -- \
+			-max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=1024; \
+	done
 
 clean: ## Remove what the targets above left, but for Cargo's own files
 	rm -rf demo/work demo/enhanced_blogs.json $(VENV) target/measure

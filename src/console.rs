@@ -5,7 +5,10 @@ use std::{
     io::{IsTerminal as _, Write as _},
 };
 
-use crate::{cli::Progress, flow::faults::FaultLog};
+use crate::{
+    cli::Progress,
+    flow::faults::{FaultLog, escape_control},
+};
 
 /// What is said on stderr. A stderr that is closed is not worth stopping for.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +53,10 @@ impl Console {
         if self.silent {
             return;
         }
+        // Names of files, and texts of posts and servers, are in it: none may talk to the terminal.
+        let line: Vec<String> = line.to_string().split('\n').map(escape_control).collect();
         // In one piece: in a pipe of several zbatch the others write there too.
-        let _closed_stderr = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+        let _closed_stderr = std::io::stderr().lock().write_all((line.join("\n") + "\n").as_bytes());
     }
 
     /// Bars are drawn.

@@ -33,7 +33,7 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::{
-        ChunkId,
+        ChunkId, Object,
         chunks::{Chunk, Cutter, InputMark, Limits},
         rows::RowBalance,
     },
@@ -275,8 +275,8 @@ impl State {
         }
         let paid = |step: Step| step >= Step::Intended;
         match (from.is_some_and(paid), paid(to)) {
-            (false, true) => self.spent = (self.spent.0 + 1, self.spent.1 + lines),
-            (true, false) => self.spent = (self.spent.0 - 1, self.spent.1 - lines),
+            (false, true) => self.spent = (self.spent.0 + 1, self.spent.1.saturating_add(lines)),
+            (true, false) => self.spent = (self.spent.0 - 1, self.spent.1.saturating_sub(lines)),
             _ => {}
         }
     }
@@ -548,7 +548,7 @@ fn replay(file: &File, path: &Path) -> Result<Replay> {
     while lines.fill(&mut block)? {
         for line in block.lines() {
             let event = serde_json::from_slice(line.bytes).map_err(|e| e.to_string());
-            if let Err(what) = event.and_then(|event: Event| read.state.apply(&event)) {
+            if let Err(what) = event.and_then(|Object(event): Object<Event>| read.state.apply(&event)) {
                 let at = format!("{}, line {}, byte {}", path.display(), line.number, line.offset);
                 let fix =
                     "the journal is damaged or of another version: keep the directory, and begin a new one with --new";

@@ -19,6 +19,12 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            // What clap repeats of the command line may be the name of a file that somebody else chose.
+            let is_hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(char::is_control);
+            if error.use_stderr() && std::env::args_os().any(is_hostile) {
+                Console::new(false, 0, Progress::Plain).always(error.to_string().trim_end());
+                return ExitCode::from(Kind::Usage.exit_code());
+            }
             // clap writes help to stdout and complaints to stderr; a closed one is a quiet end.
             let printed = error.print();
             if error.use_stderr() {

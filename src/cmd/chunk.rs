@@ -14,9 +14,9 @@ use crate::{
     console::Console,
     error::{Error, Result},
     flow::{
-        CustomId, Fault, FaultKind, FaultLine,
+        CustomId, Fault, FaultKind, FaultLine, Object,
         chunks::{Chunk, Pushed, write_behind},
-        faults::{FaultLog, excerpt},
+        faults::{FaultLog, excerpt, short},
         tally::Tally,
     },
     journal::{Event, locked},
@@ -40,7 +40,7 @@ struct RequestLine<'a> {
     #[serde(borrow)]
     url: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
-    body: Body<'a>,
+    body: Object<Body<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -150,15 +150,15 @@ fn read_request(line: &Line<'_>, dialect: &Dialect) -> Result<(String, String), 
     if line.too_long {
         return Err(Fault::new(FaultKind::TooLarge, "the line is longer than --max-line"));
     }
-    let request: RequestLine<'_> =
+    let Object(request): Object<RequestLine<'_>> =
         serde_json::from_slice(line.bytes).map_err(|e| bad(format!("not a request line: {e}")))?;
     let id = CustomId::parse(&request.custom_id).filter(|id| analysis::is_name(id.analysis));
     if id.is_none() {
-        return Err(bad(format!("custom_id `{}` is not NAME_INDEX", request.custom_id)));
+        return Err(bad(format!("custom_id `{}` is not NAME_INDEX", short(&request.custom_id))));
     }
     if request.method != "POST" || request.url != dialect.line_url {
-        let (method, url) = (&request.method, &request.url);
+        let (method, url) = (short(&request.method), short(&request.url));
         return Err(bad(format!("`{method} {url}`; {} takes `POST {}`", dialect.name, dialect.line_url)));
     }
-    Ok((request.custom_id.into_owned(), request.body.model.into_owned()))
+    Ok((request.custom_id.into_owned(), request.body.0.model.into_owned()))
 }

@@ -424,6 +424,8 @@ pub struct AnswerReader<'s> {
     value: Vec<u8>,
 }
 
+/// A name beyond this is no analysis of anybody: it would only grow what tells of it.
+const LONGEST_NAME: usize = 256;
 /// Buffers larger than this are given back after the line that needed them.
 const KEPT_BUFFER: usize = 1 << 20;
 
@@ -445,6 +447,9 @@ impl<'s> AnswerReader<'s> {
             return unplaced(unknown("not of the form ANALYSIS_INDEX"));
         };
         let index = id.index;
+        if id.analysis.len() > LONGEST_NAME {
+            return unplaced(unknown("no such analysis in force"));
+        }
         let Some(analysis) = self.set.find(id.analysis) else {
             let fault = unknown("no such analysis in force");
             return Outcome::Fault {

@@ -12,6 +12,8 @@ use crate::{error::Result, lines::output::Output};
 
 /// Longest excerpt of a bad row that is kept, in characters.
 pub const EXCERPT_CHARS: usize = 120;
+/// Longest piece of somebody's text that goes into a detail, in characters.
+const DETAIL_CHARS: usize = 200;
 
 /// The stable kinds of `design.md` §4. Scripts match on them: never rename one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -228,6 +230,14 @@ pub fn excerpt(bytes: &[u8]) -> String {
         short.push('…');
     }
     escape_control(&short)
+}
+
+/// A piece of somebody's text for a fault's detail: safe to show, and bounded.
+pub fn short(text: &str) -> String {
+    match text.char_indices().nth(DETAIL_CHARS) {
+        None => escape_control(text),
+        Some((end, _)) => escape_control(text.get(..end).unwrap_or_default()) + "…",
+    }
 }
 
 /// Makes text safe for a terminal: control characters (C0, C1, bidirectional overrides) become `\u{..}`.

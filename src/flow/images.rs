@@ -3,15 +3,18 @@
 
 use std::{
     borrow::Cow,
+    cmp::Ordering,
+    fmt,
     io::{Read, Write},
     path::Path,
 };
 
 use cap_std::fs::OpenOptionsExt as _;
 use cap_std::{ambient_authority, fs::Dir};
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind};
+use super::{Fault, FaultKind, faults::short};
 use crate::{
     analysis::escape_json,
     error::{Error, Kind, Result},
@@ -20,6 +23,8 @@ use crate::{
 /// Zhipu's limits (`zhipu-batch-api.md` §2): images in one request, and bytes of one image.
 pub const MAX_IMAGES: usize = 5;
 pub const MAX_IMAGE_BYTES: u64 = 5_000_000;
+/// Of the images of one post that are refused, so many are told.
+const MAX_FAULTS: u64 = 10;
 
 /// An image that a request will hold.
 #[derive(Debug)]
@@ -104,39 +109,28 @@ impl ImageFinder {
 
     /// `raw` is the JSON value of `image_urls`: an array of strings, a string, or null.
     pub fn find(&self, raw: &str) -> Images {
-        let mut images = Images::default();
-        let list: Vec<&RawValue> = match serde_json::from_str(raw) {
-            Ok(list) => list,
-            // One string, or null.
-            Err(_) => serde_json::from_str::<Option<&RawValue>>(raw).ok().flatten().into_iter().collect(),
-        };
-        for (at, raw) in list.into_iter().enumerate() {
-            let Ok(url) = serde_json::from_str::<Cow<'_, str>>(raw.get()) else {
-                let what = format!("image_urls, element {at} is not a string");
-                images.faults.push(Fault::new(FaultKind::Image, what));
-                continue;
-            };
-            if url.trim().is_empty() {
-                continue;
-            }
-            if images.found.len() == MAX_IMAGES {
-                images.dropped += 1;
-                continue;
-            }
-            let is_url = ["http://", "https://", "data:image/"]
-                .iter()
-                .any(|scheme| url.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme)));
-            let image = if is_url { Ok(Image::Url(escape_json(&url))) } else { self.local(&url).map(Image::File) };
-            match image {
-                Ok(image) => images.found.push(image),
-                Err(why) => images.faults.push(Fault::new(FaultKind::Image, format!("{url}: {why}"))),
-            }
+        let mut elements = Elements { finder: self, images: Images::default(), refused: 0 };
+        if raw.starts_with('[') {
+            // The post was read before: its array is whole.
+            let _whole = serde_json::Deserializer::from_str(raw).deserialize_seq(&mut elements);
+        } else if raw != "null" {
+            elements.add(0, raw);
         }
-        images
+        elements.images
     }
 
-    fn local(&self, path: &str) -> std::result::Result<ImageFile, String> {
+    fn image(&self, url: &str) -> Result<Image, String> {
+        let is_url = ["http://", "https://", "data:image/"]
+            .iter()
+            .any(|scheme| url.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme)));
+        if is_url { Ok(Image::Url(escape_json(url))) } else { self.local(url).map(Image::File) }
+    }
+
+    fn local(&self, path: &str) -> Result<ImageFile, String> {
         let dir = self.dir.as_ref().ok_or("a local path, and there is no data dir")?;
+        if path.contains('\0') {
+            return Err("no file has such a name".to_owned());
+        }
         let mut options = cap_std::fs::OpenOptions::new();
         // A FIFO in the data dir must not hang us.
         options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
@@ -161,6 +155,57 @@ impl ImageFinder {
             _ => return Err("neither a JPEG nor a PNG file".to_owned()),
         };
         Ok(ImageFile { file, name: path.to_owned(), head, bytes: meta.len() })
+    }
+}
+
+/// The elements of `image_urls`, looked at one after another: there may be millions.
+struct Elements<'f> {
+    finder: &'f ImageFinder,
+    images: Images,
+    refused: u64,
+}
+
+impl Elements<'_> {
+    fn add(&mut self, at: usize, raw: &str) {
+        let url = match serde_json::from_str::<Cow<'_, str>>(raw) {
+            Ok(url) if url.trim().is_empty() => return,
+            Ok(_) if self.images.found.len() == MAX_IMAGES => {
+                self.images.dropped += 1;
+                return;
+            }
+            Ok(url) => Some(url),
+            Err(_) => None,
+        };
+        let why = match url.map(|url| (self.finder.image(&url), url)) {
+            Some((Ok(image), _)) => return self.images.found.push(image),
+            Some((Err(why), url)) => format!("{}: {why}", short(&url)),
+            None => format!("image_urls, element {at} is not a string"),
+        };
+        self.refused += 1;
+        match self.refused.cmp(&MAX_FAULTS) {
+            Ordering::Less => self.images.faults.push(Fault::new(FaultKind::Image, why)),
+            Ordering::Equal => {
+                self.images.faults.push(Fault::new(FaultKind::Image, format!("{why}; others are not told")))
+            }
+            Ordering::Greater => {}
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Elements<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        let mut at = 0;
+        while let Some(raw) = elements.next_element::<&'de RawValue>()? {
+            self.add(at, raw.get());
+            at += 1;
+        }
+        Ok(())
     }
 }
 

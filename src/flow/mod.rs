@@ -6,6 +6,7 @@ pub mod enhanced;
 pub mod faults;
 pub mod images;
 pub mod jobs;
+mod object;
 pub mod posts;
 pub mod requests;
 pub mod results;
@@ -15,6 +16,7 @@ pub mod tally;
 use std::{fmt, str::FromStr};
 
 pub use faults::{Fault, FaultKind, FaultLine};
+pub use object::Object;
 
 /// Place of a post in the input, from 0: the join key. Given in [`posts`] and nowhere else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind, FaultLine, PostIndex, faults::excerpt};
+use super::{Fault, FaultKind, FaultLine, PostIndex, faults::excerpt, results::word};
 use crate::{
     error::{Error, Result as Outcome},
     lines::{
@@ -230,12 +230,24 @@ impl<'f> PostParser<'f> {
                 Err(e) => broken(&e),
             });
         }
+        let has_keys = match self.read_object(line, false) {
+            Ok(has_keys) => has_keys,
+            // A key with a lone surrogate is no string to serde, and no reason to lose a post.
+            Err(e) => self.read_object(line, true).map_err(|_| broken(&e))?,
+        };
+        Ok(Post { index, line, values: &self.values, has_keys })
+    }
+}
+
+impl PostParser<'_> {
+    /// Notes where the values stand; whether there is any key. `raw_keys`: they are taken as they are written.
+    fn read_object(&mut self, line: &str, raw_keys: bool) -> serde_json::Result<bool> {
         self.values.clear();
         let mut json = serde_json::Deserializer::from_str(line);
-        let seed = ObjectSeed { fields: self.fields, line, values: &mut self.values };
-        let has_keys = seed.deserialize(&mut json).map_err(|e| broken(&e))?;
-        json.end().map_err(|e| broken(&e))?;
-        Ok(Post { index, line, values: &self.values, has_keys })
+        let seed = ObjectSeed { fields: self.fields, line, values: &mut self.values, raw_keys };
+        let has_keys = seed.deserialize(&mut json)?;
+        json.end()?;
+        Ok(has_keys)
     }
 }
 
@@ -250,6 +262,7 @@ struct ObjectSeed<'s, 'de> {
     fields: &'s Fields,
     line: &'de str,
     values: &'s mut Vec<FieldValue>,
+    raw_keys: bool,
 }
 
 impl<'de> DeserializeSeed<'de> for ObjectSeed<'_, 'de> {
@@ -269,7 +282,13 @@ impl<'de> Visitor<'de> for ObjectSeed<'_, 'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
         let mut has_keys = false;
-        while let Some(slot) = map.next_key_seed(KeySeed(self.fields))? {
+        loop {
+            let slot = if self.raw_keys {
+                map.next_key::<&'de RawValue>()?.map(|key| self.fields.find(&word(key.get())))
+            } else {
+                map.next_key_seed(KeySeed(self.fields))?
+            };
+            let Some(slot) = slot else { return Ok(has_keys) };
             has_keys = true;
             let Some(slot) = slot else {
                 map.next_value::<IgnoredAny>()?;
@@ -279,7 +298,6 @@ impl<'de> Visitor<'de> for ObjectSeed<'_, 'de> {
             let start = raw.as_ptr() as usize - self.line.as_ptr() as usize;
             self.values.push(FieldValue { slot, start, end: start + raw.len() });
         }
-        Ok(has_keys)
     }
 }
 

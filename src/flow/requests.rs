@@ -5,7 +5,7 @@
 use std::{collections::HashSet, fmt::Write as _, io::Write, path::Path};
 
 use super::{
-    CustomId, Fault, FaultKind, FaultLine, PostIndex,
+    CustomId, Fault, FaultKind, FaultLine, Object, PostIndex,
     images::{Image, ImageFinder, Images},
     posts::{Post, Slot},
 };
@@ -389,7 +389,7 @@ pub fn read_skip(path: &Path, set: &AnalysisSet) -> Result<Vec<(u64, usize)>> {
     let mut rows = HashSet::new();
     while reader.fill(&mut block)? {
         for line in block.lines() {
-            let fault: FaultLine = serde_json::from_slice(line.bytes).map_err(|e| {
+            let Object(fault): Object<FaultLine> = serde_json::from_slice(line.bytes).map_err(|e| {
                 Error::input(format!("{}, line {}: not a line of a faults file: {e}", path.display(), line.number))
                     .fix("name a file that --faults wrote")
             })?;

@@ -12,10 +12,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind, faults::escape_control, posts::JSON_SPACE};
-
-/// Longest piece of a server's text that goes into a fault, in characters.
-const DETAIL_CHARS: usize = 200;
+use super::{Fault, FaultKind, Object, faults::short, posts::JSON_SPACE};
 
 /// Tokens that a request was billed for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,7 +187,7 @@ struct Envelope<'a> {
     #[serde(borrow)]
     error: Option<&'a RawValue>,
     #[serde(borrow)]
-    response: Option<Response<'a>>,
+    response: Option<Object<Response<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -198,7 +195,7 @@ struct Response<'a> {
     #[serde(borrow)]
     status_code: Option<&'a RawValue>,
     #[serde(borrow)]
-    body: Option<Body<'a>>,
+    body: Option<Object<Body<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -212,9 +209,9 @@ struct Body<'a> {
     #[serde(borrow)]
     msg: Option<&'a RawValue>,
     #[serde(borrow)]
-    choices: Option<First<Choice<'a>>>,
+    choices: Option<First<Object<Choice<'a>>>>,
     #[serde(borrow)]
-    usage: Option<RawUsage<'a>>,
+    usage: Option<Object<RawUsage<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -232,7 +229,7 @@ struct Choice<'a> {
     #[serde(borrow)]
     finish_reason: Option<&'a RawValue>,
     #[serde(borrow)]
-    message: Option<Message<'a>>,
+    message: Option<Object<Message<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -269,7 +266,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
 impl<'a> Parts<'a> {
     fn from_envelope(envelope: &Envelope<'a>) -> Self {
         let text = |raw: Option<&'a RawValue>| raw.map(RawValue::get);
-        let response = envelope.response.as_ref();
+        let response = envelope.response.as_ref().map(|Object(response)| response);
         let mut parts = Self {
             custom_id: text(envelope.custom_id),
             error: text(envelope.error),
@@ -277,8 +274,8 @@ impl<'a> Parts<'a> {
             status: response.and_then(|response| text(response.status_code)),
             body: BodyParts::default(),
         };
-        if let Some(body) = response.and_then(|response| response.body.as_ref()) {
-            let choice = body.choices.as_ref().and_then(|choices| choices.0.as_ref());
+        if let Some(Object(body)) = response.and_then(|response| response.body.as_ref()) {
+            let choice = body.choices.as_ref().and_then(|choices| choices.0.as_ref()).map(|Object(choice)| choice);
             parts.body = BodyParts {
                 error: text(body.error),
                 code: text(body.code),
@@ -286,8 +283,10 @@ impl<'a> Parts<'a> {
                 msg: text(body.msg),
                 has_choice: choice.is_some(),
                 finish_reason: choice.and_then(|choice| text(choice.finish_reason)),
-                content: choice.and_then(|choice| choice.message.as_ref()).and_then(|message| text(message.content)),
-                usage: body.usage.as_ref().map_or([None; 3], |usage| {
+                content: choice
+                    .and_then(|choice| choice.message.as_ref())
+                    .and_then(|Object(message)| text(message.content)),
+                usage: body.usage.as_ref().map_or([None; 3], |Object(usage)| {
                     [usage.prompt_tokens, usage.completion_tokens, usage.total_tokens].map(text)
                 }),
             };
@@ -363,7 +362,13 @@ impl<'a> Parts<'a> {
 
 /// An error that says something: some servers write `{}` or `""` where there was none.
 fn said(error: Option<&str>) -> Option<&str> {
-    error.filter(|raw| !matches!(*raw, "\"\"" | "false") && !raw.trim_matches(['{', '}', ' ']).is_empty())
+    error.filter(|raw| !matches!(*raw, "\"\"" | "false") && !is_blank_object(raw))
+}
+
+fn is_blank_object(raw: &str) -> bool {
+    raw.strip_prefix('{')
+        .and_then(|rest| rest.strip_suffix('}'))
+        .is_some_and(|rest| rest.trim_matches(JSON_SPACE).is_empty())
 }
 
 fn error_fault(error: &str, status: Option<&str>) -> Fault {
@@ -406,16 +411,8 @@ fn finish(reason: &str) -> Result<(), Fault> {
 }
 
 /// A string's text, or any other value as it is written.
-fn word(raw: &str) -> Cow<'_, str> {
+pub(super) fn word(raw: &str) -> Cow<'_, str> {
     JsonText::new(raw).map_or(Cow::Borrowed(raw), JsonText::to_cow)
-}
-
-/// Safe to show, and bounded.
-fn short(text: &str) -> String {
-    match text.char_indices().nth(DETAIL_CHARS) {
-        None => escape_control(text),
-        Some((end, _)) => escape_control(text.get(..end).unwrap_or_default()) + "…",
-    }
 }
 
 /// A whole number as a number, a float (`12.0`) or a string.
@@ -619,7 +616,7 @@ mod tests {
             assert!(fault.detail.starts_with(detail), "{} for {line}", fault.detail);
         }
         let long = read(&with_error(&format!("\"{}\"", "长".repeat(100_000)))).1.expect_err("a fault");
-        assert_eq!(long.detail.chars().count(), "error: ".len() + DETAIL_CHARS + 1);
+        assert_eq!(long.detail.chars().count(), "error: ".len() + 200 + 1);
     }
 
     #[test]

@@ -159,6 +159,8 @@ impl ArraySplitter {
 
     fn keep(&mut self, bytes: &[u8]) {
         if self.too_long {
+            let room = HEAD_BYTES.saturating_sub(self.element.len());
+            self.element.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
             return;
         }
         self.element.extend_from_slice(bytes);

@@ -141,8 +141,13 @@ impl LineReader {
     /// The next lines; `false` at the end of the input. A block may hold no line.
     pub fn fill(&mut self, block: &mut Block) -> Result<bool> {
         block.clear();
-        if matches!(self.mode, Mode::Unknown) {
-            self.find_mode()?;
+        if matches!(self.mode, Mode::Unknown) && !self.find_mode()? {
+            // The first line is too long to see how it begins: if it is blank, the next one is the first.
+            self.skip_long_line(block)?;
+            if !block.is_empty() {
+                self.mode = Mode::Lines;
+            }
+            return Ok(true);
         }
         match self.mode {
             Mode::Array(_) => self.fill_from_array(block),
@@ -164,32 +169,41 @@ impl LineReader {
         read.map_err(|e| read_error(&self.input.name, &e))
     }
 
-    /// Looks at the first bytes: a byte order mark is passed over, `[` means an array.
-    fn find_mode(&mut self) -> Result<()> {
+    /// Looks at the first bytes: a byte order mark is passed over, `[` means an array. `false`: a line of white space does
+    /// not end within the limit.
+    fn find_mode(&mut self) -> Result<bool> {
         const BOM: &[u8] = b"\xef\xbb\xbf";
         while self.pending.len() < BOM.len() && !self.at_end {
             self.read_more()?;
         }
-        if self.pending.starts_with(BOM) {
+        if self.offset == 0 && self.pending.starts_with(BOM) {
             self.consume(BOM.len());
         }
-        self.mode = Mode::Lines;
         if self.shape == Shape::Lines {
-            return Ok(());
+            self.mode = Mode::Lines;
+            return Ok(true);
         }
+        // Blank lines before the first byte are passed over, so that they cannot grow; what stands before it on its own line
+        // stays, and how the bytes came decides nothing.
+        let mut looked = 0;
         loop {
-            let blank = self.pending.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(self.pending.len());
-            if let Some(first) = self.pending.get(blank) {
-                if *first == b'[' {
-                    self.mode = Mode::Array(ArraySplitter::new(self.max_line));
-                }
-                return Ok(());
+            let unseen = self.pending.get(looked..).unwrap_or_default();
+            let blank = unseen.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(unseen.len());
+            let blank = unseen.get(..blank).unwrap_or_default();
+            let lines = memchr::memrchr(b'\n', blank).map_or(0, |feed| looked + feed + 1);
+            self.number += memchr::memchr_iter(b'\n', blank).count() as u64;
+            looked = looked + blank.len() - lines;
+            self.consume(lines);
+            if looked > self.max_line {
+                return Ok(false);
             }
-            // Blank lines before the first byte are passed over, so that they cannot grow.
-            self.number += memchr::memchr_iter(b'\n', &self.pending).count() as u64;
-            self.consume(blank);
-            if self.at_end || self.read_more()? == 0 {
-                return Ok(());
+            let first = self.pending.get(looked).copied();
+            if first.is_some() || self.at_end || self.read_more()? == 0 {
+                self.mode = match first {
+                    Some(b'[') => Mode::Array(ArraySplitter::new(self.max_line)),
+                    _ => Mode::Lines,
+                };
+                return Ok(true);
             }
         }
     }
@@ -246,7 +260,8 @@ impl LineReader {
     }
 
     fn refuse_pretty_printed(&self, block: &Block) -> Result<()> {
-        let alone = |line: Line<'_>| line.index == self.first_index && line.bytes.trim_ascii() == b"{";
+        let alone =
+            |line: Line<'_>| line.index == self.first_index && !line.too_long && line.bytes.trim_ascii() == b"{";
         if self.shape == Shape::LinesOrArray && block.lines().next().is_some_and(alone) {
             return Err(Error::input(format!(
                 "{}: pretty-printed JSON, one object over several lines",
@@ -258,23 +273,32 @@ impl LineReader {
     }
 
     fn skip_long_line(&mut self, block: &mut Block) -> Result<()> {
-        block.bytes.extend_from_slice(self.pending.get(..HEAD_BYTES).unwrap_or_default());
         let (index, number, offset) = (self.next_index, self.number, self.offset);
-        block.spans.push(Span { start: 0, end: block.bytes.len(), index, number, offset, too_long: true });
-        self.next_index += 1;
-        self.number += 1;
+        let mut blank = true;
         loop {
-            if let Some(feed) = memchr::memchr(b'\n', &self.pending) {
+            let feed = memchr::memchr(b'\n', &self.pending);
+            let piece = self.pending.get(..feed.unwrap_or(self.pending.len())).unwrap_or_default();
+            blank = blank && piece.iter().all(u8::is_ascii_whitespace);
+            let room = HEAD_BYTES - block.bytes.len().min(HEAD_BYTES);
+            block.bytes.extend_from_slice(piece.get(..room).unwrap_or(piece));
+            if let Some(feed) = feed {
                 self.consume(feed + 1);
-                return Ok(());
+                break;
             }
             self.offset += self.pending.len() as u64;
             self.pending.clear();
             self.pending.shrink_to(2 * READ_BYTES);
             if self.read_more()? == 0 {
-                return Ok(());
+                break;
             }
         }
+        self.number += 1;
+        // White space alone takes no index, however long it is.
+        if !blank {
+            block.spans.push(Span { start: 0, end: block.bytes.len(), index, number, offset, too_long: true });
+            self.next_index += 1;
+        }
+        Ok(())
     }
 
     fn fill_from_array(&mut self, block: &mut Block) -> Result<bool> {
@@ -383,6 +407,37 @@ mod tests {
             let found = lines(format!("{}\n", "x".repeat(3000)).as_bytes(), 64, limit).expect("readable");
             assert_eq!(found[0].0.ends_with('…'), long, "{limit}");
         }
+    }
+
+    #[test]
+    fn s4_how_the_bytes_come_decides_nothing() {
+        let blank = " ".repeat(40);
+        for input in [
+            // Blanks before the first post stand where they stand.
+            "  {\"a\":1}\n{}\n".to_owned(),
+            "\n \n  {\"a\":1}".to_owned(),
+            "\u{feff} \n [1,2]".to_owned(),
+            // White space takes no index, however long it is.
+            format!("{{}}\n{blank}\n{{}}\n"),
+            format!("{blank}\n{{}}\n"),
+            format!("{blank}[1]\n"),
+            format!("{blank}\n[1]\n"),
+            format!("\n{blank}\n\u{feff}[1]\n"),
+            format!("{{}}\n{blank}"),
+            // The beginning that is kept of a long line.
+            format!("{}\r\n{{}}\n", "y".repeat(30)),
+            "{".to_owned() + &blank + "\n{}",
+            format!("[\"{}\", \"{}\"]", "y".repeat(30), "z".repeat(700)),
+        ] {
+            let at_once = lines(input.as_bytes(), usize::MAX, 20).expect("readable");
+            for piece in 1..input.len() {
+                assert_eq!(lines(input.as_bytes(), piece, 20).expect("readable"), at_once, "{piece} of {input:?}");
+            }
+        }
+        let found = lines(format!("{{}}\n{blank}\n{{}}\n").as_bytes(), 1, 20).expect("readable");
+        assert_eq!(found, [place("{}", 0, 1, 0), place("{}", 1, 3, 44)]);
+        let found = lines("y".repeat(30).as_bytes(), 1, 20).expect("readable");
+        assert_eq!(found, [place(&("y".repeat(30) + "…"), 0, 1, 0)]);
     }
 
     #[test]

@@ -21,6 +21,9 @@ const SECONDS_END: u64 = 100_000_000_000;
 /// Of the errors a batch may list.
 const ERRORS_KEPT: usize = 20;
 const STATUS_CHARS: usize = 40;
+/// Metadata holds 16 pairs of at most 64 and 512 characters; of one that says more, so much is kept.
+const MAX_PAIRS: usize = 64;
+const MAX_PAIR_BYTES: usize = 4096;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
@@ -228,6 +231,8 @@ fn metadata(value: Option<&Value>) -> BTreeMap<String, String> {
     pairs
         .filter(|(_, value)| !value.is_null())
         .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .filter(|(name, value)| name.len() + value.len() <= MAX_PAIR_BYTES)
+        .take(MAX_PAIRS)
         .collect()
 }
 
@@ -315,6 +320,10 @@ mod tests {
         assert_eq!(batch.request_counts, RequestCounts { total: 3, completed: 2, failed: 0 });
         assert_eq!(batch.metadata.get("part").map(String::as_str), Some("1"));
         assert_eq!(batch.metadata.len(), 2);
+        let many: BTreeMap<String, String> = (0..1000).map(|n| (n.to_string(), "x".repeat(n * 10))).collect();
+        let batch = parse("zhipu", &json!({"id": "b", "status": "failed", "metadata": many})).expect("a batch");
+        assert_eq!(batch.metadata.len(), MAX_PAIRS);
+        assert!(batch.metadata.values().all(|value| value.len() <= MAX_PAIR_BYTES));
         assert_eq!(batch.errors, ["line 4: code 1210: bad \\u{1b} [key]"]);
         assert_eq!(batch.error_file_id.map(|id| id.to_string()).as_deref(), Some("e"));
     }

@@ -57,6 +57,8 @@ const PIECE: usize = 256 << 10;
 const PAGE: usize = 100;
 /// Accounts hold 1,000 files; a listing longer than a million batches does not end.
 const MAX_PAGES: usize = 10_000;
+/// One create makes one batch; a server that shows so many for it makes them up.
+const MAX_FOUND: usize = 1000;
 
 /// Everything a client is made of.
 #[derive(Debug)]
@@ -107,6 +109,14 @@ impl Client {
     /// [`crate::error::Kind::Input`] for a certificate that cannot be read.
     pub fn new(settings: ClientSettings) -> Result<Self> {
         Self::with(settings, Policy::STANDARD, Patience::STANDARD)
+    }
+
+    /// For tests: no call is repeated.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn tried_once(settings: ClientSettings) -> Result<Self> {
+        Self::with(settings, Policy { tries: 1, ..Policy::STANDARD }, Patience::STANDARD)
     }
 
     fn with(settings: ClientSettings, policy: Policy, patience: Patience) -> Result<Self> {
@@ -219,6 +229,7 @@ impl Client {
         read: impl Fn(&Value) -> Option<(String, T)>,
         wanted: impl Fn(&T) -> bool,
     ) -> Result<Vec<T>, ApiError> {
+        let endless = |what: String| ApiError::new(call, Class::Reply, what);
         let mut found = Vec::new();
         let mut seen = HashSet::new();
         let mut path = format!("{listing}limit={PAGE}");
@@ -227,12 +238,19 @@ impl Client {
             let last = page.last().map(|(id, _)| id.clone());
             let mut news = false;
             for (id, object) in page {
-                if seen.insert(id) {
+                if seen.insert(digest(&id)) {
                     news = true;
                     if wanted(&object) {
                         found.push(object);
                     }
                 }
+            }
+            if seen.len() > MAX_PAGES * PAGE || found.len() > MAX_FOUND {
+                return Err(endless(format!(
+                    "the listing has {} objects, {} of them this one",
+                    seen.len(),
+                    found.len()
+                )));
             }
             match last {
                 Some(last) if more && news && !drill::without(Guard::Paging) => {
@@ -241,7 +259,7 @@ impl Client {
                 _ => return Ok(found),
             }
         }
-        Err(ApiError::new(call, Class::Reply, format!("the listing does not end after {MAX_PAGES} pages")))
+        Err(endless(format!("the listing does not end after {MAX_PAGES} pages")))
     }
 
     /// One page, and whether more may follow.
@@ -536,6 +554,12 @@ fn read_page<T>(body: &Value, read: &impl Fn(&Value) -> Option<(String, T)>) -> 
 /// A 200 that does not say what it should; the server may do better the next time.
 fn unreadable(call: &'static str, why: &str) -> ApiError {
     ApiError { status: Some(200), ..ApiError::new(call, Class::Transient, why) }
+}
+
+/// What is kept of an id that was seen: a million of them must fit.
+fn digest(id: &str) -> u64 {
+    let hash = blake3::hash(id.as_bytes());
+    hash.as_bytes().iter().take(8).fold(0, |digest, byte| (digest << 8) | u64::from(*byte))
 }
 
 /// Some gateways put a byte order mark before their JSON.

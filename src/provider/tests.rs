@@ -664,6 +664,45 @@ async fn all_calls_can_move_between_threads() {
     movable(client.find_batches(|_| true)).await.expect_err("no listing");
 }
 
+#[tokio::test]
+async fn m1_a_listing_that_makes_batches_up_is_refused() {
+    let page = |first: usize, count: usize| {
+        let batches: Vec<Value> = (first..first + count)
+            .map(|n| json!({"id": format!("b{n}"), "status": "failed", "input_file_id": "file_1"}))
+            .collect();
+        json!({"data": batches, "has_more": true}).to_string()
+    };
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let router = Router::new().fallback(async move || page(60 * count.fetch_add(1, Ordering::SeqCst), 60));
+    let ours = |batch: &Batch| batch.input_file_id == Some(file_id());
+    let error = direct("zhipu", router).find_batches(ours).await.expect_err("made up");
+    assert_eq!((error.class, asked.load(Ordering::SeqCst)), (Class::Reply, MAX_FOUND / 60 + 1), "{error}");
+}
+
+#[tokio::test]
+async fn n6_a_compressed_reply_that_explodes_is_refused() {
+    use std::io::Read as _;
+
+    let bomb = zstd::encode_all(io::repeat(b' ').take(1 << 30), 1).expect("compressed");
+    assert!(bomb.len() < 1 << 20);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    io::copy(&mut io::repeat(b' ').take(64 << 20), &mut gzip).expect("compressed");
+    let dir = tempfile::tempdir().expect("a directory");
+    for (encoding, bomb) in [("zstd", bomb), ("gzip", gzip.finish().expect("compressed"))] {
+        let router = Router::new().fallback(async move || ([("Content-Encoding", encoding)], bomb.clone()));
+        let client = Client::with(settings("zhipu", None, Some(router)), Policy { tries: 1, ..policy() }, patience())
+            .expect("a client");
+        assert_eq!(client.batch(&batch_id()).await.expect_err("refused").class, Class::Reply, "{encoding}");
+        assert_eq!(create(&client).await, Ending::Ambiguous, "{encoding}");
+        if encoding == "zstd" {
+            let to = dir.path().join("results");
+            assert_eq!(client.download(&file_id(), &to).await.expect_err("refused").class, Class::Reply);
+            assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0, "nothing is left");
+        }
+    }
+}
+
 /// Aloud: unlike what `eprintln!` writes, the test harness does not keep it to itself.
 fn say(text: &str) {
     use std::io::Write as _;

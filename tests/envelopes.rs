@@ -1,0 +1,428 @@
+//! Result lines as no provider should write them, and what each of them comes to (`parse`): a value, a fault of its row, or a
+//! bad line that is nobody's. The verdicts are frozen: scripts match on the kinds.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::workdir::WorkDir;
+
+/// The line, and its verdict: `1/sentiment_polarity = 3`, `1/sentiment_polarity: empty`, or `bad_line`.
+struct Case {
+    name: &'static str,
+    line: Vec<u8>,
+    verdict: &'static str,
+}
+
+/// Every line without another id answers this row.
+const ID: &str = "sentiment_polarity_0001";
+const GOOD: &str = "1/sentiment_polarity = 3";
+
+fn case(name: &'static str, line: impl Into<Vec<u8>>, verdict: &'static str) -> Case {
+    Case { name, line: line.into(), verdict: if verdict.is_empty() { GOOD } else { verdict } }
+}
+
+fn response(json: &str) -> String {
+    format!(r#"{{"response":{json},"custom_id":"{ID}","id":"batch_1"}}"#)
+}
+
+fn body(json: &str) -> String {
+    response(&format!(r#"{{"status_code":200,"body":{json}}}"#))
+}
+
+fn choice(json: &str) -> String {
+    body(&format!(r#"{{"choices":[{json}]}}"#))
+}
+
+fn message(json: &str) -> String {
+    choice(&format!(r#"{{"finish_reason":"stop","message":{json}}}"#))
+}
+
+fn content(json: &str) -> String {
+    message(&format!(r#"{{"role":"assistant","content":{json}}}"#))
+}
+
+fn finish(json: &str) -> String {
+    choice(&format!(r#"{{"finish_reason":{json},"message":{{"content":"3"}}}}"#))
+}
+
+fn usage(json: &str) -> String {
+    body(&format!(r#"{{"usage":{json},"choices":[{{"finish_reason":"stop","message":{{"content":"3"}}}}]}}"#))
+}
+
+fn status(json: &str) -> String {
+    response(&format!(r#"{{"status_code":{json},"body":{{"choices":[{{"message":{{"content":"3"}}}}]}}}}"#))
+}
+
+/// As OpenAI writes what never ran.
+fn error(json: &str) -> String {
+    format!(r#"{{"id":"r","custom_id":"{ID}","response":null,"error":{json}}}"#)
+}
+
+fn id(json: &str) -> String {
+    format!(r#"{{"custom_id":{json},"response":{{"body":{{"choices":[{{"message":{{"content":"3"}}}}]}}}}}}"#)
+}
+
+fn cases() -> Vec<Case> {
+    [usual(), ids(), responses(), errors(), contents(), lines()].into_iter().flatten().collect()
+}
+
+fn usual() -> Vec<Case> {
+    vec![
+        case(
+            "Zhipu's success",
+            format!(
+                r#"{{"response":{{"status_code":200,"body":{{"created":1,"usage":{{"completion_tokens":1,"prompt_tokens":2,"total_tokens":3}},"model":"glm-4-air","choices":[{{"finish_reason":"stop","index":0,"message":{{"role":"assistant","content":"3"}}}}],"request_id":"42"}}}},"custom_id":"{ID}","id":"batch_1"}}"#
+            ),
+            "",
+        ),
+        case(
+            "Zhipu's failure",
+            format!(
+                r#"{{"response":{{"status_code":400,"body":{{"error":{{"code":"1301","message":"unsafe"}}}}}},"custom_id":"{ID}","error":{{"code":"1301","message":"unsafe"}}}}"#
+            ),
+            "1/sentiment_polarity: blocked",
+        ),
+        case(
+            "OpenAI's success",
+            format!(
+                r#"{{"id":"batch_req_1","custom_id":"{ID}","response":{{"status_code":200,"request_id":"r","body":{{"id":"c","choices":[{{"index":0,"message":{{"role":"assistant","content":"3","refusal":null}},"logprobs":null,"finish_reason":"stop"}}],"usage":{{"prompt_tokens":22,"completion_tokens":2,"total_tokens":24,"prompt_tokens_details":{{"cached_tokens":0}}}}}}}},"error":null}}"#
+            ),
+            "",
+        ),
+        case(
+            "OpenAI's failure",
+            format!(
+                r#"{{"id":"r","custom_id":"{ID}","response":{{"status_code":429,"body":{{"error":{{"message":"slow down","type":"rate_limit","param":null,"code":null}}}}}},"error":null}}"#
+            ),
+            "1/sentiment_polarity: provider",
+        ),
+        case("a thinking model", message(r#"{"content":"3","reasoning_content":"1? 2? 4!"}"#), ""),
+        case("fields that are new", message(r#"{"content":"3","audio":{"a":[1e999,{}]},"tool_calls":[]}"#), ""),
+    ]
+}
+
+fn ids() -> Vec<Case> {
+    const NOBODY: &str = "unknown_id";
+    vec![
+        case("no padding", id(r#""sentiment_polarity_1""#), ""),
+        case("much padding", id(r#""sentiment_polarity_00000000000000000000000000001""#), ""),
+        case("an escaped id", id(r#""\u0073entiment\u005Fpolarity_000\u0031""#), ""),
+        case("a solidus escaped in another value", id(r#""sentiment_polarity_1","x":"\/""#), ""),
+        case("index 0", id(r#""sentiment_polarity_0000""#), "0/sentiment_polarity = 3"),
+        case(
+            "the largest index",
+            id(r#""sentiment_polarity_18446744073709551615""#),
+            "18446744073709551615/sentiment_polarity = 3",
+        ),
+        case("one more", id(r#""sentiment_polarity_18446744073709551616""#), NOBODY),
+        case("forty digits", id(r#""sentiment_polarity_9999999999999999999999999999999999999999""#), NOBODY),
+        case("a minus", id(r#""sentiment_polarity_-1""#), NOBODY),
+        case("a plus", id(r#""sentiment_polarity_+1""#), NOBODY),
+        case("a space before", id(r#""sentiment_polarity_ 1""#), NOBODY),
+        case("a space after", id(r#""sentiment_polarity_1 ""#), NOBODY),
+        case("a space around", id(r#"" sentiment_polarity_1""#), "1/ sentiment_polarity: unknown_id"),
+        case("a line feed after", id(r#""sentiment_polarity_1\n""#), NOBODY),
+        case("a NUL after", id(r#""sentiment_polarity_1\u0000""#), NOBODY),
+        case("a float", id(r#""sentiment_polarity_1.0""#), NOBODY),
+        case("an exponent", id(r#""sentiment_polarity_1e0""#), NOBODY),
+        case("hexadecimal", id(r#""sentiment_polarity_0x1""#), NOBODY),
+        case("full-width digits", id(r#""sentiment_polarity_１""#), NOBODY),
+        case("Arabic digits", id(r#""sentiment_polarity_١""#), NOBODY),
+        case("a superscript", id(r#""sentiment_polarity_¹""#), NOBODY),
+        case("a lone surrogate for a digit", id(r#""sentiment_polarity_\ud800""#), NOBODY),
+        case("a lone surrogate in the name", id(r#""\udc00_0001""#), "1/\u{fffd}: unknown_id"),
+        case("no digits", id(r#""sentiment_polarity_""#), NOBODY),
+        case("no index", id(r#""sentiment_polarity""#), NOBODY),
+        case("no name", id(r#""_0001""#), NOBODY),
+        case("nothing", id(r#""""#), NOBODY),
+        case("a very long name", id(&format!("\"{}_0001\"", "a".repeat(100_000))), NOBODY),
+        case("another hyphen", id(r#""sentiment_polarity-0001""#), NOBODY),
+        case("two underscores", id(r#""sentiment_polarity__0001""#), "1/sentiment_polarity_: unknown_id"),
+        case("an analysis that is not in force", id(r#""old_question_0001""#), "1/old_question: unknown_id"),
+        case("another case", id(r#""Sentiment_Polarity_0001""#), "1/Sentiment_Polarity: unknown_id"),
+        case("a look-alike", id(r#""ѕentiment_polarity_0001""#), "1/ѕentiment_polarity: unknown_id"),
+        case("a path", id(r#""../../etc/passwd_0001""#), "1/../../etc/passwd: unknown_id"),
+        case("null", id("null"), "bad_line"),
+        case("a number", id("1"), "bad_line"),
+        case("true", id("true"), "bad_line"),
+        case("an array", id(r#"["sentiment_polarity_0001"]"#), "bad_line"),
+        case("an object", id(r#"{"custom_id":"sentiment_polarity_0001"}"#), "bad_line"),
+        case("none", r#"{"response":{"body":{"choices":[{"message":{"content":"3"}}]}}}"#, "bad_line"),
+        case("an empty object", "{}", "bad_line"),
+        case(
+            "within the response",
+            r#"{"response":{"custom_id":"sentiment_polarity_0001","body":{"choices":[{"message":{"content":"3"}}]}}}"#,
+            "bad_line",
+        ),
+        case(
+            "under another name",
+            r#"{"customId":"sentiment_polarity_0001","id":"sentiment_polarity_0001"}"#,
+            "bad_line",
+        ),
+        case(
+            "under an escaped key",
+            id("null").replace(r#""custom_id":null"#, r#""\u0063ustom_id":"sentiment_polarity_1""#),
+            "",
+        ),
+        case(
+            "under a key with a NUL",
+            id("null").replace(r#""custom_id":null"#, r#""custom_id\u0000":"a_1""#),
+            "bad_line",
+        ),
+        case("twice", id(r#""topic_analysis_0007","custom_id":"sentiment_polarity_0001""#), ""),
+        case("twice, once escaped", id(r#""topic_analysis_0007","\u0063ustom_id":"sentiment_polarity_0001""#), ""),
+        case("twice, then null", id(r#""sentiment_polarity_0001","custom_id":null"#), "bad_line"),
+    ]
+}
+
+fn responses() -> Vec<Case> {
+    const PROVIDER: &str = "1/sentiment_polarity: provider";
+    let good = r#"{"body":{"choices":[{"message":{"content":"3"}}]}}"#;
+    let twice = |first: &str, last: &str| format!(r#"{{"response":{first},"custom_id":"{ID}","response":{last}}}"#);
+    vec![
+        case("null", response("null"), PROVIDER),
+        case("none", format!(r#"{{"custom_id":"{ID}"}}"#), PROVIDER),
+        case("an array", response("[]"), PROVIDER),
+        case(
+            "an array of the fields' values",
+            response(r#"[200,{"choices":[{"message":{"content":"3"}}]}]"#),
+            PROVIDER,
+        ),
+        case(
+            "a body of the fields' values",
+            body(r#"[null,null,null,null,[{"message":{"content":"3"}}],null]"#),
+            PROVIDER,
+        ),
+        case("a choice of the fields' values", choice(r#"["stop",{"content":"3"}]"#), PROVIDER),
+        case("a number", response("200"), PROVIDER),
+        case("JSON in a string", response(r#""{\"status_code\":200}""#), PROVIDER),
+        case("an empty one", response("{}"), PROVIDER),
+        case("twice, null first", twice("null", good), ""),
+        case("twice, null last", twice(good, "null"), PROVIDER),
+        case("status as a string", status(r#""200""#), ""),
+        case("status as a float", status("200.0"), ""),
+        case("status null", status("null"), ""),
+        case("status 0", status("0"), PROVIDER),
+        case("status -200", status("-200"), PROVIDER),
+        case("status 201", status("201"), PROVIDER),
+        case("status 500", status("500"), PROVIDER),
+        case("status \"500\"", status(r#""500""#), PROVIDER),
+        case("status ok", status(r#""ok""#), PROVIDER),
+        case("status [200]", status("[200]"), PROVIDER),
+        case("status 1e400", status("1e400"), PROVIDER),
+        case("body null", body("null"), PROVIDER),
+        case("body a page", body(r#""<html>502 Bad Gateway</html>""#), PROVIDER),
+        case("body JSON in a string", body(r#""{\"choices\":[{\"message\":{\"content\":\"3\"}}]}""#), PROVIDER),
+        case("no choices", body("{}"), PROVIDER),
+        case("choices null", body(r#"{"choices":null}"#), PROVIDER),
+        case("choices empty", body(r#"{"choices":[]}"#), PROVIDER),
+        case("choices an object", body(r#"{"choices":{"0":{"message":{"content":"3"}}}}"#), PROVIDER),
+        case("a choice null", choice("null"), PROVIDER),
+        case("a choice of text", choice(r#""3""#), PROVIDER),
+        case("the second choice", choice(r#"{"message":{"content":"3"}},{"message":{"content":"4"}}"#), ""),
+        case("a broken second choice", choice(r#"{"message":{"content":"3"}},7"#), ""),
+        case("finish stop", finish(r#""stop""#), ""),
+        case("finish null", finish("null"), ""),
+        case("finish empty", finish(r#""""#), ""),
+        case("finish length", finish(r#""length""#), "1/sentiment_polarity: truncated"),
+        case("finish sensitive", finish(r#""sensitive""#), "1/sentiment_polarity: blocked"),
+        case("finish content_filter", finish(r#""content_filter""#), "1/sentiment_polarity: blocked"),
+        case("finish network_error", finish(r#""network_error""#), PROVIDER),
+        case("finish tool_calls", finish(r#""tool_calls""#), PROVIDER),
+        case(
+            "finish context window",
+            finish(r#""model_context_window_exceeded""#),
+            "1/sentiment_polarity: prompt_too_long",
+        ),
+        case("finish in capitals", finish(r#""STOP""#), PROVIDER),
+        case("finish an object", finish(r#"{"why":"stop"}"#), PROVIDER),
+        case("usage null", usage("null"), ""),
+        case("usage negative", usage(r#"{"prompt_tokens":-1,"completion_tokens":-2,"total_tokens":-3}"#), ""),
+        case("usage huge", usage(r#"{"prompt_tokens":1e308,"completion_tokens":18446744073709551615}"#), ""),
+        case("usage an array", usage("[1,2,3]"), ""),
+        case("usage a text", usage(r#""many""#), ""),
+    ]
+}
+
+fn errors() -> Vec<Case> {
+    const PROVIDER: &str = "1/sentiment_polarity: provider";
+    let beside = |error: &str| content(r#""3""#).replacen('{', &format!(r#"{{"error":{error},"#), 1);
+    vec![
+        case("null beside an answer", beside("null"), ""),
+        case("an empty object beside an answer", beside("{}"), ""),
+        case("a blank object beside an answer", beside("{ \t}"), ""),
+        case("an empty text beside an answer", beside(r#""""#), ""),
+        case("false beside an answer", beside("false"), ""),
+        case("an error beside an answer", beside(r#"{"code":"1234"}"#), PROVIDER),
+        case("a text beside an answer", beside(r#""boom""#), PROVIDER),
+        case("in the body", body(r#"{"error":{"code":"1301"}}"#), "1/sentiment_polarity: blocked"),
+        case(
+            "in the body, beside choices",
+            body(r#"{"error":{"code":1},"choices":[{"message":{"content":"3"}}]}"#),
+            PROVIDER,
+        ),
+        case("beside each other", body(r#"{"code":1302,"msg":"slow"}"#), PROVIDER),
+        case("batch_expired", error(r#"{"code":"batch_expired","message":"m"}"#), "1/sentiment_polarity: absent"),
+        case("batch_cancelled", error(r#"{"code":"batch_cancelled"}"#), "1/sentiment_polarity: absent"),
+        case("request_timeout", error(r#"{"code":"request_timeout"}"#), "1/sentiment_polarity: absent"),
+        case("a number for a code", error(r#"{"code":1261}"#), "1/sentiment_polarity: prompt_too_long"),
+        case("a type for a code", error(r#"{"type":"content_filter","code":null}"#), "1/sentiment_polarity: blocked"),
+        case("an object for a code", error(r#"{"code":{"code":"1301"}}"#), PROVIDER),
+        case("an array", error("[]"), PROVIDER),
+        case("twice", error(r#"{"code":"1301"},"error":{"code":"1261"}"#), "1/sentiment_polarity: prompt_too_long"),
+    ]
+}
+
+fn contents() -> Vec<Case> {
+    const EMPTY: &str = "1/sentiment_polarity: empty";
+    const PROVIDER: &str = "1/sentiment_polarity: provider";
+    vec![
+        case("null", content("null"), EMPTY),
+        case("none", message("{}"), EMPTY),
+        case("no message", choice(r#"{"finish_reason":"stop"}"#), EMPTY),
+        case("message null", message("null"), EMPTY),
+        case("message an array", message(r#"["3"]"#), EMPTY),
+        case("message an array of pairs", message(r#"[["content","3"]]"#), EMPTY),
+        case("empty", content(r#""""#), EMPTY),
+        case("blank", content(r#"" \n\t\u3000""#), EMPTY),
+        case("a refusal", message(r#"{"content":null,"refusal":"I cannot"}"#), EMPTY),
+        case("thoughts alone", message(r#"{"content":"","reasoning_content":"3"}"#), EMPTY),
+        case("tool calls", message(r#"{"content":null,"tool_calls":[{"function":{"arguments":"3"}}]}"#), EMPTY),
+        case("a number", content("3"), PROVIDER),
+        case("parts", content(r#"[{"type":"text","text":"3"}]"#), PROVIDER),
+        case("an object", content(r#"{"text":"3"}"#), PROVIDER),
+        case("escapes", content(r#""\u0033""#), ""),
+        case("twice", message(r#"{"content":"1","content":"3"}"#), ""),
+        case("a lone surrogate", content(r#""\ud800""#), "1/sentiment_polarity: unreadable"),
+        case("a byte order mark", content(r#""\ufeff3""#), ""),
+        case("a huge number", content(r#""1e999999""#), "1/sentiment_polarity: not_accepted"),
+        case("a long text", content(&format!("\"{}\"", "长".repeat(100_000))), "1/sentiment_polarity: unreadable"),
+        case("a deep text", content(&format!("\"{}\"", "[".repeat(100_000))), "1/sentiment_polarity: unreadable"),
+        case("a deep value", content(&("[".repeat(100_000) + &"]".repeat(100_000))), PROVIDER),
+    ]
+}
+
+fn lines() -> Vec<Case> {
+    let good = content(r#""3""#);
+    let with = |more: &str| good.replacen('{', &format!("{{{more},"), 1);
+    let bytes = |before: &[u8], after: &[u8]| [before, good.as_bytes(), after].concat();
+    let utf16: Vec<u8> = good.encode_utf16().flat_map(u16::to_le_bytes).filter(|byte| *byte != b'\n').collect();
+    vec![
+        case("white space around", format!(" \t{good}\t "), ""),
+        case("a carriage return after", format!("{good}\r"), ""),
+        case("carriage returns between", good.replace(':', "\r:\r"), ""),
+        case("a deep stranger", with(&format!(r#""x":{}{}"#, "[".repeat(100_000), "]".repeat(100_000))), ""),
+        case("a huge number", with(&format!(r#""x":{}"#, "9".repeat(10_000))), ""),
+        case("a long key", with(&format!(r#""{}":1"#, "k".repeat(100_000))), ""),
+        case("a key that is a lone surrogate", with(r#""\ud800":1"#), ""),
+        case("a byte order mark", bytes(b"\xef\xbb\xbf", b""), "bad_line"),
+        case("a byte order mark of UTF-16", bytes(b"\xff\xfe", b""), "bad_line"),
+        case("UTF-16", utf16, "bad_line"),
+        case("a DEL in a string", with("\"x\":\"\u{7f}\""), ""),
+        case("Latin-1", bytes(b"", b"\xe9"), "bad_line"),
+        case("an overlong encoding", bytes(b"", b"\xc0\x80"), "bad_line"),
+        case("a NUL before", bytes(b"\0", b""), "bad_line"),
+        case("a NUL after", bytes(b"", b"\0"), "bad_line"),
+        case("a NUL in a string", with("\"x\":\"\0\""), "bad_line"),
+        case("a tab in a string", with("\"x\":\"\t\""), "bad_line"),
+        case("garbage after", format!("{good}x"), "bad_line"),
+        case("a comma after", format!("{good},"), "bad_line"),
+        case("two objects", format!("{good}{good}"), "bad_line"),
+        case("two objects, a space between", format!("{good} {good}"), "bad_line"),
+        case("an array of it", format!("[{good}]"), "bad_line"),
+        case("a torn line", good.get(..good.len() / 2).unwrap_or_default(), "bad_line"),
+        case("without its last brace", good.strip_suffix('}').unwrap_or_default(), "bad_line"),
+        case(
+            "a trailing comma",
+            with("").replace("{,", "{").replace(r#""id":"batch_1"}"#, r#""id":"batch_1",}"#),
+            "bad_line",
+        ),
+        case("single quotes", good.replace('"', "'"), "bad_line"),
+        case("an infinity", with(r#""x":Infinity"#), "bad_line"),
+        case("a comment", format!("{good}// done"), "bad_line"),
+        case("a string", r#""sentiment_polarity_0001""#, "bad_line"),
+        case("null", "null", "bad_line"),
+        case("brackets without end", "[".repeat(100_000), "bad_line"),
+        case("an event stream", format!("data: {good}"), "bad_line"),
+    ]
+}
+
+/// The verdict of each line, and of the good line that follows each.
+fn judge(cases: &[Case]) -> Vec<(String, String)> {
+    let neighbour = |at: usize| id(&format!("\"topic_analysis_{}\"", 1000 + at)).replace("\"3\"", "\"[]\"");
+    let mut input = Vec::new();
+    for (at, case) in cases.iter().enumerate() {
+        assert!(!case.line.contains(&b'\n'), "{}", case.name);
+        input.extend([case.line.as_slice(), b"\n", neighbour(at).as_bytes(), b"\n"].concat());
+    }
+    let dir = WorkDir::new();
+    let ran = dir.pipe(&input, &["parse", "--faults", "faults.jsonl"]).exits(1);
+    let mut faults: BTreeMap<u64, Value> = BTreeMap::new();
+    for line in dir.read("faults.jsonl").lines() {
+        let fault: Value = serde_json::from_str(line).expect("a fault is JSON");
+        faults.insert(fault.get("line").and_then(Value::as_u64).expect("a line number"), fault);
+    }
+    let mut answers = ran.json_lines().into_iter();
+    let mut verdict = |line: u64| {
+        let field = |value: &Value, key: &str| value.get(key).cloned().unwrap_or_default();
+        let kind = |value: &Value| field(value, "kind").as_str().unwrap_or_default().to_owned();
+        match faults.get(&line) {
+            Some(fault) if fault.get("index").is_none() => kind(fault),
+            fault => {
+                let answer = answers.next().expect("a line for each row");
+                let row = format!("{}/{}", field(&answer, "index"), field(&answer, "analysis").as_str().unwrap_or("?"));
+                assert_eq!(answer.get("fault").map(&kind), fault.map(&kind), "both tell the same");
+                match fault {
+                    Some(fault) => format!("{row}: {}", kind(fault)),
+                    None => format!("{row} = {}", field(&answer, "value")),
+                }
+            }
+        }
+    };
+    let verdicts = (0..cases.len() as u64).map(|at| (verdict(2 * at + 1), verdict(2 * at + 2))).collect();
+    assert_eq!(answers.next(), None);
+    verdicts
+}
+
+#[test]
+fn h2_every_envelope_has_its_verdict() {
+    let cases = cases();
+    assert!(cases.len() >= 120, "{} cases", cases.len());
+    let mut wrong = Vec::new();
+    for (at, (case, (seen, next))) in cases.iter().zip(judge(&cases)).enumerate() {
+        if seen != case.verdict {
+            wrong.push(format!("{}: {seen}, not {}", case.name, case.verdict));
+        }
+        assert_eq!(next, format!("{}/topic_analysis = []", 1000 + at), "after {}: no other row is touched", case.name);
+    }
+    assert_eq!(wrong, [""; 0]);
+}
+
+/// What stands in the results of a job for a row that was not asked there, or twice, changes no other row.
+#[test]
+fn h2_of_two_answers_for_a_row_a_value_beats_a_fault_and_the_first_value_the_second() {
+    let dir = WorkDir::new();
+    let answer =
+        |custom_id: &str, text: &str| id(&json!(custom_id).to_string()).replace("\"3\"", &json!(text).to_string());
+    let results = [
+        answer("sentiment_polarity_0000", "nonsense"),
+        answer("sentiment_polarity_00", "4"),
+        answer("sentiment_polarity_0", "5"),
+        answer("sentiment_polarity_1", "2"),
+        answer("sentiment_polarity_0001", "2"),
+        answer("sentiment_polarity_9", "1"),
+    ];
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n{\"content\":\"b\"}\n");
+    let parsed = dir.pipe(results.join("\n"), &["parse", "-q", "--max-faults=1", "-o", "answers"]).exits(0);
+    assert!(parsed.stdout.is_empty());
+    let args = ["merge", "posts.jsonl", "answers", "--only=sentiment_polarity", "-q", "--faults=f"];
+    let merged = dir.run(&args).exits(1);
+    assert_eq!(
+        merged.text(),
+        "{\"content\":\"a\",\"sentiment_polarity\":4}\n{\"content\":\"b\",\"sentiment_polarity\":2}\n"
+    );
+    let kinds: Vec<Value> = dir.read("f").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let kinds: Vec<_> = kinds.iter().map(|fault| (fault.get("index"), fault.get("kind"))).collect();
+    assert_eq!(kinds, [(Some(&json!(0)), Some(&json!("conflict"))), (Some(&json!(9)), Some(&json!("unknown_id")))]);
+}

@@ -1,0 +1,205 @@
+//! An input of posts: it is split as someone would split it who holds it whole, however few bytes come at a time; a post
+//! is what serde_json takes for an object; its request holds its text verbatim; its enhanced form holds its own keys.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+};
+
+use serde_json::{Map, Value, value::RawValue};
+use zbatch::{
+    analysis::Piece,
+    cli::ModelArgs,
+    flow::{
+        CustomId, PostIndex,
+        enhanced::write_enhanced,
+        posts::{Post, PostParser},
+        requests::{Rendered, Renderer, Rows},
+    },
+    lines::{
+        blocks::{Block, HEAD_BYTES, LineReader, Shape},
+        input::Input,
+        spill::AnswerStore,
+    },
+    settings::Config,
+};
+
+/// A line and its place.
+#[derive(Debug, PartialEq)]
+struct Place {
+    bytes: Vec<u8>,
+    index: u64,
+    number: u64,
+    offset: u64,
+    too_long: bool,
+}
+
+/// Gives its bytes a few at a time, as a pipe may.
+struct Pieces(io::Cursor<Vec<u8>>, usize);
+
+impl Read for Pieces {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let most = self.1.min(buf.len());
+        self.0.read(buf.get_mut(..most).unwrap_or_default())
+    }
+}
+
+/// `None`: the input was refused.
+fn split(input: &[u8], piece: usize, max_line: u64) -> (Option<Vec<Place>>, bool) {
+    let reader = Box::new(Pieces(io::Cursor::new(input.to_vec()), piece));
+    let mut lines = LineReader::new(Input { reader, name: "input".to_owned() }, Shape::LinesOrArray, max_line, 0);
+    let (mut block, mut found) = (Block::default(), Vec::new());
+    loop {
+        match lines.fill(&mut block) {
+            Ok(true) => found.extend(block.lines().map(|line| Place {
+                bytes: line.bytes.to_vec(),
+                index: line.index,
+                number: line.number,
+                offset: line.offset,
+                too_long: line.too_long,
+            })),
+            Ok(false) => return (Some(found), lines.is_array()),
+            Err(_) => return (None, lines.is_array()),
+        }
+    }
+}
+
+/// JSON Lines, split by someone who holds them whole.
+fn split_lines(input: &[u8], max_line: usize) -> Vec<Place> {
+    let body = input.strip_prefix(b"\xef\xbb\xbf").unwrap_or(input);
+    let mut places = Vec::new();
+    let mut offset = (input.len() - body.len()) as u64;
+    for (number, line) in (1..).zip(body.split(|byte| *byte == b'\n')) {
+        if !line.iter().all(u8::is_ascii_whitespace) {
+            let too_long = line.len() > max_line;
+            let whole = line.strip_suffix(b"\r").unwrap_or(line);
+            let bytes = if too_long { line.get(..HEAD_BYTES).unwrap_or(line) } else { whole };
+            places.push(Place { bytes: bytes.to_vec(), index: places.len() as u64, number, offset, too_long });
+        }
+        offset += line.len() as u64 + 1;
+    }
+    places
+}
+
+/// One array, split by serde_json; `None` if it is none, or not in UTF-8.
+fn split_array(input: &[u8]) -> Option<Vec<Place>> {
+    let text = std::str::from_utf8(input).ok()?;
+    let elements: Vec<&RawValue> = serde_json::from_str(text.strip_prefix('\u{feff}').unwrap_or(text)).ok()?;
+    let place = |(index, raw): (u64, &RawValue)| {
+        let offset = raw.get().as_ptr() as usize - text.as_ptr() as usize;
+        let before = text.get(..offset).unwrap_or_default();
+        Place {
+            bytes: raw.get().bytes().filter(|byte| !matches!(byte, b'\n' | b'\r')).collect(),
+            index,
+            number: 1 + before.matches('\n').count() as u64,
+            offset: offset as u64,
+            too_long: false,
+        }
+    };
+    Some((0..).zip(elements).map(place).collect())
+}
+
+/// # Panics
+/// When a law is broken.
+pub fn check(data: &[u8]) {
+    let Some((&[piece, limit], input)) = data.split_first_chunk::<2>() else { return };
+    let max_line = if limit == 0 { 1 << 20 } else { usize::from(limit) * 4 };
+    let (places, is_array) = split(input, usize::from(piece) + 1, max_line as u64);
+    let at_once = split(input, usize::MAX, max_line as u64);
+    assert_eq!((&places, is_array), (&at_once.0, at_once.1), "it does not matter how the bytes come");
+    let within = |places: &[Place]| places.iter().all(|place| place.bytes.len() <= max_line);
+    if is_array {
+        match (&places, split_array(input)) {
+            (Some(places), Some(known)) if within(&known) => assert_eq!(*places, known),
+            (None, Some(_)) => panic!("a sound array is refused"),
+            (Some(places), None)
+                if std::str::from_utf8(input).is_ok() && !places.iter().any(|place| place.too_long) =>
+            {
+                let is_json = |place: &Place| serde_json::from_slice::<&RawValue>(&place.bytes).is_ok();
+                assert!(!places.iter().all(is_json), "what is no array came out as elements");
+            }
+            _ => {}
+        }
+    } else {
+        let known = split_lines(input, max_line);
+        match &places {
+            Some(places) => assert_eq!(*places, known),
+            None => assert_eq!(known.first().map(|first| first.bytes.trim_ascii()), Some(&b"{"[..])),
+        }
+    }
+    let set = super::set();
+    let mut parser = PostParser::new(&set.fields);
+    for place in places.unwrap_or_default().iter().filter(|place| !place.too_long) {
+        let is_object = std::str::from_utf8(&place.bytes).is_ok_and(|line| {
+            line.trim_ascii_start().starts_with('{') && serde_json::from_str::<&RawValue>(line).is_ok()
+        });
+        match parser.parse(PostIndex(place.index), &place.bytes) {
+            Ok(post) => {
+                assert!(is_object);
+                check_post(&post);
+            }
+            Err(bad) => {
+                assert!(!is_object, "{}", bad.detail);
+                super::is_harmless(&bad.detail);
+            }
+        }
+    }
+}
+
+fn check_post(post: &Post<'_>) {
+    let set = super::set();
+    // A key with a lone surrogate is no string to serde_json; then it has no opinion.
+    let Ok(known) = serde_json::from_str::<BTreeMap<String, &RawValue>>(post.line) else { return };
+    for analysis in &set.list {
+        let own = known.get(&analysis.field).map(|raw| raw.get());
+        assert_eq!(post.raw(analysis.field_slot), own);
+    }
+
+    let rows = Rows::default();
+    let models = Config::default().models(&ModelArgs::default()).expect("the defaults");
+    let mut renderer = Renderer::new(set, &models, "/v4/chat/completions", None, &rows, 1 << 20).expect("a renderer");
+    let text = |slot| post.raw(slot).and_then(|raw| serde_json::from_str::<String>(raw).ok());
+    renderer
+        .render(post, &mut |rendered| {
+            let Rendered::Request(request) = rendered else { return Ok(()) };
+            let mut line = Vec::new();
+            request.write_to(&mut line)?;
+            assert_eq!(line.len() as u64, request.bytes);
+            assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1), "one line");
+            let value: Value = serde_json::from_slice(&line).expect("a request is JSON");
+            let id = value.get("custom_id").and_then(Value::as_str).and_then(CustomId::parse).expect("an id");
+            let analysis = set.list.get(request.analysis).expect("in the set");
+            assert_eq!((id.analysis, id.index), (analysis.name.as_str(), post.index));
+            let content = value.get("body").and_then(|body| body.get("messages")?.get(0)?.get("content"));
+            let content = content.expect("a prompt");
+            let prompt = content.as_str().or_else(|| content.get(0)?.get("text")?.as_str()).expect("a text");
+            // Each text of the post stands in the prompt verbatim, and in the order of the template.
+            let mut rest = prompt;
+            for Piece { slot, .. } in &analysis.template.pieces {
+                if let Some(text) = slot.and_then(text) {
+                    let at = rest.find(&text).expect("the text is in the prompt");
+                    rest = rest.get(at + text.len()..).expect("a boundary");
+                }
+            }
+            Ok(())
+        })
+        .expect("rendered");
+
+    let mut store = AnswerStore::new(set.list.len(), 1 << 16, &std::env::temp_dir()).expect("a store");
+    store.push_value(post.index.0, 0, 0, b"3").expect("kept");
+    let mut joined = store.join();
+    let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
+    write_enhanced(post, set, joined.row(post.index.0).expect("a row"), &mut enhanced, &mut filled);
+    let enhanced: BTreeMap<String, &RawValue> = serde_json::from_slice(&enhanced).expect("an enhanced post is JSON");
+    for (at, analysis) in set.list.iter().enumerate() {
+        let own = known.get(&analysis.field).map_or("null", |raw| raw.get());
+        let wanted = if at == 0 { "3" } else { own };
+        assert_eq!(enhanced.get(&analysis.field).map(|raw| raw.get()), Some(wanted));
+        assert_eq!(filled.get(at), Some(&(wanted != "null")));
+    }
+    let others = |map: &BTreeMap<String, &RawValue>| -> Map<String, Value> {
+        let others = map.iter().filter(|(key, _)| set.list.iter().all(|analysis| analysis.field != **key));
+        others.map(|(key, raw)| (key.clone(), raw.get().into())).collect()
+    };
+    assert_eq!(others(&enhanced), others(&known));
+}
