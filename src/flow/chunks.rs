@@ -14,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::writer::Closing;
 pub use self::writer::{ChunkWriter, write_behind};
 use super::{ChunkId, rows::RowSet};
 use crate::error::{Error, Result};
@@ -350,7 +351,7 @@ impl Cutter {
         let Some(state) = self.groups.get(group.0) else { return Ok(()) };
         let part = self.parts.entry((state.analysis.clone(), state.vision)).or_default();
         *part += 1;
-        open.flush(group.0, writer)?;
+        open.hasher.update(&open.pending);
         let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
         let path = format!("requests/{id}.jsonl");
         let chunk = Chunk {
@@ -364,8 +365,8 @@ impl Cutter {
             last_index: open.last,
             blake3: open.hasher.finalize().to_hex().to_string(),
         };
-        let mark = self.mark();
-        writer.close(group.0, chunk, open.rows, mark)
+        let input = self.mark();
+        writer.close(group.0, Closing { last: open.pending, chunk, rows: open.rows, input })
     }
 }
 

@@ -2,7 +2,7 @@
 //! syncs. All is done in the order in which it was asked for, so chunks are yielded in the order in which they end.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     io::Write as _,
     num::NonZeroUsize,
     path::Path,
@@ -31,11 +31,12 @@ enum Todo {
     Close(usize, Box<Closing>),
 }
 
-/// A chunk whose last bytes were sent.
-struct Closing {
-    chunk: Chunk,
-    rows: RowSet,
-    input: InputMark,
+/// A chunk's end, and what was not sent before of its bytes.
+pub(super) struct Closing {
+    pub last: Vec<u8>,
+    pub chunk: Chunk,
+    pub rows: RowSet,
+    pub input: InputMark,
 }
 
 /// The way to the files.
@@ -63,19 +64,18 @@ impl ChunkWriter<'_> {
         Ok(())
     }
 
-    /// Ends the open chunk of a group.
-    pub(super) fn close(&mut self, group: usize, chunk: Chunk, rows: RowSet, input: InputMark) -> Result<()> {
-        self.ask(Todo::Close(group, Box::new(Closing { chunk, rows, input }))).map(|_| ())
+    /// Ends the open chunk of a group with its last piece.
+    pub(super) fn close(&mut self, group: usize, end: Closing) -> Result<()> {
+        self.ask(Todo::Close(group, Box::new(end))).map(|_| ())
     }
 
     fn ask(&mut self, asked: Todo) -> Result<Vec<u8>> {
         match &mut self.0 {
             Way::Here(take) => take(asked),
             Way::Thread { todo, empty } => {
-                let is_write = matches!(asked, Todo::Write(..));
                 // It has failed, or died: `write_behind` knows with what.
                 todo.send(asked).map_err(|_| Error::input("no more chunks are written"))?;
-                Ok(if is_write { empty.try_recv().unwrap_or_default() } else { Vec::new() })
+                Ok(empty.try_recv().unwrap_or_default())
             }
         }
     }
@@ -131,25 +131,31 @@ impl<F: FnMut(Chunk, InputMark) -> Result<()>> Files<'_, F> {
     fn take(&mut self, todo: Todo) -> Result<Vec<u8>> {
         match todo {
             Todo::Write(group, mut piece) => {
-                let requests = self.dir.join("requests/chunk");
-                let file = match self.open.entry(group) {
-                    Entry::Occupied(file) => file.into_mut(),
-                    Entry::Vacant(none) => none.insert(AtomicFile::create_private(&requests)?),
-                };
-                file.write_all(&piece).map_err(|e| Error::io("write", &requests, &e))?;
+                let file = self.append(group, &piece)?;
+                self.open.insert(group, file);
                 piece.clear();
                 Ok(piece)
             }
-            Todo::Close(group, closing) => {
-                let Closing { chunk, rows, input } = *closing;
+            Todo::Close(group, end) => {
+                let Closing { mut last, chunk, rows, input } = *end;
                 let rows_file = self.dir.join("rows").join(format!("{}.txt", chunk.id));
+                let file = self.append(group, &last)?;
                 write_private(&rows_file, rows.to_text().as_bytes())?;
-                if let Some(file) = self.open.remove(&group) {
-                    file.commit_as(&self.dir.join(&chunk.path))?;
-                    (self.yield_chunk)(chunk, input)?;
-                }
-                Ok(Vec::new())
+                file.commit_as(&self.dir.join(&chunk.path))?;
+                (self.yield_chunk)(chunk, input)?;
+                last.clear();
+                Ok(last)
             }
         }
+    }
+
+    fn append(&mut self, group: usize, piece: &[u8]) -> Result<AtomicFile> {
+        let path = self.dir.join("requests/chunk");
+        let mut file = match self.open.remove(&group) {
+            Some(file) => file,
+            None => AtomicFile::create_private(&path)?,
+        };
+        file.write_all(piece).map_err(|e| Error::io("write", &path, &e))?;
+        Ok(file)
     }
 }
