@@ -2,8 +2,10 @@
 
 use crate::{laws, workdir::repository};
 
+type Law = fn(&[u8]);
+
 /// The name of a target, and its law.
-const TARGETS: [(&str, fn(&[u8])); 7] = [
+const TARGETS: [(&str, Law); 7] = [
     ("posts", laws::posts::check),
     ("result_lines", laws::result_lines::check),
     ("answer_ladder", laws::answer_ladder::check),

@@ -321,9 +321,9 @@ mod tests {
         assert_eq!(batch.metadata.get("part").map(String::as_str), Some("1"));
         assert_eq!(batch.metadata.len(), 2);
         let many: BTreeMap<String, String> = (0..1000).map(|n| (n.to_string(), "x".repeat(n * 10))).collect();
-        let batch = parse("zhipu", &json!({"id": "b", "status": "failed", "metadata": many})).expect("a batch");
-        assert_eq!(batch.metadata.len(), MAX_PAIRS);
-        assert!(batch.metadata.values().all(|value| value.len() <= MAX_PAIR_BYTES));
+        let large = parse("zhipu", &json!({"id": "b", "status": "failed", "metadata": many})).expect("a batch");
+        assert_eq!(large.metadata.len(), MAX_PAIRS);
+        assert!(large.metadata.values().all(|value| value.len() <= MAX_PAIR_BYTES));
         assert_eq!(batch.errors, ["line 4: code 1210: bad \\u{1b} [key]"]);
         assert_eq!(batch.error_file_id.map(|id| id.to_string()).as_deref(), Some("e"));
     }
