@@ -37,7 +37,7 @@ test: ## Run all tests (Rust; Python's standard library where python3 is there)
 
 lint: ## Formatting, clippy and rustdoc, warnings denied
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) clippy --locked -- -D warnings
 	$(CARGO) clippy --all-targets --locked --features drill -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 

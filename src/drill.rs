@@ -6,7 +6,7 @@
 //! | `ZBATCH_KILL=journal:created` | SIGKILL at the first such step; `journal:created#3` at the third |
 //! | `ZBATCH_WITHOUT=intent,settle` | these guards are gone |
 //!
-//! The simulator does the same within its process, for its own thread: see [`Drill`].
+//! The simulator does the same within its process, for its own thread: see `Drill`.
 
 /// What keeps a promise. Named as in `ZBATCH_WITHOUT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

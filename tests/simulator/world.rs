@@ -413,12 +413,9 @@ impl World {
             let (no_more, cut) = mpsc::channel(1);
             drop(no_more);
             let stopper = async {
-                match fate.stop {
-                    Some((after, is_signal)) => {
-                        tokio::time::sleep(after).await;
-                        tell.send_replace(Some(if is_signal { Stop::Signal(15) } else { Stop::TimedOut }));
-                    }
-                    None => {}
+                if let Some((after, is_signal)) = fate.stop {
+                    tokio::time::sleep(after).await;
+                    tell.send_replace(Some(if is_signal { Stop::Signal(15) } else { Stop::TimedOut }));
                 }
                 std::future::pending::<()>().await;
             };
@@ -593,7 +590,7 @@ fn draw(lot: &mut Lot) -> Fate {
     match lot.turn() % 8 {
         0..3 => fate.step = Some(1 + lot.turn() % (1 << (lot.turn() % 10))),
         3..5 => fate.poll = Some(lot.turn() % (1 << (lot.turn() % 10))),
-        5 => fate.stop = Some((Duration::from_millis(lot.turn() % 2_000_000), lot.turn() % 2 == 0)),
+        5 => fate.stop = Some((Duration::from_millis(lot.turn() % 2_000_000), lot.turn().is_multiple_of(2))),
         _ => {}
     }
     fate
