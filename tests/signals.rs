@@ -623,13 +623,18 @@ fn m5_a_terminal_that_goes_away() {
     let words = program.get_args().map(|word| format!("'{}'", word.to_string_lossy()));
     // The shell that has the terminal ends with it, and that is when all others hear of it.
     let line = format!("sh job.sh {}; true", words.collect::<Vec<_>>().join(" "));
-    let mut terminal = Command::new("script");
-    terminal.args(["-qec", &line, "/dev/null"]).current_dir(setup.work.path()).env("ZHIPUAI_API_KEY", KEY);
-    let started = terminal.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let Ok(mut terminal) = started else {
+    // Under nohup the shell would not hear it either.
+    let mut terminal = Command::new("env");
+    terminal
+        .args(["--default-signal", "script", "-qec", &line, "/dev/null"])
+        .current_dir(setup.work.path())
+        .env("ZHIPUAI_API_KEY", KEY);
+    if Command::new("script").arg("--version").output().is_err() {
         skipped("there is no `script` here");
         return;
-    };
+    }
+    terminal.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut terminal = terminal.spawn().expect("env starts");
     setup.proxy.hold("GET /api/paas/v4/batches/");
     setup.proxy.await_call();
     terminal.kill().expect("killed");
