@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let args = <Args as clap::Parser>::parse();
     let began = Instant::now();
     let (what, cases, failures) = match (args.sweep, args.seed) {
-        (true, _) => ("cases", 0, sweep::all(args.threads, args.every)),
+        (true, _) => ("sweep", 0, sweep::all(args.threads, args.every)),
         (false, Some(seed)) => ("seeds", 1, try_seed(seed, args.sockets, true).err().into_iter().collect()),
         (false, None) => {
             let known = if args.sockets { "" } else { KNOWN };
@@ -82,11 +82,13 @@ fn main() -> ExitCode {
         }
     };
     let count = world::count();
+    // A server that is another process does not tell how many.
+    let faults = if count.faults == 0 { String::new() } else { format!("{} faults met, ", count.faults) };
+    let cases = if args.sweep { String::new() } else { format!("{cases} ") };
     println!(
-        "simulator: {cases} {what}, {} starts, {} kills, {} faults met, {} creates, {} s; {} failed",
+        "simulator: {cases}{what}, {} starts, {} kills, {faults}{} creates, {} s; {} failed",
         count.starts,
         count.kills,
-        count.faults,
         count.creates,
         began.elapsed().as_secs(),
         failures.len()
@@ -131,5 +133,7 @@ fn try_seed(seed: u64, sockets: bool, loud: bool) -> Result<(), String> {
         Err(_) => "it panicked".to_owned(),
     };
     let target = if sockets { "simulate-sockets" } else { "simulate" };
-    Err(format!("seed {seed}: {failed}\n    replay: make {target} SEED={seed}"))
+    Err(format!(
+        "seed {seed}: {failed}\n    replay: make {target} SEED={seed}; once mended, add it to tests/simulator/seeds.txt"
+    ))
 }

@@ -128,6 +128,10 @@ impl Job {
         if self.is_openai() {
             flags.extend(["--provider".to_owned(), "openai".to_owned(), "--model".to_owned(), "gpt-x".to_owned()]);
         }
+        if self.number / 32 == 1 {
+            // Answers wait in the temp file, all of them.
+            flags.extend(["--memory".to_owned(), "1".to_owned()]);
+        }
         flags
     }
 }
