@@ -180,6 +180,19 @@ fn a_lost_answer_leaves_nothing_behind() {
     assert_eq!(clinic.server.ledger()["creates"].as_array().map(Vec::len), Some(1));
 }
 
+/// What is not listed yet cannot be cancelled, and is not passed over in silence.
+#[test]
+fn r3_a_lost_create_that_is_not_listed_is_named() {
+    let clinic = Clinic::new(&["--fault", "drop_create=1,list_lag=60s", "--latency", "60s"]);
+    let ran = clinic.run(&[]).exits(69);
+    assert!(ran.stderr.contains("a create has no known answer: look for doctor-"), "{}", ran.stderr);
+    // When it must have been listed, there is none.
+    let clinic = Clinic::new(&["--fault", "lose_create=1"]);
+    let ran = clinic.run(&["--settle", "1ms"]).exits(1);
+    assert!(ran.text().contains("create_without_input        no clear answer"), "{}", ran.text());
+    assert!(!ran.stderr.contains("no known answer"), "{}", ran.stderr);
+}
+
 #[test]
 fn what_cannot_be_asked() {
     let clinic = Clinic::new(&[]);

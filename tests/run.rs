@@ -314,6 +314,21 @@ fn m2_paid_rows_of_expired_batches_are_kept() {
     assert!(ran.stderr.contains("next: zbatch run --missing out.jsonl"), "{}", ran.stderr);
 }
 
+/// Another round would pay once more for rows that the provider still has.
+#[test]
+fn r3_what_came_short_is_not_asked_for_anew_before_it_is_fetched_again() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(40));
+    let args = ["--only", "sentiment_attribute"];
+    let ran = dir.run(&job(&[&args[..], &["--fault", "truncate"]].concat())).exits(1);
+    let next =
+        "next: the same command, which downloads again what came short; if rows stay absent: zbatch run --missing";
+    assert!(ran.stderr.contains(next), "{}", ran.stderr);
+    let ran = dir.run(&job(&args)).exits(0);
+    assert!(!ran.stderr.contains("next: "), "{}", ran.stderr);
+    assert_eq!(creates(&dir, "w"), 1);
+}
+
 #[test]
 fn a_broken_array_costs_nothing_and_leaves_no_output() {
     let dir = WorkDir::new();

@@ -92,6 +92,22 @@ fn what_is_wrong_with_chunks_that_wait() {
     finds(work, ROWS, Some("0-3\n2-9\n"), &format!("{ROWS}: line 2 is not a range of indexes"));
 }
 
+/// No advice to begin again, and so to pay again, over a file that nothing needs.
+#[test]
+fn r3_a_chunk_that_has_a_batch_needs_its_file_no_more() {
+    let setup = Setup::new(&[]);
+    let work = &setup.work;
+    setup.submit();
+    let request = work.read(ONE);
+    let bytes = request.len();
+    let line = format!("{ONE}: its {bytes} bytes are not those that were written: the hash differs: nothing needs it");
+    finds(work, ONE, Some(&flip(&request)), &line);
+    std::fs::remove_file(work.join(ONE)).expect("removed");
+    is_sound(work, "6 chunks, 0 of them fetched");
+    setup.run(&["fetch"]).exits(0);
+    is_sound(work, "6 chunks, 6 of them fetched");
+}
+
 #[test]
 fn what_is_wrong_with_results() {
     let setup = Setup::new(&[]);

@@ -93,7 +93,7 @@ pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
         run: run_id(),
         files: BTreeSet::new(),
         batches: BTreeSet::new(),
-        unclear: false,
+        unclear: None,
     };
     let examined = runtime.block_on(doctor.examine());
     let cleaned = runtime.block_on(async { timeout(CLEAN_UP, doctor.clean_up()).await });
@@ -113,8 +113,8 @@ struct Doctor<'a> {
     /// What there is of us at the provider.
     files: BTreeSet<FileId>,
     batches: BTreeSet<BatchId>,
-    /// A create was sent, and whether it made a batch is not known.
-    unclear: bool,
+    /// A create was sent at this time, and whether it made a batch is not known.
+    unclear: Option<Instant>,
 }
 
 /// A batch of ours.
@@ -405,7 +405,7 @@ impl Doctor<'_> {
         file: &FileId,
         metadata: &[(&str, String)],
     ) -> Result<Result<Batch, CreateError>, Halt> {
-        self.unclear = true;
+        let before = self.unclear.replace(Instant::now());
         let mut stop = self.stop.clone();
         let answer = tokio::select! {
             answer = self.client.create(file, metadata) => answer,
@@ -413,7 +413,10 @@ impl Doctor<'_> {
                 return Err(Halt::Stopped(stop));
             }
         };
-        self.unclear = matches!(answer, Err(CreateError::Ambiguous(_)));
+        if !matches!(answer, Err(CreateError::Ambiguous(_))) {
+            // Of an earlier one nothing more is known than before.
+            self.unclear = before;
+        }
         if let Ok(batch) = &answer {
             self.batches.insert(batch.id.clone());
         }
@@ -437,15 +440,19 @@ impl Doctor<'_> {
     /// What could not be cancelled or deleted stays in `batches` and `files`.
     async fn clean_up(&mut self) {
         let client = self.client;
-        if self.unclear {
+        if let Some(sent) = self.unclear {
             let mark = self.mark();
             let ours = |batch: &Batch| {
                 batch.metadata.get(MARK).is_some_and(|it| it.starts_with(&mark))
                     || batch.input_file_id.as_ref().is_some_and(|file| self.files.contains(file))
             };
             if let Ok(found) = client.find_batches(ours).await {
+                let known = self.batches.len();
                 self.batches.extend(found.into_iter().map(|batch| batch.id));
-                self.unclear = false;
+                // One that is not listed yet may be later.
+                if self.batches.len() > known || sent.elapsed() > self.settle {
+                    self.unclear = None;
+                }
             }
         }
         let batches: Vec<BatchId> = self.batches.iter().cloned().collect();
@@ -480,7 +487,7 @@ impl Doctor<'_> {
     }
 
     fn say_what_is_left(&self, late: bool, console: &Console) {
-        if self.unclear {
+        if self.unclear.is_some() {
             let mark = self.mark();
             console.always(format_args!("a create has no known answer: look for {mark} among the account's batches"));
         }

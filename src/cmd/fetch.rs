@@ -135,7 +135,7 @@ fn named_again(names: &[String], state: &State) -> Result<Vec<ChunkId>> {
 }
 
 /// Its download was cut short or failed, and the provider's copy was kept for that.
-fn came_short(job: &Job) -> bool {
+pub fn came_short(job: &Job) -> bool {
     job.rows.as_ref().is_some_and(|rows| rows.short) && !job.cleaned
 }
 

@@ -134,14 +134,15 @@ fn check_chunk(dir: &Path, job: &Job, files: &mut Files) -> Vec<Error> {
     let mut problems = Vec::new();
     let rows = check_rows(dir, job).map_err(|problem| problems.push(problem)).ok();
     let request = dir.join(&job.chunk.path);
-    // A batch that has ended needs it no more, and then it may be there or not.
-    if request.exists() || job.step < Step::Ended {
+    // Where there is a batch it is not sent any more: it may be there or not, and to begin again would be to pay again.
+    let fix = if job.step < Step::Created { RESTORE } else { "nothing needs it any more: remove it" };
+    if request.exists() || job.step < Step::Created {
         let then = FileMark { bytes: job.chunk.bytes, blake3: job.chunk.blake3.clone() };
         let now = request.exists().then(|| FileMark::of(&request)).transpose();
         match now {
             Ok(now) => {
                 now.iter().for_each(|now| files.add(now));
-                problems.extend(difference(&request, Some(&then), now.as_ref(), RESTORE));
+                problems.extend(difference(&request, Some(&then), now.as_ref(), fix));
             }
             Err(error) => problems.push(error),
         }

@@ -396,6 +396,7 @@ impl Driver<'_> {
             ("attempt", attempt.to_string()),
         ];
         let answer = tokio::select! {
+            biased;
             answer = self.client.create(&file_id, &metadata) => answer,
             () = self.last_call() => return Err(Gave::Stopped),
         };

@@ -45,10 +45,13 @@ pub(super) struct Decoder<W: Write> {
     most: u64,
 }
 
+/// That of `zstd::stream::write` does not tell whether its frame has ended.
+type ZstdWriter<W> = zstd::stream::zio::Writer<W, zstd::stream::raw::Decoder<'static>>;
+
 enum Form<W: Write> {
     Plain(Capped<W>),
     Gzip(Box<flate2::write::MultiGzDecoder<Capped<W>>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, Capped<W>>>),
+    Zstd(Box<ZstdWriter<Capped<W>>>),
 }
 
 impl<W: Write> Decoder<W> {
@@ -61,7 +64,8 @@ impl<W: Write> Decoder<W> {
             None | Some(b"" | b"identity") => Form::Plain(capped),
             Some(b"gzip" | b"x-gzip") => Form::Gzip(Box::new(flate2::write::MultiGzDecoder::new(capped))),
             Some(b"zstd") => {
-                Form::Zstd(Box::new(zstd::stream::write::Decoder::new(capped).map_err(|e| e.to_string())?))
+                let decoder = zstd::stream::raw::Decoder::new().map_err(|e| e.to_string())?;
+                Form::Zstd(Box::new(ZstdWriter::new(capped, decoder)))
             }
             Some(other) => return Err(String::from_utf8_lossy(other).into_owned()),
         };
@@ -89,7 +93,16 @@ impl<W: Write> Decoder<W> {
         match &mut self.form {
             Form::Plain(out) => out.flush(),
             Form::Gzip(out) => out.try_finish(),
-            Form::Zstd(out) => out.flush(),
+            Form::Zstd(_) if self.wire == 0 => Ok(()),
+            Form::Zstd(out) => {
+                let mut before = None;
+                while before.replace(out.writer().bytes) != Some(out.writer().bytes) {
+                    // Nothing more to read: what is left inside comes out, and whether the frame ended.
+                    #[expect(clippy::disallowed_methods, reason = "there is nothing to be written short")]
+                    let _nothing = out.write(&[])?;
+                }
+                out.finish()
+            }
         }
     }
 
@@ -103,7 +116,7 @@ impl<W: Write> Decoder<W> {
         match self.form {
             Form::Plain(out) => Some(out.inner),
             Form::Gzip(out) => out.finish().ok().map(|out| out.inner),
-            Form::Zstd(out) => Some(out.into_inner().inner),
+            Form::Zstd(out) => Some(out.into_inner().0.inner),
         }
     }
 
@@ -111,7 +124,7 @@ impl<W: Write> Decoder<W> {
         match &mut self.form {
             Form::Plain(out) => out,
             Form::Gzip(out) => out.get_mut(),
-            Form::Zstd(out) => out.get_mut(),
+            Form::Zstd(out) => out.writer_mut(),
         }
     }
 }
@@ -148,6 +161,31 @@ mod tests {
             assert_eq!(decode(encoding, &body, text.len() as u64 - 1), Err(true), "{encoding}");
         }
         assert!(Decoder::new(&headers("br"), Vec::new(), 1).is_err());
+    }
+
+    #[test]
+    fn r3_a_cut_zstd_body_is_refused_and_a_whole_one_comes_whole() {
+        let mut text = Vec::new();
+        for n in 0..60_000_u64 {
+            text.extend_from_slice(format!("{} ", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).as_bytes());
+        }
+        for most in [0, 1, 100, 131_072, 131_073, 200_000, text.len()] {
+            let text = &text[..most];
+            let whole = zstd::encode_all(text, 3).expect("compressed");
+            for size in [1 << 10, 1 << 18, 1 << 24] {
+                let decode = |body: &[u8]| {
+                    let mut decoder = Decoder::new(&headers("zstd"), Vec::new(), u64::MAX).expect("known");
+                    let done = body.chunks(size).try_for_each(|piece| decoder.put(piece));
+                    done.and_then(|()| decoder.finish()).ok().and_then(|()| decoder.into_inner())
+                };
+                assert!(decode(&whole).as_deref() == Some(text), "{most} bytes in pieces of {size}");
+                let two = [whole.as_slice(), whole.as_slice()].concat();
+                assert!(decode(&two) == Some([text, text].concat()), "{most} bytes twice in pieces of {size}");
+                for cut in [1, whole.len() / 2, whole.len() - 1] {
+                    assert!(decode(&whole[..cut]).is_none(), "{most} bytes cut at {cut} in pieces of {size}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -249,7 +249,7 @@ fn class_of(status: http::StatusCode) -> Class {
         402 => Class::Account,
         404 | 410 => Class::NotFound,
         429 => Class::RateLimited,
-        // A full or broken disk: that of our emulator, since no provider says so.
+        // A full or broken disk: ours, if the server is in this process; the client knows.
         507 => Class::Io,
         // 200 and its like: only asked about when the body was not what it should be.
         408 | 409 | 425 | 100..=299 | 500..=599 => Class::Transient,

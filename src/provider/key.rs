@@ -350,7 +350,14 @@ impl Redactor {
         let mut matches: Vec<(usize, usize)> = Vec::new();
         for needle in &self.needles {
             let text = needle.text.expose_secret().as_bytes();
-            for at in needle.beginning.find_iter(&self.held).take_while(|at| *at < limit) {
+            // Overlapping ones too: the key may begin within what only looks like its beginning.
+            let mut from = 0;
+            while let Some(found) = self.held.get(from..).and_then(|held| needle.beginning.find(held)) {
+                let at = from + found;
+                if at >= limit {
+                    break;
+                }
+                from = at + 1;
                 let there = self.held.get(at..).unwrap_or_default();
                 matches.push((at, at + text.iter().zip(there).take_while(|(a, b)| a == b).count()));
             }
@@ -502,6 +509,13 @@ mod tests {
         let key = Key::new("any").expect("a key");
         assert_eq!(key.redact("any company takes `ANY`, anyhow"), "[key] company takes `[key]`, anyhow");
         assert!(!key.is_in("batch_many") && Redactor::new(&key).is_none());
+    }
+
+    #[test]
+    fn r3_a_key_that_begins_within_its_own_beginning_is_taken_out() {
+        let secret = "--------------S3cretS3cretS3";
+        let key = Key::new(secret).expect("a key");
+        assert_eq!(key.redact_bytes(format!("x -{secret} y").into_bytes()), b"x [key] y");
     }
 
     #[test]

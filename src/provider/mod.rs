@@ -436,6 +436,10 @@ impl Client {
         if status.is_redirection() {
             error.message = "the server sends us elsewhere, where the key must not go".to_owned();
         }
+        // The disk is ours where the server is in this process; that of another one is its own trouble.
+        if error.class == Class::Io && matches!(self.0.transport, Transport::Http(_)) {
+            error.class = Class::Transient;
+        }
         self.note_retry(&mut error, &headers);
         error
     }

@@ -241,6 +241,17 @@ async fn silence_ends_a_create_as_ambiguous() {
 }
 
 #[tokio::test]
+async fn r3_a_full_disk_of_a_server_is_not_ours() {
+    let full = || Script::new(&[(507, r#"{"error":{"code":"507","message":"no space"}}"#), (200, BATCH)]);
+    let script = full();
+    let client = over_http(serve(script.router()).await);
+    assert_eq!(client.batch(&batch_id()).await.expect("asked again").status, BatchStatus::Validating);
+    assert_eq!(script.asked().len(), 2);
+    let error = direct("zhipu", full().router()).batch(&batch_id()).await.expect_err("the emulator's disk is ours");
+    assert_eq!(error.class, Class::Io);
+}
+
+#[tokio::test]
 async fn a_look_is_tried_again_within_reason() {
     let script = Script::new(&[
         (429, r#"{"error":{"code":"1302","message":"slow"}}"#),

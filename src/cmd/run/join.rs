@@ -7,7 +7,12 @@ use tokio::sync::watch;
 
 use crate::{
     cli::{Format, RunArgs},
-    cmd::{Ended, fetch::totals, next::NextCommand, setup::Rendering},
+    cmd::{
+        Ended,
+        fetch::{came_short, totals},
+        next::NextCommand,
+        setup::Rendering,
+    },
     console::Console,
     error::{Error, Kind, Result},
     flow::{
@@ -180,6 +185,7 @@ impl Join<'_> {
         let Passed { counts, askable } = *passed;
         let state = &locked(journal)?.state;
         let remains = state.below(Step::Fetched) > 0;
+        let came_short = state.jobs.iter().any(came_short);
         let report = Report {
             analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
             tally,
@@ -188,6 +194,11 @@ impl Join<'_> {
             times: Some(times()),
             next: match (remains, askable) {
                 (true, _) => Some("the same command; batches are not done yet".to_owned()),
+                // Another round would pay for rows that the provider may have.
+                (false, true) if came_short => Some(format!(
+                    "the same command, which downloads again what came short; if rows stay absent: {}",
+                    self.next_command(work)
+                )),
                 (false, true) => Some(self.next_command(work)),
                 (false, false) => None,
             },
