@@ -31,7 +31,7 @@ SUITES = {
     "directory-sync": DURABILITY,
     "journal-sync": DURABILITY,
     "caps": ["zbatch", "provider::body::tests::a_bomb_and_a_cut_body_are_refused"],
-    "redaction": ["zbatch", "provider::key::tests"],
+    "redaction": ["tests", "secrets::"],
     "lock": ["zbatch", "workdir::tests::s6_a_second_holder_is_told_who_holds_it"],
     "chunk-hash": ["tests", "jobs::"],
 }

@@ -33,7 +33,8 @@ use zbatch::{
         schedule::Schedule,
     },
     error::{Error, Result},
-    flow::jobs::Stop,
+    flow::{jobs::Stop, rows::FileMark},
+    journal::{self, Step},
     provider::{Client, ClientSettings, Dialect, Key},
 };
 
@@ -265,13 +266,19 @@ impl Place {
             return Err(format!("paid {count} times for the content {content}"));
         }
         let work = self.dir.path().join("work");
-        for (folder, whole) in [("requests", b'\n'), ("results", b'\n'), ("rows", b'\n')] {
-            for path in files(&work.join(folder)) {
-                let bytes = read(&path).unwrap_or_default();
-                let torn = bytes.as_bytes().last() != Some(&whole);
-                // Downloads may end anywhere, as the provider wrote them.
-                if torn && folder != "results" {
-                    return Err(format!("{} is torn", path.display()));
+        for path in ["requests", "rows"].iter().flat_map(|folder| files(&work.join(folder))) {
+            if !read(&path).unwrap_or_default().ends_with('\n') {
+                return Err(format!("{} is torn", path.display()));
+            }
+        }
+        // Downloads may end anywhere, as the provider wrote them: the journal says how long they are, and their hash.
+        let fetched = journal::read(&work).map(|state| state.jobs).unwrap_or_default();
+        for job in fetched.iter().filter(|job| job.step == Step::Fetched) {
+            let marks = job.rows.as_ref().and_then(|rows| rows.files.as_ref()).ok_or("fetched, and no marks of it")?;
+            for (mark, which) in marks.iter().zip(["output", "error"]) {
+                let path = work.join(format!("results/{}.{which}.jsonl", job.chunk.id));
+                if *mark != path.exists().then(|| FileMark::of(&path).expect("readable")) {
+                    return Err(format!("{} is not what was fetched", path.display()));
                 }
             }
         }
@@ -548,7 +555,7 @@ pub fn simulate(seed: u64, loud: bool) -> std::result::Result<Count, String> {
     let mut world = World::new(job, seed, Some(schedule), loud);
     let mut count = Count::default();
     // Any number of faults: safety.
-    for _ in 0..lot.turn() % 8 {
+    for _ in 0..(lot.turn() % 8).max(1) {
         let fate = draw(&mut lot);
         if loud {
             eprintln!("--- {}: {fate:?}", PRINTED.fetch_add(1, Ordering::Relaxed));
