@@ -81,7 +81,7 @@ impl ApiError {
         matches!(self.class, Class::Key | Class::Account)
     }
 
-    /// The same call may succeed later (`promises.md` N3). Never asked about a create.
+    /// The same call may succeed later (`promises.md` N3). Of a create only when it was refused for certain.
     pub fn is_retryable(&self) -> bool {
         match (self.class, self.should_retry) {
             (Class::Io | Class::Reply | Class::Key | Class::Account, _) => false,
