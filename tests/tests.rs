@@ -1,5 +1,6 @@
 //! Tests that run the program in a fresh directory and show input and expected output.
 
+mod answers;
 mod bombs;
 mod chunk;
 mod config;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-pub use rule::{AnswerRule, LabelSet, LabelTree};
+pub use rule::{AnswerRule, LabelSet, LabelTree, fold};
 pub use template::{Piece, Template, escape_json};
 
 use crate::{

@@ -24,15 +24,52 @@ pub enum AnswerRule {
 #[derive(Debug, Default)]
 pub struct LabelSet {
     names: Vec<String>,
-    /// Each name as a JSON string, quotes included.
+    /// What is written for each: its name as a JSON string, quotes included; `true` or `false` of a boolean rule.
     json: Vec<String>,
     /// A plain hash will do: the labels are the user's own, and only they are stored.
     ids: FxHashMap<String, u32>,
+    /// By the folded name; `None` where several labels share it.
+    folded: FxHashMap<String, Option<u32>>,
+}
+
+/// A name without its width and case: NFKC, then lower case.
+pub fn fold(name: &str) -> String {
+    if name.is_ascii() {
+        return name.to_ascii_lowercase();
+    }
+    icu_normalizer::ComposingNormalizerBorrowed::new_nfkc().normalize(name).to_lowercase()
 }
 
 impl LabelSet {
     pub fn find(&self, name: &str) -> Option<u32> {
         self.ids.get(name).copied()
+    }
+
+    /// As [`LabelSet::find`]; else the one label that differs only in width or case.
+    pub fn find_like(&self, name: &str) -> Option<u32> {
+        self.find(name).or_else(|| self.folded.get(&fold(name)).copied().flatten())
+    }
+
+    /// Folded names, with the number of each label that has it alone.
+    pub fn folded(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.folded.iter().filter_map(|(name, id)| Some((name.as_str(), (*id)?)))
+    }
+
+    /// `true` and `false`, each by several words.
+    fn boolean(words: [&[String]; 2]) -> Result<Self, String> {
+        const WORDS: [&[&str]; 2] = [&["yes", "是", "有", "1"], &["no", "否", "没有", "0"]];
+        let mut labels = Self::default();
+        for ((name, words), usual) in ["true", "false"].into_iter().zip(words).zip(WORDS) {
+            let id = labels.push(name)?;
+            if let Some(json) = labels.json.get_mut(id as usize) {
+                *json = name.to_owned();
+            }
+            let usual = usual.iter().copied().filter(|_| words.is_empty());
+            for word in words.iter().map(String::as_str).chain(usual).filter(|word| *word != name) {
+                labels.add(word, id)?;
+            }
+        }
+        Ok(labels)
     }
 
     pub fn names(&self) -> &[String] {
@@ -44,16 +81,24 @@ impl LabelSet {
         self.json.get(id as usize).map_or("\"\"", String::as_str)
     }
 
-    fn push(&mut self, name: &str) -> Result<(), String> {
+    fn push(&mut self, name: &str) -> Result<u32, String> {
         let id = u32::try_from(self.names.len()).map_err(|_| "too many labels".to_owned())?;
+        self.add(name, id)?;
+        self.names.push(name.to_owned());
+        self.json.push(Value::from(name).to_string());
+        Ok(id)
+    }
+
+    /// One more way of writing label `id`.
+    fn add(&mut self, name: &str, id: u32) -> Result<(), String> {
         if name.trim().is_empty() || name.trim() != name {
             return Err(format!("the label `{name}` is empty or has white space around it"));
         }
         if self.ids.insert(name.to_owned(), id).is_some() {
             return Err(format!("the label `{name}` is there twice"));
         }
-        self.names.push(name.to_owned());
-        self.json.push(Value::from(name).to_string());
+        let other = |known: &mut Option<u32>| *known = known.filter(|known| *known == id);
+        self.folded.entry(fold(name)).and_modify(other).or_insert(Some(id));
         Ok(())
     }
 }
@@ -81,6 +126,13 @@ pub enum RuleDefinition {
         max: i64,
         #[serde(default)]
         keys: Vec<String>,
+    },
+    /// A label rule over `true` and `false`; the words that stand for each may be given.
+    Boolean {
+        #[serde(default, rename = "true")]
+        yes: Vec<String>,
+        #[serde(default, rename = "false")]
+        no: Vec<String>,
     },
     Label {
         reference_key: Option<String>,
@@ -115,6 +167,7 @@ impl RuleDefinition {
                 Err(format!("min {min}, max {max}: no answer fits"))
             }
             Self::Integer { min, max, keys } => Ok(AnswerRule::Integer { min, max, keys }),
+            Self::Boolean { yes, no } => Ok(AnswerRule::Label { labels: LabelSet::boolean([&yes, &no])? }),
             Self::Label { reference_key } => Ok(AnswerRule::Label { labels: labels(reference_key.as_deref())? }),
             Self::Labels { min, max, reference_key } => {
                 Ok(AnswerRule::Labels { labels: labels(reference_key.as_deref())?, min, max })

@@ -147,7 +147,7 @@ impl Parser<'_> {
             job.lines += 1;
             let outcome = if line.too_long {
                 let fault = Fault::new(FaultKind::BadLine, "the line is longer than --max-line");
-                Outcome::Fault { index: None, analysis: None, name: None, fault }
+                Outcome::Fault { index: None, analysis: None, name: None, fault, text: None }
             } else {
                 self.reader.read(line.bytes, &mut self.tally)
             };
@@ -157,8 +157,8 @@ impl Parser<'_> {
                     let name = self.set.list.get(analysis).map_or("", |known| known.name.as_str());
                     write_answer(&mut job.answers, index, name, value, usage);
                 }
-                Outcome::Fault { index, analysis, name, fault } => {
-                    job.placed += u64::from(fault.kind != FaultKind::BadLine);
+                Outcome::Fault { index, analysis, name, fault, text } => {
+                    job.placed += u64::from(index.is_some() || fault.kind != FaultKind::BadLine);
                     if let (Some(index), Some(name)) = (index, &name) {
                         write_fault(&mut job.answers, index, name, &fault);
                     }
@@ -168,7 +168,7 @@ impl Parser<'_> {
                         file: Some(job.file.to_string()),
                         line: Some(line.number),
                         offset: Some(line.offset),
-                        excerpt: Some(excerpt(line.bytes)),
+                        excerpt: Some(excerpt(text.map_or(line.bytes, str::as_bytes))),
                         ..FaultLine::new(fault)
                     };
                     job.faults.push((analysis, fault));

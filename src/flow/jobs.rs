@@ -599,6 +599,12 @@ impl Driver<'_> {
                     named.join(", ")
                 ));
             }
+            if balance.textless {
+                self.progress.note(format_args!(
+                    "{}: no line of its results has text where an answer stands. This looks like another format, not like bad answers; the provider's files are kept",
+                    chunk.id
+                ));
+            }
             self.append(&Event::Fetched { chunk: chunk.id.clone(), rows: balance })?;
             break missed;
         };
@@ -650,7 +656,7 @@ impl Driver<'_> {
         if !self.settings.keep_requests {
             remove(&self.work.join(&job.chunk.path))?;
         }
-        let short = job.rows.as_ref().is_some_and(|rows| rows.short);
+        let short = job.rows.as_ref().is_some_and(|rows| rows.short || rows.textless);
         if self.settings.keep_remote || job.cleaned || short {
             return Ok(Reached::Done);
         }

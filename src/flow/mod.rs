@@ -8,6 +8,7 @@ pub mod images;
 pub mod jobs;
 mod object;
 pub mod posts;
+pub mod refusals;
 pub mod requests;
 pub mod results;
 pub mod rows;

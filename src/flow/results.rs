@@ -2,7 +2,8 @@
 //!
 //! Reads what Zhipu and OpenAI write, output and error files alike (`zhipu-batch-api.md` §5). A line whose
 //! custom_id can be read belongs to that row whatever else is in it; only one without is a fault of no row.
-//! Everything is borrowed from the line; the usual line is read in one pass, an odd one level by level.
+//! Everything is borrowed from the line; the usual line is read in one pass, an odd one level by level, and one that is
+//! not quite JSON after it was repaired.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -12,7 +13,12 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind, Object, faults::short, posts::JSON_SPACE};
+use super::{
+    Fault, FaultKind, Object,
+    faults::short,
+    posts::JSON_SPACE,
+    refusals::{error_kind, finish_kind},
+};
 
 /// Tokens that a request was billed for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +42,55 @@ pub struct ResultLine<'a> {
     /// As it was sent back; not yet known to be one of ours.
     pub custom_id: Cow<'a, str>,
     /// The model's text, or why there is none.
-    pub content: Result<JsonText<'a>, Fault>,
+    pub content: Result<Content<'a>, Fault>,
+    /// Of a fault, what the model wrote all the same.
+    pub shown: Option<Content<'a>>,
     pub usage: Option<Usage>,
+    /// Whether text stands where answers do; `None` for a line that is an error, or whose content is empty.
+    pub has_text: Option<bool>,
+}
+
+/// The model's text as it stands in the line: a JSON string, or an array of parts. Decoding waits for a buffer that is used
+/// again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content<'a>(Cow<'a, str>);
+
+impl<'a> Content<'a> {
+    /// The text. A lone surrogate becomes U+FFFD and is counted; `buffer` is used only if there are escapes or parts.
+    pub fn decode<'b>(self, buffer: &'b mut String, surrogates: &mut u64) -> &'b str
+    where
+        'a: 'b,
+    {
+        match self.0 {
+            Cow::Borrowed(raw) if raw.starts_with('"') => JsonText(raw).decode(buffer, surrogates),
+            raw => {
+                buffer.clear();
+                for text in texts(&raw) {
+                    decode_escapes(text.body(), buffer, surrogates);
+                }
+                buffer
+            }
+        }
+    }
+
+    fn into_owned(self) -> Content<'static> {
+        Content(Cow::Owned(self.0.into_owned()))
+    }
+}
+
+/// A string, or the text parts of an array: what is thinking or reasoning is no answer.
+fn texts(raw: &str) -> Vec<JsonText<'_>> {
+    if let Some(text) = JsonText::new(raw) {
+        return vec![text];
+    }
+    let parts: Vec<&RawValue> = serde_json::from_str(raw).unwrap_or_default();
+    parts.into_iter().filter_map(|part| part_text(part.get())).collect()
+}
+
+fn part_text(part: &str) -> Option<JsonText<'_>> {
+    let [kind, text] = pick_some(Some(part), ["type", "text"]);
+    let is_text = matches!(kind.map(word).as_deref(), None | Some("text" | "output_text"));
+    JsonText::new(part).or_else(|| text.filter(|_| is_text).and_then(JsonText::new))
 }
 
 /// A JSON string as it stands in the line, quotes included. Decoding waits for a buffer that is used again.
@@ -54,7 +107,7 @@ impl<'a> JsonText<'a> {
     where
         'a: 'b,
     {
-        let body = self.0.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
+        let body = self.body();
         if memchr::memchr(b'\\', body.as_bytes()).is_none() {
             return body;
         }
@@ -63,8 +116,12 @@ impl<'a> JsonText<'a> {
         buffer
     }
 
+    fn body(self) -> &'a str {
+        self.0.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default()
+    }
+
     fn to_cow(self) -> Cow<'a, str> {
-        let body = self.0.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
+        let body = self.body();
         if !body.contains('\\') {
             return Cow::Borrowed(body);
         }
@@ -133,15 +190,100 @@ pub fn parse_result(line: &[u8]) -> Result<ResultLine<'_>, Fault> {
             Err(e) => not_json(&e),
         }));
     }
-    let parts = match serde_json::from_str::<Envelope<'_>>(line) {
-        Ok(envelope) => Parts::from_envelope(&envelope),
-        Err(_) => Parts::pick_from(line).map_err(|e| bad(not_json(&e)))?,
+    let read = match serde_json::from_str::<Envelope<'_>>(line) {
+        Ok(envelope) => Parts::from_envelope(&envelope).read(),
+        Err(_) => match Parts::pick_from(line) {
+            Ok(parts) => parts.unfolded().unwrap_or_else(|| parts.read()),
+            Err(e) => {
+                let repaired = repaired(line);
+                let parts = Parts::pick_from(&repaired).map_err(|_| bad(not_json(&e)))?;
+                parts.unfolded().unwrap_or_else(|| parts.read().map(ResultLine::into_owned))
+            }
+        },
     };
-    let custom_id = match parts.custom_id {
-        None => return Err(bad("it has no custom_id".to_owned())),
-        Some(raw) => JsonText::new(raw).ok_or_else(|| bad("its custom_id is not a string".to_owned()))?.to_cow(),
-    };
-    Ok(ResultLine { custom_id, content: parts.content(), usage: parts.usage() })
+    read.map_err(bad)
+}
+
+impl ResultLine<'_> {
+    fn into_owned(self) -> ResultLine<'static> {
+        ResultLine {
+            custom_id: Cow::Owned(self.custom_id.into_owned()),
+            content: self.content.map(Content::into_owned),
+            shown: self.shown.map(Content::into_owned),
+            usage: self.usage,
+            has_text: self.has_text,
+        }
+    }
+}
+
+/// JSON out of a line that some writers take for JSON: NaN and infinities are null, raw control characters and the
+/// backslash of an escape that is none are escaped. Everything else stays.
+fn repaired(line: &str) -> String {
+    let mut out = String::with_capacity(line.len() + 16);
+    let (mut rest, mut in_text) = (line, false);
+    while let Some(c) = rest.chars().next() {
+        let after = rest.get(c.len_utf8()..).unwrap_or_default();
+        let is_hex = |hex: &str| hex.bytes().all(|b| b.is_ascii_hexdigit());
+        let word = ["NaN", "Infinity", "-Infinity"].iter().find_map(|word| rest.strip_prefix(word));
+        (rest, in_text) = match c {
+            '"' => {
+                out.push(c);
+                (after, !in_text)
+            }
+            '\\' if in_text => match after.chars().next() {
+                Some(next @ ('"' | '\\' | '/' | 'b' | 'f' | 'n' | 'r' | 't' | 'u'))
+                    if next != 'u' || after.get(1..5).is_some_and(is_hex) =>
+                {
+                    out.extend([c, next]);
+                    (after.get(1..).unwrap_or_default(), true)
+                }
+                _ => {
+                    out.push_str("\\\\");
+                    (after, true)
+                }
+            },
+            c if in_text && c < ' ' => {
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
+                (after, true)
+            }
+            c => match word.filter(|_| !in_text) {
+                Some(after) => {
+                    out.push_str("null");
+                    (after, false)
+                }
+                None => {
+                    out.push(c);
+                    (after, in_text)
+                }
+            },
+        };
+    }
+    out
+}
+
+/// The custom_id of a line that cannot be read, if exactly one stands in it.
+pub fn find_custom_id(line: &[u8]) -> Option<&str> {
+    /// A longer one is none of ours.
+    const LONGEST: usize = 300;
+    // What can be read has none in its place, whatever stands elsewhere in it.
+    if serde_json::from_slice::<IgnoredAny>(line).is_ok() {
+        return None;
+    }
+    let mut found = None;
+    for at in memchr::memmem::find_iter(line, "\"custom_id\"") {
+        let rest = line.get(at + "\"custom_id\"".len()..)?.trim_ascii_start();
+        let Some(rest) = rest.strip_prefix(b":").and_then(|rest| rest.trim_ascii_start().strip_prefix(b"\"")) else {
+            continue;
+        };
+        let end = memchr::memchr3(b'"', b'\\', b'\n', rest.get(..LONGEST).unwrap_or(rest));
+        let Some((id, after)) = end.and_then(|end| rest.split_at_checked(end)) else { continue };
+        let id = std::str::from_utf8(id).ok().filter(|_| after.starts_with(b"\""))?;
+        if found.is_some_and(|known| known != id) {
+            return None;
+        }
+        found = Some(id);
+    }
+    found
 }
 
 /// The custom_id of a result line, if it has one that can be read.
@@ -160,8 +302,10 @@ fn not_json(error: &serde_json::Error) -> String {
 struct Parts<'a> {
     custom_id: Option<&'a str>,
     error: Option<&'a str>,
+    response: Option<&'a str>,
     has_response: bool,
     status: Option<&'a str>,
+    raw_body: Option<&'a str>,
     body: BodyParts<'a>,
 }
 
@@ -173,8 +317,12 @@ struct BodyParts<'a> {
     message: Option<&'a str>,
     msg: Option<&'a str>,
     has_choice: bool,
+    has_message: bool,
     finish_reason: Option<&'a str>,
     content: Option<&'a str>,
+    refusal: Option<&'a str>,
+    /// `reasoning_content` and `reasoning`, and the calls of tools: no answer, but text.
+    elsewhere: [Option<&'a str>; 3],
     /// Prompt, completion, total.
     usage: [Option<&'a str>; 3],
 }
@@ -236,7 +384,18 @@ struct Choice<'a> {
 struct Message<'a> {
     #[serde(borrow)]
     content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
 }
+
+/// Where the text of a message may stand that has no content.
+const ELSEWHERE: [&str; 3] = ["reasoning_content", "reasoning", "a tool call"];
 
 /// The first element of an array: of `choices` we never ask for more than one.
 struct First<T>(Option<T>);
@@ -272,20 +431,24 @@ impl<'a> Parts<'a> {
             error: text(envelope.error),
             has_response: response.is_some(),
             status: response.and_then(|response| text(response.status_code)),
-            body: BodyParts::default(),
+            ..Self::default()
         };
         if let Some(Object(body)) = response.and_then(|response| response.body.as_ref()) {
             let choice = body.choices.as_ref().and_then(|choices| choices.0.as_ref()).map(|Object(choice)| choice);
+            let reply = choice.and_then(|choice| choice.message.as_ref()).map(|Object(message)| message);
             parts.body = BodyParts {
                 error: text(body.error),
                 code: text(body.code),
                 message: text(body.message),
                 msg: text(body.msg),
                 has_choice: choice.is_some(),
+                has_message: reply.is_some(),
                 finish_reason: choice.and_then(|choice| text(choice.finish_reason)),
-                content: choice
-                    .and_then(|choice| choice.message.as_ref())
-                    .and_then(|Object(message)| text(message.content)),
+                content: reply.and_then(|reply| text(reply.content)),
+                refusal: reply.and_then(|reply| text(reply.refusal)),
+                elsewhere: reply.map_or([None; 3], |reply| {
+                    [reply.reasoning_content, reply.reasoning, reply.tool_calls].map(text)
+                }),
                 usage: body.usage.as_ref().map_or([None; 3], |Object(usage)| {
                     [usage.prompt_tokens, usage.completion_tokens, usage.total_tokens].map(text)
                 }),
@@ -303,51 +466,133 @@ impl<'a> Parts<'a> {
         let first = choices.and_then(|raw| serde_json::from_str::<First<&'a RawValue>>(raw).ok());
         let choice = first.and_then(|first| first.0).map(RawValue::get).filter(|raw| raw.starts_with('{'));
         let [finish_reason, reply] = pick_some(choice, ["finish_reason", "message"]);
-        let [content] = pick_some(reply, ["content"]);
+        let [content, refusal, thoughts, reasoning, tools] =
+            pick_some(reply, ["content", "refusal", "reasoning_content", "reasoning", "tool_calls"]);
         Ok(Self {
             custom_id,
             error,
+            response,
             has_response: response.is_some_and(|raw| raw.starts_with('{')),
             status,
+            raw_body: body,
             body: BodyParts {
                 error: body_error,
                 code,
                 message,
                 msg,
                 has_choice: choice.is_some(),
+                has_message: reply.is_some_and(|raw| raw.starts_with('{')),
                 finish_reason,
                 content,
+                refusal,
+                elsewhere: [thoughts, reasoning, tools],
                 usage: pick_some(usage, ["prompt_tokens", "completion_tokens", "total_tokens"]),
             },
         })
     }
 
-    fn content(&self) -> Result<JsonText<'a>, Fault> {
-        let body = &self.body;
-        if let Some(error) = said(self.error).or(said(body.error)) {
-            return Err(error_fault(error, self.status));
+    /// The line with its response or its body out of the string that some servers put it into; `None` if neither is in one.
+    fn unfolded(&self) -> Option<Result<ResultLine<'static>, String>> {
+        let object = |raw: Option<&'a str>| {
+            raw.and_then(JsonText::new).map(JsonText::to_cow).filter(|text| text.trim_start().starts_with('{'))
+        };
+        let null = |raw: Option<&'a str>| raw.unwrap_or("null");
+        let response = match (object(self.response), object(self.raw_body)) {
+            (Some(response), _) => response.into_owned(),
+            (None, Some(body)) => format!(r#"{{"status_code":{},"body":{body}}}"#, null(self.status)),
+            (None, None) => return None,
+        };
+        let line = format!(
+            r#"{{"custom_id":{},"error":{},"response":{response}}}"#,
+            null(self.custom_id),
+            null(self.error)
+        );
+        let parts = Parts::pick_from(&line).ok()?;
+        Some(parts.read().map(ResultLine::into_owned))
+    }
+
+    fn read(&self) -> Result<ResultLine<'a>, String> {
+        let custom_id = match self.custom_id {
+            None => return Err("it has no custom_id".to_owned()),
+            Some(raw) => JsonText::new(raw).ok_or("its custom_id is not a string")?.to_cow(),
+        };
+        let line = |content, shown: Option<&'a str>, has_text| {
+            let shown = shown.map(|raw| Content(Cow::Borrowed(raw)));
+            Ok(ResultLine { custom_id, content, shown, usage: self.usage(), has_text })
+        };
+        if let Err((fault, has_text)) = self.check_envelope() {
+            return line(Err(fault), None, has_text);
         }
-        let provider = |detail: String| Fault::new(FaultKind::Provider, detail);
+        let body = &self.body;
+        let content = body.content.filter(|raw| !texts_are_empty(raw));
+        if let Some(refusal) = body.refusal.filter(|raw| !texts_are_empty(raw)) {
+            let detail = format!("the model refuses: {}", short(&word(refusal)));
+            return line(Err(Fault::new(FaultKind::Blocked, detail)), Some(refusal), Some(true));
+        }
+        let elsewhere = if content.is_none() { self.elsewhere() } else { None };
+        let reason = body.finish_reason.map(word).filter(|reason| !reason.is_empty());
+        // A call of a tool is an end, if it is all there is.
+        let is_call = |reason: &str| elsewhere.is_some() && matches!(reason, "tool_calls" | "function_call");
+        if let Some(reason) = reason.filter(|reason| !is_call(reason))
+            && let Err(kind) = finish_kind(&reason)
+        {
+            let fault = Fault::new(kind, format!("finish_reason is {}", short(&reason)));
+            return line(Err(fault), content, content.is_some().then_some(true));
+        }
+        match (content, elsewhere) {
+            (Some(raw), _) => line(Ok(Content(Cow::Borrowed(raw))), None, Some(true)),
+            (None, Some((place, raw))) => {
+                let chars = texts(raw).iter().map(|text| text.to_cow().chars().count()).sum::<usize>();
+                let detail = format!("no content; {chars} characters of text are in {place}");
+                line(Err(Fault::new(FaultKind::Empty, detail)), Some(raw), Some(false))
+            }
+            (None, None) => {
+                let is_odd = body.content.is_some_and(|raw| !raw.starts_with(['"', '[']));
+                let fault = if is_odd {
+                    Fault::new(FaultKind::Provider, "the content is neither a string nor an array of parts")
+                } else {
+                    Fault::new(FaultKind::Empty, "no content in the response")
+                };
+                // A content that is empty stands where it should.
+                line(Err(fault), None, (is_odd || !body.has_message).then_some(false))
+            }
+        }
+    }
+
+    /// Text that is not where answers are, and where it is.
+    fn elsewhere(&self) -> Option<(&'static str, &'a str)> {
+        let arguments = |raw: &'a str| {
+            let call = serde_json::from_str::<First<&'a RawValue>>(raw).ok()?.0.map(RawValue::get);
+            let [function] = pick_some(call, ["function"]);
+            let [arguments] = pick_some(function, ["arguments"]);
+            arguments
+        };
+        let [thoughts, reasoning, calls] = self.body.elsewhere;
+        let found = [thoughts, reasoning, calls.and_then(arguments)];
+        ELSEWHERE.into_iter().zip(found).find_map(|(place, raw)| Some((place, raw.filter(|raw| !texts_are_empty(raw))?)))
+    }
+
+    /// What keeps the line from having a choice at all, and its [`ResultLine::has_text`].
+    fn check_envelope(&self) -> Result<(), (Fault, Option<bool>)> {
+        let body = &self.body;
+        let provider = |detail: &str| Fault::new(FaultKind::Provider, detail);
+        if let Some(error) = said(self.error).or(said(body.error)) {
+            return Err((error_fault(error, self.status), None));
+        }
         if !self.has_response {
-            return Err(provider("no response, and no error that says why".to_owned()));
+            return Err((provider("no response, and no error that says why"), Some(false)));
         }
         if !body.has_choice && (body.code.is_some() || body.msg.is_some()) {
-            return Err(coded_fault(body.code, body.message.or(body.msg), self.status));
+            return Err((coded_fault(body.code, None, body.message.or(body.msg), self.status), None));
         }
         if let Some(status) = self.status.filter(|status| integer(status) != Some(200)) {
-            return Err(provider(format!("HTTP status {}", short(status))));
+            let kind = error_kind(&[], "", integer(status));
+            return Err((Fault::new(kind, format!("HTTP status {}", short(status))), None));
         }
         if !body.has_choice {
-            return Err(provider("no choices in the response".to_owned()));
+            return Err((provider("no choices in the response"), Some(false)));
         }
-        if let Some(reason) = body.finish_reason.map(word).filter(|reason| !reason.is_empty()) {
-            finish(&reason)?;
-        }
-        match body.content.map(JsonText::new) {
-            None | Some(Some(JsonText("\"\""))) => Err(Fault::new(FaultKind::Empty, "no content in the response")),
-            Some(None) => Err(provider("the content is not a string".to_owned())),
-            Some(Some(text)) => Ok(text),
-        }
+        Ok(())
     }
 
     /// `None` if no number of it can be read.
@@ -371,43 +616,31 @@ fn is_blank_object(raw: &str) -> bool {
         .is_some_and(|rest| rest.trim_matches(JSON_SPACE).is_empty())
 }
 
-fn error_fault(error: &str, status: Option<&str>) -> Fault {
-    if !error.starts_with('{') {
-        return coded_fault(None, Some(error), status);
-    }
-    let [code, kind, message, msg] = pick_some(Some(error), ["code", "type", "message", "msg"]);
-    coded_fault(code.or(kind), message.or(msg), status)
+/// No text in it at all, as `""`, `null`, or parts without one.
+fn texts_are_empty(raw: &str) -> bool {
+    raw == "\"\"" || !raw.starts_with('"') && texts(raw).iter().all(|text| text.body().is_empty())
 }
 
-fn coded_fault(code: Option<&str>, message: Option<&str>, status: Option<&str>) -> Fault {
-    let code = code.map(word).unwrap_or_default();
-    let kind = match &*code {
-        "1300" | "1301" | "sensitive" | "content_filter" | "content_policy_violation" => FaultKind::Blocked,
-        "1261" | "context_length_exceeded" | "model_context_window_exceeded" => FaultKind::PromptTooLong,
-        // It was never run, or never finished: asking again is all there is to do.
-        "batch_expired" | "batch_cancelled" | "request_timeout" => FaultKind::Absent,
-        _ => FaultKind::Provider,
-    };
-    let mut detail = if code.is_empty() { "error".to_owned() } else { format!("error {}", short(&code)) };
+fn error_fault(error: &str, status: Option<&str>) -> Fault {
+    if !error.starts_with('{') {
+        return coded_fault(None, None, Some(error), status);
+    }
+    let [code, kind, message, msg] = pick_some(Some(error), ["code", "type", "message", "msg"]);
+    coded_fault(code, kind, message.or(msg), status)
+}
+
+fn coded_fault(code: Option<&str>, class: Option<&str>, message: Option<&str>, status: Option<&str>) -> Fault {
+    let [code, class, message] = [code, class, message].map(|raw| raw.map(word).unwrap_or_default());
+    let kind = error_kind(&[&code, &class], &message, status.and_then(integer));
+    let name = if code.is_empty() { class } else { code };
+    let mut detail = if name.is_empty() { "error".to_owned() } else { format!("error {}", short(&name)) };
     if let Some(status) = status.filter(|status| integer(status) != Some(200)) {
         detail += &format!(" (HTTP status {})", short(status));
     }
-    if let Some(message) = message.map(word).filter(|message| !message.is_empty()) {
+    if !message.is_empty() {
         detail += &format!(": {}", short(&message));
     }
     Fault::new(kind, detail)
-}
-
-/// `stop` is the only good end; one that is absent is taken for it.
-fn finish(reason: &str) -> Result<(), Fault> {
-    let kind = match reason {
-        "stop" => return Ok(()),
-        "length" => FaultKind::Truncated,
-        "sensitive" | "content_filter" => FaultKind::Blocked,
-        "model_context_window_exceeded" => FaultKind::PromptTooLong,
-        _ => FaultKind::Provider,
-    };
-    Err(Fault::new(kind, format!("finish_reason is {}", short(reason))))
 }
 
 /// A string's text, or any other value as it is written.
@@ -607,8 +840,8 @@ mod tests {
             (&choice(r#"{"finish_reason":"stop","message":null}"#), Empty, "no content"),
             (&choice(r#"{"finish_reason":"stop","message":[]}"#), Empty, "no content"),
             (&choice(r#"{"finish_reason":"stop"}"#), Empty, "no content"),
-            (&choice(r#"{"finish_reason":"stop","message":{"content":3}}"#), Provider, "the content is not a string"),
-            (&choice(r#"{"message":{"content":[{"type":"text"}]}}"#), Provider, "the content is not a string"),
+            (&choice(r#"{"finish_reason":"stop","message":{"content":3}}"#), Provider, "the content is neither"),
+            (&choice(r#"{"message":{"content":[{"type":"text"}]}}"#), Empty, "no content"),
         ] {
             let (custom_id, content, _) = read(line);
             let fault = content.expect_err(line);
@@ -665,7 +898,8 @@ mod tests {
                 r#"{{"custom_id":{id},"error":{error},"response":{{"status_code":{status},"body":{{"choices":{choices},"usage":{usage}}}}}}}"#
             );
             let envelope = serde_json::from_str::<Envelope<'_>>(&line).expect("the usual way");
-            prop_assert_eq!(Parts::from_envelope(&envelope), Parts::pick_from(&line).expect("level by level"));
+            let level_by_level = Parts::pick_from(&line).expect("level by level");
+            prop_assert_eq!(Parts::from_envelope(&envelope).read(), level_by_level.read());
         }
 
         #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CustomId, results::read_custom_id};
+use super::{CustomId, results::parse_result};
 use crate::{
     error::{Error, Result},
     lines::{
@@ -118,6 +118,9 @@ pub struct RowBalance {
     /// A file came shorter than its batch had promised, or not at all.
     #[serde(default)]
     pub short: bool,
+    /// Answers came, and none of them has text where text stands: this is another format, not a bad model.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub textless: bool,
     /// The output file and the error file as they were counted, where there is one. `None`: counted before this was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<[Option<FileMark>; 2]>,
@@ -182,6 +185,7 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
     let mut balance = RowBalance::default();
     let mut seen = RowSet::default();
     let mut marks = [None, None];
+    let (mut texts, mut blanks) = (false, false);
     for (at, (path, mark)) in files.iter().zip(&mut marks).enumerate() {
         if !exists(path)? {
             continue;
@@ -192,13 +196,15 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
         let mut last_is_bad = false;
         while reader.fill(&mut block)? {
             for line in block.lines() {
-                let id = read_custom_id(line.bytes).filter(|_| !line.too_long);
-                last_is_bad = id.is_none();
-                let Some(id) = id else {
+                let result = parse_result(line.bytes).ok().filter(|_| !line.too_long);
+                last_is_bad = result.is_none();
+                let Some(result) = result else {
                     balance.bad += 1;
                     continue;
                 };
-                match CustomId::parse(&id).filter(|id| id.analysis == analysis && rows.contains(id.index.0)) {
+                texts |= result.has_text == Some(true);
+                blanks |= result.has_text == Some(false);
+                match CustomId::parse(&result.custom_id).filter(|id| id.analysis == analysis && rows.contains(id.index.0)) {
                     None => balance.foreign += 1,
                     Some(id) if !seen.insert(id.index.0) => {}
                     Some(_) if at == 0 => balance.output += 1,
@@ -210,6 +216,7 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
         *mark = Some(FileMark::taken(&hasher.lock().unwrap_or_else(PoisonError::into_inner)));
     }
     balance.files = Some(marks);
+    balance.textless = blanks && !texts;
     balance.absent = rows.len() - seen.len();
     let absent = rows.indexes().filter(|index| !seen.contains(*index)).take(NAMED).collect();
     Ok((balance, absent))
@@ -243,7 +250,17 @@ mod tests {
         let rows = RowSet::parse("1-4\n").expect("ranges");
         let mark = |text: &str| Some(FileMark::taken(blake3::Hasher::new().update(text.as_bytes())));
         let marks = Some([mark(&output), mark(&line("a_3"))]);
-        let balance = RowBalance { output: 2, error: 1, absent: 1, foreign: 2, bad: 1, short: false, files: marks };
+        // The lines have responses without choices.
+        let balance = RowBalance {
+            output: 2,
+            error: 1,
+            absent: 1,
+            foreign: 2,
+            bad: 1,
+            short: false,
+            textless: true,
+            files: marks,
+        };
         assert_eq!(verify(&files, "a", &rows).expect("read"), (balance.clone(), vec![4]));
         // The same without the last line feed was cut off within a line.
         crate::lines::output::write_whole(&files[0], output.trim_end().as_bytes()).expect("written");

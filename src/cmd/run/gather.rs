@@ -100,18 +100,18 @@ impl Gatherer<'_> {
                     let rank = rank(place, file, line.number);
                     let outcome = if line.too_long {
                         let fault = Fault::new(FaultKind::BadLine, "the line is longer than a result can be");
-                        Outcome::Fault { index: None, analysis: None, name: None, fault }
+                        Outcome::Fault { index: None, analysis: None, name: None, fault, text: None }
                     } else {
                         self.reader.read(line.bytes, &mut self.tally)
                     };
-                    let (index, analysis, fault) = match outcome {
+                    let (index, analysis, fault, text) = match outcome {
                         Outcome::Answer { index, analysis, value, .. } if is_row(index.0, Some(analysis)) => {
                             self.store.push_value(index.0, analysis, rank, value)?;
                             continue;
                         }
-                        Outcome::Answer { index, analysis, .. } => (Some(index.0), Some(analysis), None),
-                        Outcome::Fault { index, analysis, fault, .. } => {
-                            (index.map(|index| index.0), analysis, Some(fault))
+                        Outcome::Answer { index, analysis, .. } => (Some(index.0), Some(analysis), None, None),
+                        Outcome::Fault { index, analysis, fault, text, .. } => {
+                            (index.map(|index| index.0), analysis, Some(fault), text)
                         }
                     };
                     let is_own = index.is_some_and(|index| is_row(index, analysis));
@@ -124,7 +124,7 @@ impl Gatherer<'_> {
                         file: Some(name.clone()),
                         line: Some(line.number),
                         offset: Some(line.offset),
-                        excerpt: Some(excerpt(line.bytes)),
+                        excerpt: Some(excerpt(text.map_or(line.bytes, str::as_bytes))),
                         ..FaultLine::new(fault)
                     };
                     let mut payload = Vec::new();

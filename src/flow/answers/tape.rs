@@ -18,8 +18,7 @@ pub(super) enum Node {
         end: usize,
     },
     Number(Number),
-    /// `true`, `false` or `null`.
-    Word,
+    Null,
     /// `end`: the node after its last one.
     List {
         end: usize,
@@ -124,19 +123,6 @@ impl Tape {
         let mut places = self.elements(at);
         std::iter::from_fn(move || Some((self.text(places.next()?), places.next()?)))
     }
-
-    /// The value of an object's only key, since a model that was told to write an object puts the answer into one;
-    /// not if the object is the answer itself, with `own` for a key.
-    pub fn unwrap(&self, at: usize, own: Option<&str>) -> usize {
-        if !self.is_map(at) {
-            return at;
-        }
-        let mut entries = self.entries(at);
-        match (entries.next(), entries.next()) {
-            (Some((key, value)), None) if own != Some(key) => value,
-            _ => at,
-        }
-    }
 }
 
 /// Reads a value onto the tape.
@@ -168,11 +154,12 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        self.push(Node::Word)
+        self.push(Node::Null)
     }
 
-    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
-        self.push(Node::Word)
+    /// The labels of a boolean rule are these words.
+    fn visit_bool<E: serde::de::Error>(self, truth: bool) -> Result<(), E> {
+        self.visit_str(if truth { "true" } else { "false" })
     }
 
     fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
