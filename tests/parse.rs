@@ -55,7 +55,7 @@ fn results_become_answers_one_for_one_in_order() {
     assert_eq!(polarity["answers"], 1);
     assert_eq!(polarity["tokens"]["total_tokens"], 42);
     assert_eq!(polarity["faults"]["blocked"]["count"], 1);
-    assert_eq!(report["integration_stats"]["analyses"]["topic_analysis"]["rungs"]["fenced"], 1);
+    assert_eq!(report["integration_stats"]["analyses"]["topic_analysis"]["rungs"]["wrapped"], 1);
 }
 
 #[test]

@@ -211,3 +211,6 @@ impl<'s> AnswerReader<'s> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -446,9 +446,8 @@ impl<'a> Parts<'a> {
                 finish_reason: choice.and_then(|choice| text(choice.finish_reason)),
                 content: reply.and_then(|reply| text(reply.content)),
                 refusal: reply.and_then(|reply| text(reply.refusal)),
-                elsewhere: reply.map_or([None; 3], |reply| {
-                    [reply.reasoning_content, reply.reasoning, reply.tool_calls].map(text)
-                }),
+                elsewhere: reply
+                    .map_or([None; 3], |reply| [reply.reasoning_content, reply.reasoning, reply.tool_calls].map(text)),
                 usage: body.usage.as_ref().map_or([None; 3], |Object(usage)| {
                     [usage.prompt_tokens, usage.completion_tokens, usage.total_tokens].map(text)
                 }),
@@ -502,11 +501,9 @@ impl<'a> Parts<'a> {
             (None, Some(body)) => format!(r#"{{"status_code":{},"body":{body}}}"#, null(self.status)),
             (None, None) => return None,
         };
-        let line = format!(
-            r#"{{"custom_id":{},"error":{},"response":{response}}}"#,
-            null(self.custom_id),
-            null(self.error)
-        );
+        let line =
+            format!(r#"{{"custom_id":{},"error":{},"response":{response}}}"#, null(self.custom_id), null(self.error));
+        let line = if Parts::pick_from(&line).is_ok() { line } else { repaired(&line) };
         let parts = Parts::pick_from(&line).ok()?;
         Some(parts.read().map(ResultLine::into_owned))
     }
@@ -569,7 +566,10 @@ impl<'a> Parts<'a> {
         };
         let [thoughts, reasoning, calls] = self.body.elsewhere;
         let found = [thoughts, reasoning, calls.and_then(arguments)];
-        ELSEWHERE.into_iter().zip(found).find_map(|(place, raw)| Some((place, raw.filter(|raw| !texts_are_empty(raw))?)))
+        ELSEWHERE
+            .into_iter()
+            .zip(found)
+            .find_map(|(place, raw)| Some((place, raw.filter(|raw| !texts_are_empty(raw))?)))
     }
 
     /// What keeps the line from having a choice at all, and its [`ResultLine::has_text`].

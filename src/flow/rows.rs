@@ -204,7 +204,9 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
                 };
                 texts |= result.has_text == Some(true);
                 blanks |= result.has_text == Some(false);
-                match CustomId::parse(&result.custom_id).filter(|id| id.analysis == analysis && rows.contains(id.index.0)) {
+                match CustomId::parse(&result.custom_id)
+                    .filter(|id| id.analysis == analysis && rows.contains(id.index.0))
+                {
                     None => balance.foreign += 1,
                     Some(id) if !seen.insert(id.index.0) => {}
                     Some(_) if at == 0 => balance.output += 1,

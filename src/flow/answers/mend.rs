@@ -79,9 +79,11 @@ fn mend_string<'t>(text: &'t str, open: char, closing: &[char], out: &mut String
     let mut rest = text.chars();
     let (mut quoted, mut is_cut) = (0_u32, true);
     while let Some(c) = rest.next() {
-        let ends = || rest.as_str().trim_start().chars().next().is_none_or(|next| {
-            structural(next).is_some_and(|sign| !matches!(sign, '[' | '{')) || matches!(next, '/' | '#')
-        });
+        let ends = || {
+            rest.as_str().trim_start().chars().next().is_none_or(|next| {
+                structural(next).is_some_and(|sign| !matches!(sign, '[' | '{')) || matches!(next, '/' | '#')
+            })
+        };
         match c {
             '“' if open == '"' => quoted += 1,
             '”' if quoted > 0 => quoted -= 1,
@@ -111,7 +113,9 @@ fn mend_string<'t>(text: &'t str, open: char, closing: &[char], out: &mut String
 
 /// A number or literal as it is, in narrow digits; other words in quotes. Gives what follows.
 fn mend_word<'t>(text: &'t str, out: &mut String) -> &'t str {
-    let ends = |c: char| !c.is_whitespace() && structural(c).is_some() || !closing_quotes(c).is_empty() || matches!(c, '\n' | '#');
+    let ends = |c: char| {
+        !c.is_whitespace() && structural(c).is_some() || !closing_quotes(c).is_empty() || matches!(c, '\n' | '#')
+    };
     let end = text.find(ends).unwrap_or(text.len());
     let end = text.get(..end).and_then(|word| word.find("//")).unwrap_or(end);
     let (word, rest) = text.split_at_checked(end).unwrap_or((text, ""));

@@ -6,7 +6,7 @@ use super::{
     mend::mended,
     values::{Verdict, balanced_end, judge_digits, quoted},
     words::{Before, ends_sentence, words},
-    wrapping::{LAYERS, trim, unwrapped, without_thinking},
+    wrapping::{LAYERS, closes, trim, unwrapped, without_thinking},
 };
 use crate::analysis::{Analysis, AnswerRule, LabelSet, fold};
 
@@ -40,6 +40,14 @@ struct Piece<'t> {
     alone: bool,
 }
 
+/// A reason is passed over: its line, or all that follows the heading that announces it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    None,
+    Line,
+    Rest,
+}
+
 /// The last answer that was found in a text of several pieces.
 struct Found {
     /// Where its text begins and ends.
@@ -60,12 +68,16 @@ impl Reading<'_> {
         if let Some(verdict) = self.strict(text, DEPTH) {
             return decide(verdict, Rung::Strict);
         }
-        let text = trim(without_thinking(text));
+        let text = without_thinking(text);
+        let text = trim(&text);
         if text.is_empty() {
             return Err(Fault::new(FaultKind::Empty, "nothing follows the thinking"));
         }
         if text.len() > LONGEST {
-            return Err(Fault::new(FaultKind::Unreadable, format!("the text is too long for an answer: {}", quoted(text))));
+            return Err(Fault::new(
+                FaultKind::Unreadable,
+                format!("the text is too long for an answer: {}", quoted(text)),
+            ));
         }
         match self.whole(text, DEPTH) {
             Some((verdict, rung)) => decide(verdict, rung),
@@ -129,17 +141,25 @@ impl Reading<'_> {
         let start = self.out.len();
         let mut found: Option<Found> = None;
         let mut before = Before::End;
-        let (mut others, mut goes_on, mut reason, mut differs) = (false, false, false, false);
+        let (mut others, mut goes_on, mut differs) = (false, false, false);
+        let mut reason = Reason::None;
         for (number, piece) in pieces(text).enumerate() {
             if number > PIECES {
                 return Err(Fault::new(FaultKind::Unreadable, "the answer has too many lines"));
             }
-            reason |= found.is_some() && words().is_reason(piece.text);
             let end = self.out.len();
-            let Some(mut new) = self.in_piece(&piece, before) else {
+            let value = self.in_piece(&piece, before);
+            if reason == Reason::Line && piece.alone {
+                reason = Reason::None;
+            }
+            let Some(mut new) = value else {
                 before = words().context(piece.text, self.asked, before);
-                others = true;
-                goes_on |= found.is_some() && !reason;
+                if reason == Reason::None && found.is_some() && words().is_reason(piece.text) {
+                    reason = if before == Before::End { Reason::Line } else { Reason::Rest };
+                }
+                let is_farewell = found.is_some() && words().is_farewell(piece.text);
+                others |= !is_farewell;
+                goes_on |= found.is_some() && reason == Reason::None && !is_farewell;
                 continue;
             };
             before = Before::End;
@@ -159,7 +179,7 @@ impl Reading<'_> {
                     differs |= !same;
                     self.out.truncate(end);
                     // What a reason mentions is held against the answer, and is none itself.
-                    if reason {
+                    if reason != Reason::None {
                         continue;
                     }
                     new.introduced |= first.introduced && first.stands;
@@ -243,7 +263,9 @@ impl Reading<'_> {
         let start = self.out.len();
         let mut found = Vec::new();
         for piece in json_in(text).take(PIECES) {
-            if self.judge.tape.read(piece) && !matches!(self.judge.judge_tape(self.asked, self.out), Verdict::Foreign(_)) {
+            if self.judge.tape.read(piece)
+                && !matches!(self.judge.judge_tape(self.asked, self.out), Verdict::Foreign(_))
+            {
                 found.push(piece.to_owned());
             }
             self.out.truncate(start);
@@ -300,7 +322,7 @@ fn json_in(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The lines of a text, each in its sentences; a fence, and JSON within a line, stay whole.
+/// The lines of a text, each in its sentences; a fence, JSON within a line, and what stands in a tag stay whole.
 fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
     let mut at = 0;
     let mut alone = true;
@@ -313,8 +335,8 @@ fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
             at += piece.len().max(1);
             alone = ends_line;
             let inside = trim(piece);
-            // A rule across the page says nothing.
-            if !inside.trim_matches(['-', '*', '_', '=', '#']).is_empty() {
+            // A rule across the page says nothing, nor does a full stop.
+            if !inside.trim_matches(|c| closes(c) || "-*_=#".contains(c)).is_empty() {
                 let start = at - piece.len() + piece.find(inside).unwrap_or_default();
                 return Some(Piece { start, text: inside, alone: begins_line });
             }
@@ -337,6 +359,7 @@ fn piece_length(text: &str) -> (usize, bool) {
         }
         match c {
             '\n' => return (at + 1, true),
+            '<' => at += tagged_end(rest).unwrap_or(1),
             '[' | '{' => match balanced_end(rest) {
                 Some(end) => at += end,
                 // A value that does not end takes all that follows with it.
@@ -348,7 +371,7 @@ fn piece_length(text: &str) -> (usize, bool) {
                 let is_marker = marker.trim_end_matches('.').bytes().all(|b| b.is_ascii_digit());
                 let is_stop = c == '.' && after.starts_with(|c: char| c.is_whitespace() || "*\"'”)".contains(c));
                 if ends_sentence(c) || is_stop && (!is_marker || words().is_reason(after)) {
-                    let closers = |c: char| ends_sentence(c) || "*_`\"'”’」』】）)》".contains(c);
+                    let closers = |c: char| ends_sentence(c) || ".*_`\"'”’」』】）)》$}]>".contains(c);
                     let end = text.len() - after.trim_start_matches(closers).len();
                     return (end, false);
                 }
@@ -356,4 +379,18 @@ fn piece_length(text: &str) -> (usize, bool) {
         }
     }
     (text.len(), true)
+}
+
+/// Where the tag ends that begins the text.
+fn tagged_end(text: &str) -> Option<usize> {
+    const LONGEST_NAME: usize = 32;
+    const BOX_END: &str = "<|end_of_box|>";
+    if text.starts_with("<|begin_of_box|>") {
+        return text.find(BOX_END).map(|end| end + BOX_END.len());
+    }
+    let name = text.strip_prefix('<')?;
+    let name =
+        name.get(..name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|end| *end <= LONGEST_NAME)?)?;
+    let close = format!("</{name}>");
+    text.find(&close).map(|end| end + close.len())
 }

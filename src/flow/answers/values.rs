@@ -277,7 +277,9 @@ fn pick_all(text: &str, labels: &LabelSet, joiners: &[&str], picked: &mut Vec<(u
         }
         return true;
     }
-    let Some((at, joiner)) = joiners.iter().enumerate().find(|(_, joiner)| text.contains(**joiner)) else { return false };
+    let Some((at, joiner)) = joiners.iter().enumerate().find(|(_, joiner)| text.contains(**joiner)) else {
+        return false;
+    };
     // Lists one after another are several answers.
     if text.contains('[') {
         return false;
@@ -426,13 +428,7 @@ impl Pairs<'_> {
         Ok(Verdict::Accepted { unknown_labels: unknown.count })
     }
 
-    fn add(
-        &self,
-        tape: &Tape,
-        at: usize,
-        picked: &mut Vec<(u32, u32)>,
-        unknown: &mut Unknown,
-    ) -> Result<(), Verdict> {
+    fn add(&self, tape: &Tape, at: usize, picked: &mut Vec<(u32, u32)>, unknown: &mut Unknown) -> Result<(), Verdict> {
         // Of a key that occurs twice the last counts, as everywhere.
         let value = |name: &str| tape.entries(at).filter(|(key, _)| *key == name).last().map(|(_, value)| value);
         let (true, Some(parent), Some(child)) = (tape.is_map(at), value(self.parent), value(self.child)) else {

@@ -21,6 +21,7 @@ struct Data {
     neutral_keys: FxHashSet<String>,
     nothing: Nothing,
     reasons: Vec<String>,
+    farewells: FxHashSet<String>,
     points: Vec<String>,
     numbers: FxHashMap<String, i64>,
     tags: FxHashSet<String>,
@@ -61,6 +62,7 @@ pub(super) struct Words {
     words: FxHashMap<char, Vec<(String, Class)>>,
     keys: FxHashSet<String>,
     tags: FxHashSet<String>,
+    farewells: FxHashSet<String>,
     pub points: Vec<String>,
     numbers: FxHashMap<String, i64>,
 }
@@ -77,10 +79,11 @@ pub(super) enum Before {
     Other,
 }
 
-static WORDS: LazyLock<Words> = LazyLock::new(|| match serde_json::from_str(include_str!("../../../data/answers.json")) {
-    Ok(data) => Words::new(data),
-    Err(e) => unreachable!("data/answers.json, which is part of the program: {e}"),
-});
+static WORDS: LazyLock<Words> =
+    LazyLock::new(|| match serde_json::from_str(include_str!("../../../data/answers.json")) {
+        Ok(data) => Words::new(data),
+        Err(e) => unreachable!("data/answers.json, which is part of the program: {e}"),
+    });
 
 pub(super) fn words() -> &'static Words {
     &WORDS
@@ -119,7 +122,8 @@ impl Words {
             }
         }
         words.values_mut().for_each(|list| list.sort_by_key(|(word, _)| std::cmp::Reverse(word.len())));
-        Self { words, keys: data.neutral_keys, tags, points: data.points, numbers: data.numbers }
+        let Data { neutral_keys: keys, farewells, points, numbers, .. } = data;
+        Self { words, keys, tags, farewells, points, numbers }
     }
 
     /// The longest known word of these classes at the beginning, and what follows it.
@@ -134,6 +138,11 @@ impl Words {
     /// Whether these words begin a reason, which may follow an answer.
     pub fn is_reason(&self, text: &str) -> bool {
         self.take(skip_marks(text), &[Class::Reason], None).is_some()
+    }
+
+    /// A courtesy after the answer.
+    pub fn is_farewell(&self, text: &str) -> bool {
+        self.farewells.contains(&*text.trim_end_matches(closes).to_lowercase())
     }
 
     pub fn is_key(&self, key: &str) -> bool {

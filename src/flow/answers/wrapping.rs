@@ -1,6 +1,8 @@
 //! What is only wrapping around an answer, and is taken off: thinking, fences, tags, boxes, quotes, brackets, emphasis, a
 //! list's marker, closing punctuation.
 
+use std::borrow::Cow;
+
 use super::words::{own_names, words};
 use crate::analysis::{Analysis, AnswerRule};
 
@@ -68,19 +70,21 @@ pub(super) fn closes(c: char) -> bool {
     matches!(c, '。' | '．' | '.' | '！' | '!' | '，' | ',' | '；' | ';' | '、')
 }
 
-/// What follows the thinking; or, if nothing does, what precedes it. Thinking that does not end hides all after it.
-pub(super) fn without_thinking(text: &str) -> &str {
+/// The text without its thinking. One that does not end hides all after it, one that does not begin all before.
+pub(super) fn without_thinking(text: &str) -> Cow<'_, str> {
     // Nearly no answer has a tag, and a byte is found faster than ten words.
+    let mut text = Cow::Borrowed(text);
     if memchr::memchr3(b'<', b'[', 0xe2, text.as_bytes()).is_none() {
         return text;
     }
     for (open, close) in THINKING {
-        let before = text.split_once(open).map(|(before, _)| before);
-        if let Some((_, after)) = text.rsplit_once(close) {
-            return if trim(after).is_empty() { before.unwrap_or_default() } else { after };
+        for _ in 0..LAYERS {
+            let Some((before, thinking)) = text.split_once(open) else { break };
+            let after = thinking.split_once(close).map_or("", |(_, after)| after);
+            text = Cow::Owned(format!("{before}\n{after}"));
         }
-        if let Some(before) = before {
-            return before;
+        if let Some((_, after)) = text.rsplit_once(close) {
+            text = Cow::Owned(after.to_owned());
         }
     }
     text
@@ -98,12 +102,13 @@ pub(super) fn unwrapped<'t>(text: &'t str, asked: &Analysis) -> Option<&'t str> 
 
 /// As [`unwrapped`], but for what only goes around a whole answer.
 pub(super) fn unmarked(text: &str) -> Option<&str> {
-    let inside = token(text).or_else(|| pair(text)).or_else(|| item(text)).or_else(|| {
+    let unended = || {
         let inside = text.trim_end_matches(closes);
         // `["a",` is no list that ends.
         let is_cut = text.starts_with(['[', '{']) && !inside.ends_with([']', '}']);
         (inside.len() < text.len() && !is_cut).then_some(inside)
-    });
+    };
+    let inside = token(text).or_else(|| pair(text)).or_else(unended).or_else(|| item(text));
     inside.map(trim).filter(|inside| !inside.is_empty())
 }
 
@@ -140,9 +145,9 @@ fn token(text: &str) -> Option<&str> {
         (!inside.contains(open) && !inside.contains(close)).then_some(inside)
     });
     let braced = || {
-        let rest = ["\\boxed", "\\text", "\\textbf", "\\mathrm"].iter().find_map(|command| {
-            text.strip_prefix(command).map(str::trim_start).filter(|rest| rest.starts_with('{'))
-        })?;
+        let rest = ["\\boxed", "\\text", "\\textbf", "\\mathrm"]
+            .iter()
+            .find_map(|command| text.strip_prefix(command).map(str::trim_start).filter(|rest| rest.starts_with('{')))?;
         enclosed(rest, '{', '}')
     };
     around.or_else(braced)
@@ -179,6 +184,7 @@ fn item(text: &str) -> Option<&str> {
         }
     };
     let rest = Some(rest.trim_start()).filter(|rest| !rest.is_empty())?;
-    let is_number = rest.starts_with(|c: char| c.is_numeric()) || words().number(rest.trim_end_matches(closes)).is_some();
+    let is_number =
+        rest.starts_with(|c: char| c.is_numeric()) || words().number(rest.trim_end_matches(closes)).is_some();
     (!is_number || text.starts_with(['-', '*', '•', '·'])).then_some(rest)
 }
