@@ -14,6 +14,7 @@ mod hostile;
 mod jobs;
 mod laws;
 mod merge;
+mod network;
 mod outputs;
 mod parse;
 mod run;
