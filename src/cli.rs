@@ -108,6 +108,10 @@ pub struct ProviderArgs {
     #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,
     /// Base URL of the API, with or without a trailing slash; https, or http on a loopback address
+    ///
+    /// Proxies are taken from the environment: HTTPS_PROXY, else ALL_PROXY (http:// and https:// proxies, also with
+    /// USER:PASSWORD@), and NO_PROXY for hosts that are reached directly; each also in lower case. A loopback address is
+    /// always reached directly.
     #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
 }

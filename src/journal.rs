@@ -11,6 +11,7 @@
 //! | `refused` | that create was refused for certain: nothing is billed | [`Step::Uploaded`] |
 //! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone | [`Step::Cut`] |
 //! | `created` | the batch exists | [`Step::Created`] |
+//! | `cancelling` | the provider was asked to cancel the batch, and took it | |
 //! | `ended` | the batch is terminal; its result files (a second one: where they are after all) | [`Step::Ended`] |
 //! | `fetched` | its results are on disk, verified and synced; how its rows balance, length and hash of each file | [`Step::Fetched`] |
 //! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
@@ -148,6 +149,9 @@ pub enum Event {
         #[serde(default)]
         adopted: bool,
     },
+    Cancelling {
+        chunk: ChunkId,
+    },
     Ended {
         chunk: ChunkId,
         #[serde(flatten)]
@@ -212,6 +216,8 @@ pub struct Job {
     pub file_id: Option<String>,
     pub attempt: u32,
     pub batch_id: Option<String>,
+    /// The provider was asked to cancel the batch.
+    pub cancelling: bool,
     pub end: Option<BatchEnd>,
     pub rows: Option<RowBalance>,
     pub cleaned: bool,
@@ -308,6 +314,7 @@ impl State {
                     file_id: None,
                     attempt: 0,
                     batch_id: None,
+                    cancelling: false,
                     end: None,
                     rows: None,
                     cleaned: false,
@@ -362,6 +369,7 @@ impl Job {
                 self.trouble = None;
                 self.step = Step::Created;
             }
+            (Step::Created, Event::Cancelling { .. }) => self.cancelling = true,
             // Once more, when it had not said where its results are.
             (Step::Created | Step::Ended, Event::Ended { end, .. }) => {
                 self.end = Some(end.clone());
@@ -392,6 +400,7 @@ impl Event {
             | Self::Refused { chunk, .. }
             | Self::Lost { chunk, .. }
             | Self::Created { chunk, .. }
+            | Self::Cancelling { chunk }
             | Self::Ended { chunk, .. }
             | Self::Fetched { chunk, .. }
             | Self::Again { chunk }
@@ -409,6 +418,7 @@ impl Event {
             Self::Refused { .. } => "refused",
             Self::Lost { .. } => "lost",
             Self::Created { .. } => "created",
+            Self::Cancelling { .. } => "cancelling",
             Self::Ended { .. } => "ended",
             Self::Fetched { .. } => "fetched",
             Self::Again { .. } => "again",

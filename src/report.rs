@@ -52,6 +52,7 @@ impl AnalysisTally {
                 _ if rate >= COMPLETE => "completed",
                 _ => "incomplete",
             };
+            map.insert("pending".to_owned(), self.pending.into());
             map.insert("total_posts".to_owned(), posts.into());
             map.insert("processed_posts".to_owned(), self.filled.into());
             map.insert("missing_posts".to_owned(), self.missing.into());
@@ -103,6 +104,13 @@ impl Report<'_> {
         if !kinds.is_empty() {
             let list: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {}", kind.as_str())).collect();
             let _infallible = write!(text, "\nfaults: {}", list.join(", "));
+        }
+        match self.tally.pending() {
+            0 => {}
+            1 => text.push_str("\n1 row is pending: its batch is not done"),
+            many => {
+                let _infallible = write!(text, "\n{many} rows are pending: their batches are not done");
+            }
         }
         if let Some(next) = &self.next {
             let _infallible = write!(text, "\nnext: {next}");

@@ -4,29 +4,31 @@ use super::{
     Ended,
     remote::{Opened, client, command, open, runtime},
 };
-use crate::{cli::CancelArgs, console::Console, error::Result, journal::Step, provider::BatchId};
+use crate::{cli::CancelArgs, console::Console, error::Result, flow::ChunkId, journal::{Event, Step}, provider::BatchId};
 
 pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
-    let Opened { config, dir, work: _held, journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let Opened { config, dir, work: _held, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
     let client = client(&config, &args.provider, &args.remote)?;
     let runtime = runtime()?;
     let running = journal.state.jobs.iter().filter(|job| job.step == Step::Created);
+    let running: Vec<(ChunkId, String)> =
+        running.filter_map(|job| Some((job.chunk.id.clone(), job.batch_id.clone()?))).collect();
     let (mut asked, mut trouble) = (0, None);
-    for job in running {
-        let Some(id) = &job.batch_id else { continue };
+    for (chunk, id) in running {
         let id: BatchId = id.parse()?;
         match runtime.block_on(client.cancel(&id)) {
             Ok(batch) => {
                 asked += 1;
-                console.note(format_args!("{}: {id} is {}", job.chunk.id, batch.status.as_str()));
+                console.note(format_args!("{chunk}: {id} is {}", batch.status.as_str()));
+                journal.append(&Event::Cancelling { chunk })?;
             }
             // It may have ended before we knew.
             Err(error) => match runtime.block_on(client.batch(&id)) {
                 Ok(batch) if batch.status.is_terminal() => {
-                    console.note(format_args!("{}: {id} is {} already", job.chunk.id, batch.status.as_str()));
+                    console.note(format_args!("{chunk}: {id} is {} already", batch.status.as_str()));
                 }
                 _ => {
-                    console.always(format_args!("{}: {error}", job.chunk.id));
+                    console.always(format_args!("{chunk}: {error}"));
                     trouble.get_or_insert(error);
                 }
             },

@@ -189,6 +189,10 @@ pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str,
         Goal::Fetched | Goal::Done => state.below(Step::Fetched),
     };
     if unfinished > 0 {
+        // An error that ends the jobs is told by itself.
+        if end.trouble.is_none() {
+            end.waits.iter().for_each(|wait| console.note(format_args!("still waiting at the end: {wait}")));
+        }
         say_what_runs(state, again, console);
     }
     if let Some(Stop::Signal(number)) = end.stopped {

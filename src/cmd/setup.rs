@@ -17,8 +17,8 @@ use crate::{
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, read_skip},
     },
-    journal::{self, Journal},
-    lines::output::Output,
+    journal::{self, Journal, State},
+    lines::{input::exists, output::Output},
     provider::Dialect,
     settings::{Config, Models},
     workdir::WorkDir,
@@ -235,16 +235,21 @@ pub fn claim(
         ))
         .fix("put journal.jsonl back: without it all would be paid for again; --new does begin again"));
     }
-    if new && (journal.resumed || lost_journal) {
+    if new && (journal.resumed || lost_journal || exists(&work.spool())?) {
         drop(journal);
         work = work.renew()?;
         journal = work.journal()?;
     }
-    let is_other = journal.state.config.as_ref().is_some_and(|there| *there != record);
-    if is_other && journal.state.jobs.is_empty() && journal.state.posts.is_none() {
-        // Nothing was cut, let alone paid: a first try that was refused does not tie the directory to its flags.
+    if let Some(there) = &journal.state.config
+        && there.input == record.input
+        && let Some(difference) = there.difference(&record)
+        && journal.state.jobs.iter().all(|job| job.attempt == 0)
+    {
+        // Nothing was paid: a first try that was refused does not tie the directory to its flags.
+        say_what_is_left(&journal.state, dir, &difference, console);
+        let was_cut = !journal.state.jobs.is_empty();
         drop(journal);
-        work.forget()?;
+        work.forget(was_cut)?;
         journal = work.journal()?;
     }
     match &journal.state.config {
@@ -262,6 +267,21 @@ pub fn claim(
         }
     }
     Ok((work, journal))
+}
+
+/// Before chunks are cut anew with other settings.
+fn say_what_is_left(state: &State, dir: &Path, difference: &str, console: &Console) {
+    if !state.jobs.is_empty() {
+        console.note(format_args!(
+            "{}: {difference}; no batch was created yet, so {} cut anew",
+            dir.display(),
+            if state.jobs.len() == 1 { "its chunk is" } else { "its chunks are" }
+        ));
+    }
+    let uploaded: Vec<&str> = state.jobs.iter().filter_map(|job| job.file_id.as_deref()).collect();
+    if !uploaded.is_empty() {
+        console.note(format_args!("files that were uploaded stay at the provider: {}", uploaded.join(", ")));
+    }
 }
 
 pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {

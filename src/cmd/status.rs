@@ -10,7 +10,7 @@ use crate::{
     console::Console,
     error::Result,
     flow::faults::escape_control,
-    journal::{self, FILE, State, Step},
+    journal::{self, FILE, Job, State, Step},
     lines::output::Output,
     settings::Config,
 };
@@ -39,15 +39,23 @@ pub fn run(args: &StatusArgs, _console: &Console) -> Result<Ended> {
     }
 }
 
-fn name(step: Step) -> &'static str {
-    match step {
+/// In the order of a chunk's way.
+const NAMES: [&str; 7] = ["cut", "uploaded", "unclear", "running", "cancelling", "ended", "fetched"];
+
+fn name(job: &Job) -> &'static str {
+    match job.step {
         Step::Cut => "cut",
         Step::Uploaded => "uploaded",
         Step::Intended => "unclear",
+        Step::Created if job.cancelling => "cancelling",
         Step::Created => "running",
         Step::Ended => "ended",
         Step::Fetched => "fetched",
     }
+}
+
+fn counts(state: &State) -> [(&'static str, usize); NAMES.len()] {
+    NAMES.map(|known| (known, state.jobs.iter().filter(|job| name(job) == known).count()))
 }
 
 /// What was cut: posts, or request lines that came from elsewhere.
@@ -70,11 +78,11 @@ fn as_text(dir: &Path, state: &State) -> String {
         let errors = job.end.as_ref().map(|end| end.errors.join("; ")).unwrap_or_default();
         let trouble = job.trouble.as_deref().unwrap_or(&errors);
         let line =
-            format!("{id:width$}  {:>8}  {:>6} rows  {end:10} {batch} {trouble}", name(job.step), job.chunk.lines);
+            format!("{id:width$}  {:>10}  {:>6} rows  {end:10} {batch} {trouble}", name(job), job.chunk.lines);
         text += &escape_control(line.trim_end());
         text.push('\n');
     }
-    let counts: Vec<String> = Step::ALL.iter().map(|step| format!("{} {}", state.at(*step), name(*step))).collect();
+    let counts: Vec<String> = counts(state).iter().map(|(name, count)| format!("{count} {name}")).collect();
     text += &format!("{} chunks: {}\n", state.jobs.len(), counts.join(", "));
     text += &format!(
         "rows: {} results, {} errors, {} absent, {} foreign, {} unreadable\n",
@@ -90,7 +98,7 @@ fn as_json(dir: &Path, state: &State) -> String {
         .iter()
         .map(|job| {
             json!({
-                "chunk": job.chunk.id, "step": name(job.step), "analysis": job.chunk.analysis, "model": job.chunk.model,
+                "chunk": job.chunk.id, "step": name(job), "analysis": job.chunk.analysis, "model": job.chunk.model,
                 "lines": job.chunk.lines, "bytes": job.chunk.bytes, "file_id": job.file_id, "batch_id": job.batch_id,
                 "attempt": job.attempt, "batch": job.end, "rows": job.rows, "cleaned": job.cleaned,
                 "trouble": job.trouble,
@@ -98,7 +106,7 @@ fn as_json(dir: &Path, state: &State) -> String {
         })
         .collect();
     let counts: serde_json::Map<_, _> =
-        Step::ALL.iter().map(|step| (name(*step).to_owned(), state.at(*step).into())).collect();
+        counts(state).into_iter().map(|(name, count)| (name.to_owned(), count.into())).collect();
     let (batches, requests) = state.spent();
     let value = json!({
         "work_dir": dir.display().to_string(), "config": state.config, "posts": state.posts.as_ref().map(|(_, m)| m.posts),

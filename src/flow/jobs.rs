@@ -8,6 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashSet, VecDeque},
+    convert::Infallible,
     future::Future,
     path::PathBuf,
     sync::Mutex,
@@ -57,6 +58,8 @@ const WAITING: usize = 4;
 /// Jobs that are looked after at one time, beside those that run; the places of the others wait. What a job takes does not add up over a
 /// directory of many thousand chunks, nor do connections.
 const LOOKED_AFTER: usize = 128;
+/// Between two looks at what the client waits for.
+const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
 /// Key of our mark in a batch's metadata.
 const MARK: &str = "zbatch";
 
@@ -99,6 +102,8 @@ pub struct JobsEnd {
     /// The first thing that went wrong badly enough to leave chunks behind.
     pub trouble: Option<Error>,
     pub stopped: Option<Stop>,
+    /// What calls still waited for.
+    pub waits: Vec<String>,
 }
 
 /// Where a job's future got to.
@@ -192,7 +197,26 @@ impl Driver<'_> {
     ///
     /// # Errors
     /// The journal or the disk failed. Everything else is told in [`JobsEnd`].
-    pub async fn drive(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
+    pub async fn drive(&self, cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
+        let end = tokio::select! {
+            biased;
+            end = self.drive_jobs(cut) => end?,
+            never = self.say_waits() => match never {},
+        };
+        Ok(JobsEnd { waits: self.client.waits(), ..end })
+    }
+
+    /// Says what is waited for, once it is waited for long.
+    async fn say_waits(&self) -> Infallible {
+        loop {
+            sleep(LOOK_AT_WAITS).await;
+            for wait in self.client.long_waits() {
+                self.progress.note(format_args!("still waiting {wait}"));
+            }
+        }
+    }
+
+    async fn drive_jobs(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
         let goal = self.settings.goal;
         let gate = Gate {
             halted: Cell::new(false),
@@ -385,6 +409,8 @@ impl Driver<'_> {
         }
         let attempt = job.attempt + 1;
         let blake3 = job.chunk.blake3.clone();
+        // An intent is a create that may have been sent: the provider's pause comes before it.
+        self.unless_stopped(self.client.turn()).await?;
         let intent = Event::Intent { chunk: id.clone(), file_id: file_id.to_string(), attempt, blake3 };
         if !drill::without(Guard::Intent) {
             self.append(&intent)?;
@@ -527,9 +553,9 @@ impl Driver<'_> {
                         vague += 1;
                         continue;
                     }
-                    // Otherwise it is told with the rows that it leaves absent.
+                    // Otherwise it is told with its rows.
                     if end.status != "completed" && self.settings.goal == Goal::Submitted {
-                        self.progress.always(format_args!("{}: {}", job.chunk.id, describe_end(&end)));
+                        self.progress.always(format_args!("{}: {}", job.chunk.id, describe_end(&batch_id, &end)));
                     }
                     self.append(&Event::Ended { chunk: job.chunk.id.clone(), end })?;
                     return Ok(Reached::Ended(place));
@@ -539,7 +565,8 @@ impl Driver<'_> {
                 Err(error) => {
                     failed += 1;
                     // The emulator's disk is ours: more polls do not mend it.
-                    let for_good = matches!(error.class, Class::Key | Class::Io);
+                    let for_good =
+                        matches!(error.class, Class::Key | Class::Io | Class::Redirect | Class::Certificate | Class::Proxy);
                     if failed > FAILED_POLLS || self.settings.no_wait || for_good {
                         let (scope, lost) = (scope_of(&error, &job.chunk), error.class == Class::NotFound);
                         let mut error = Error::from(error);
@@ -575,6 +602,10 @@ impl Driver<'_> {
             }
         }
         let chunk = &job.chunk;
+        if let Some(end) = job.end.as_ref().filter(|end| end.status != "completed") {
+            let batch_id: BatchId = parsed(job.batch_id.as_deref(), chunk)?;
+            self.progress.always(format_args!("{}: {}", chunk.id, describe_end(&batch_id, end)));
+        }
         let mut tries = 0;
         let missed = loop {
             tries += 1;
@@ -588,11 +619,9 @@ impl Driver<'_> {
             if balance.absent > 0 {
                 let named: Vec<String> = absent.iter().map(ToString::to_string).collect();
                 let more = if absent.len() as u64 == balance.absent { "" } else { ", …" };
-                let end = job.end.as_ref().filter(|end| end.status != "completed");
-                let why = end.map(|end| format!("; {}", describe_end(end))).unwrap_or_default();
                 let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
                 self.progress.note(format_args!(
-                    "{}: {} of {} rows are absent: {}{more}{why}{again}",
+                    "{}: {} of {} rows are absent: {}{more}{again}",
                     chunk.id,
                     balance.absent,
                     chunk.lines,
@@ -806,9 +835,9 @@ fn is_vague(end: &BatchEnd) -> bool {
     no_output && end.completed > 0 || no_errors && end.failed > 0 || uncounted && (!empty || end.status == "completed")
 }
 
-fn describe_end(end: &BatchEnd) -> String {
-    let why = if end.errors.is_empty() { String::new() } else { format!(": {}", end.errors.join("; ")) };
-    format!("its batch is {}{why}", end.status)
+fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
+    let why = if end.errors.is_empty() { "the provider gives no reason".to_owned() } else { end.errors.join("; ") };
+    format!("its batch {batch} is {}: {why}", end.status)
 }
 
 /// It did not validate, and nothing of it ran.
@@ -818,11 +847,10 @@ fn has_failed(batch: &Batch) -> bool {
 
 fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
     match error.class {
+        _ if error.stops_creates() => Scope::Creates,
         Class::Model => Scope::Model(chunk.model.clone()),
         Class::BadRequest | Class::NotFound | Class::Reply => Scope::Chunk,
-        Class::Key | Class::Account | Class::RateLimited | Class::Transient | Class::Unreachable | Class::Io => {
-            Scope::Creates
-        }
+        _ => Scope::Creates,
     }
 }
 
