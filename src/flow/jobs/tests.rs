@@ -313,12 +313,7 @@ async fn a_refused_model_does_not_stop_the_others() {
 
 #[test]
 fn a_full_model_waits_and_others_go_on() {
-    let gate = Gate {
-        halted: Cell::new(false),
-        halted_models: RefCell::default(),
-        uploads: Semaphore::new(1),
-        downloads: Semaphore::new(1),
-    };
+    let gate = Gate::new();
     let mut floor = Floor::default();
     let limited = |limit| Queue { limit, ..Queue::default() };
     floor.models = [("full", limited(Some(10))), ("free", limited(None))].map(|(m, q)| (m.to_owned(), q)).into();
