@@ -134,7 +134,7 @@ pub struct RowArgs {
     /// Ask only for fields that are absent or null in a post
     #[arg(long)]
     pub missing: bool,
-    /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post)
+    /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post, bad_request)
     ///
     /// May be given several times, once for each round before.
     #[arg(long, value_name = "FILE")]
