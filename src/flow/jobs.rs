@@ -617,7 +617,7 @@ impl Driver<'_> {
         let refused = job.unclear.as_ref().and_then(|unclear| unclear.status).is_some_and(|status| status >= 300);
         let kind = if refused && job.lost >= LOST_CREATES { Kind::Unavailable } else { Kind::TryAgain };
         let what =
-            format!("{id}: whether its batch was created is not known{answer}, and it is not created again: {why}");
+            format!("whether the batch of {id} was created is not known{answer}, and it is not created again: {why}");
         let (mark, file) = (self.mark(job)?, job.file_id.as_deref().unwrap_or_default());
         let error = Error::new(kind, what).fix(format!(
             "look for a batch with the metadata `{MARK}: {mark}` or the input file {file} at the provider's console. \
