@@ -13,6 +13,7 @@ use crate::{
         tally::{AnalysisTally, FaultCounts, Tally},
     },
     lines::output::{Output, write_private},
+    units::count,
 };
 
 /// A field under this share of posts is an issue.
@@ -105,12 +106,9 @@ impl Report<'_> {
             let list: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {}", kind.as_str())).collect();
             let _infallible = write!(text, "\nfaults: {}", list.join(", "));
         }
-        match self.tally.pending() {
-            0 => {}
-            1 => text.push_str("\n1 row is pending: its batch is not done"),
-            many => {
-                let _infallible = write!(text, "\n{many} rows are pending: their batches are not done");
-            }
+        let pending = self.tally.pending();
+        if pending > 0 {
+            let _infallible = write!(text, "\npending: {}, of batches that are not done", count(pending, "row"));
         }
         if let Some(next) = &self.next {
             let _infallible = write!(text, "\nnext: {next}");

@@ -71,7 +71,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `1 chunk`, `2 chunks`, `2 batches`: a number of things whose plural is regular.
-pub fn count(number: u64, thing: &str) -> String {
+pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
     let hisses = ["ch", "s", "x"].iter().any(|end| thing.ends_with(end));
     match (number, hisses) {
         (1, _) => format!("1 {thing}"),
@@ -108,8 +109,8 @@ mod tests {
 
     #[test]
     fn one_is_not_many() {
-        assert_eq!([0, 1, 2].map(|n| count(n, "chunk")), ["0 chunks", "1 chunk", "2 chunks"]);
-        assert_eq!([count(1, "batch"), count(3, "batch")], ["1 batch", "3 batches"]);
+        assert_eq!([0_u64, 1, 2].map(|n| count(n, "chunk")), ["0 chunks", "1 chunk", "2 chunks"]);
+        assert_eq!([count(1_usize, "batch"), count(3_usize, "batch")], ["1 batch", "3 batches"]);
     }
 
     #[test]

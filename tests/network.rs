@@ -97,8 +97,7 @@ impl Provider {
                         said.body.len()
                     );
                     // Whoever had enough may leave.
-                    let _gone =
-                        socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(said.body.as_bytes()));
+                    let _gone = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(said.body.as_bytes()));
                 });
             }
         });
@@ -140,7 +139,8 @@ fn read_call(socket: &TcpStream, calls: &Mutex<Vec<Call>>) -> Option<Call> {
 
 impl Held {
     fn answer(&mut self, call: &Call) -> Said {
-        let number = |prefix: &str| call.what.strip_prefix(prefix).and_then(|rest| rest.split('/').next()?.parse().ok());
+        let number =
+            |prefix: &str| call.what.strip_prefix(prefix).and_then(|rest| rest.split('/').next()?.parse().ok());
         if call.what == "POST /v4/files" {
             let id = self.files.len() + 1;
             let rows = call.body.lines().filter(|line| line.starts_with("{\"custom_id\"")).map(str::to_owned);
@@ -430,9 +430,8 @@ fn r10_17_an_empty_wallet_is_no_wrong_key() {
     ] {
         let dir = with_posts(1);
         let said = body.to_string();
-        let provider = Provider::start(move |call| {
-            (call.what == "POST /v4/files").then(|| Said::new(status, said.clone()))
-        });
+        let provider =
+            Provider::start(move |call| (call.what == "POST /v4/files").then(|| Said::new(status, said.clone())));
         let ran = run(&dir, &provider.base, &[]);
         assert_eq!(ran.code, Some(code), "{body}: {}", ran.stderr);
     }
@@ -529,7 +528,7 @@ fn r10_19_a_row_that_is_pending_is_no_fault() {
     let counts = &report["integration_stats"]["analyses"]["sentiment_polarity"];
     assert_eq!((&counts["pending"], &counts["faults"]), (&json!(2), &json!({})), "{report}");
     assert_eq!(dir.read("faults.jsonl"), "");
-    assert!(ran.stderr.contains("2 rows are pending"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("pending: 2 rows"), "{}", ran.stderr);
     assert!(!ran.stderr.contains("absent"), "{}", ran.stderr);
     run(&dir, &provider.base, &settings).exits(0);
     is_filled(&dir, 4);

@@ -4,7 +4,15 @@ use super::{
     Ended,
     remote::{Opened, client, command, open, runtime},
 };
-use crate::{cli::CancelArgs, console::Console, error::Result, flow::ChunkId, journal::{Event, Step}, provider::BatchId};
+use crate::{
+    cli::CancelArgs,
+    console::Console,
+    error::Result,
+    flow::ChunkId,
+    journal::{Event, Step},
+    provider::BatchId,
+    units::count,
+};
 
 pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let Opened { config, dir, work: _held, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
@@ -13,7 +21,7 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let running = journal.state.jobs.iter().filter(|job| job.step == Step::Created);
     let running: Vec<(ChunkId, String)> =
         running.filter_map(|job| Some((job.chunk.id.clone(), job.batch_id.clone()?))).collect();
-    let (mut asked, mut trouble) = (0, None);
+    let (mut asked, mut trouble) = (0_u64, None);
     for (chunk, id) in running {
         let id: BatchId = id.parse()?;
         match runtime.block_on(client.cancel(&id)) {
@@ -38,9 +46,10 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let unclear = journal.state.at(Step::Intended);
     if unclear > 0 {
         console.always(format_args!(
-            "{unclear} creates have no known answer, and what they made is not cancelled; `{next}` finds it, then cancel again"
+            "no answer is known to {}, and what that made is not cancelled; `{next}` finds it, then cancel again",
+            count(unclear, "create")
         ));
     }
-    console.note(format_args!("{asked} batches asked to cancel; next: {next}"));
+    console.note(format_args!("asked to cancel: {}; next: {next}", count(asked, "batch")));
     trouble.map_or(Ok(Ended::Finished), |error| Err(error.into()))
 }

@@ -21,6 +21,7 @@ use crate::{
     lines::{input::exists, output::Output},
     provider::Dialect,
     settings::{Config, Models},
+    units::count,
     workdir::WorkDir,
 };
 
@@ -262,7 +263,7 @@ pub fn claim(
             }
             let chunks = journal.state.jobs.len();
             if chunks > 0 {
-                console.note(format_args!("{} holds {chunks} chunks already", dir.display()));
+                console.note(format_args!("{} holds {} already", dir.display(), count(chunks, "chunk")));
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::{
     journal::{self, FILE, Job, State, Step},
     lines::output::Output,
     settings::Config,
+    units::count,
 };
 
 /// Between two looks of `--watch`.
@@ -60,14 +61,16 @@ fn counts(state: &State) -> [(&'static str, usize); NAMES.len()] {
 
 /// What was cut: posts, or request lines that came from elsewhere.
 fn input_name(state: &State) -> &str {
-    state.config.as_ref().map_or("posts", |config| &config.input)
+    state.config.as_ref().map_or("posts", |config| &config.input).trim_end_matches('s')
 }
 
 fn as_text(dir: &Path, state: &State) -> String {
     let rows = totals(&state.jobs);
     let mut text = format!("{}: ", dir.display());
     match &state.posts {
-        Some((good, input)) => text += &format!("{} {} read, {good} good, all cut\n", input.posts, input_name(state)),
+        Some((good, input)) => {
+            text += &format!("{} read, {good} good, all cut\n", count(input.posts, input_name(state)))
+        }
         None => text += "cutting\n",
     }
     let width = state.jobs.iter().map(|job| job.chunk.id.to_string().len()).max().unwrap_or_default();
@@ -77,16 +80,23 @@ fn as_text(dir: &Path, state: &State) -> String {
         let batch = job.batch_id.as_deref().unwrap_or_default();
         let errors = job.end.as_ref().map(|end| end.errors.join("; ")).unwrap_or_default();
         let trouble = job.trouble.as_deref().unwrap_or(&errors);
-        let line =
-            format!("{id:width$}  {:>10}  {:>6} rows  {end:10} {batch} {trouble}", name(job), job.chunk.lines);
+        let line = format!(
+            "{id:width$}  {:>10}  {:>11}  {end:10} {batch} {trouble}",
+            name(job),
+            count(job.chunk.lines, "row")
+        );
         text += &escape_control(line.trim_end());
         text.push('\n');
     }
     let counts: Vec<String> = counts(state).iter().map(|(name, count)| format!("{count} {name}")).collect();
-    text += &format!("{} chunks: {}\n", state.jobs.len(), counts.join(", "));
+    text += &format!("{}: {}\n", count(state.jobs.len(), "chunk"), counts.join(", "));
     text += &format!(
-        "rows: {} results, {} errors, {} absent, {} foreign, {} unreadable\n",
-        rows.output, rows.error, rows.absent, rows.foreign, rows.bad
+        "rows: {}, {}, {} absent, {} foreign, {} unreadable\n",
+        count(rows.output, "result"),
+        count(rows.error, "error"),
+        rows.absent,
+        rows.foreign,
+        rows.bad
     );
     text
 }

@@ -188,7 +188,8 @@ fn flaw_of(key: &str) -> Option<String> {
 /// Of a line of a shell or a `.env` file, or of a header: what stands before the key.
 fn prefix_of(key: &str) -> Option<String> {
     let (first, rest) = key.split_once(char::is_whitespace).unwrap_or((key, ""));
-    if !rest.is_empty() && ["export", "set", "bearer", "authorization:"].contains(&first.to_ascii_lowercase().as_str()) {
+    if !rest.is_empty() && ["export", "set", "bearer", "authorization:"].contains(&first.to_ascii_lowercase().as_str())
+    {
         return Some(first.to_owned());
     }
     let (name, _) = key.split_once('=')?;

@@ -134,7 +134,8 @@ pub(super) fn host(url: &Url) -> String {
 /// # Errors
 /// Why it does not go there, naming the host.
 pub(super) fn redirected(from: &Url, location: &str) -> std::result::Result<Url, String> {
-    let mut to = from.join(location).map_err(|_| format!("{} sends us to an address that cannot be read", host(from)))?;
+    let mut to =
+        from.join(location).map_err(|_| format!("{} sends us to an address that cannot be read", host(from)))?;
     let refuse = |why: &str| Err(format!("{} sends us to {}://{}, {why}", host(from), to.scheme(), host(&to)));
     match to.scheme() {
         "https" => {}
