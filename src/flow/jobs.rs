@@ -553,6 +553,11 @@ impl Driver<'_> {
         let Some(is_proof) = self.is_listed(place, job, if job.held { 1 } else { LISTINGS }).await? else {
             return Ok(());
         };
+        if self.settings.on_ambiguous == OnAmbiguous::Hold {
+            let error = Error::new(Kind::TryAgain, format!("whether the batch of {id} was created is not known"))
+                .fix("look at the provider's console; the same command without --on-ambiguous hold creates it anew");
+            return Err(Gave::Up { place, scope: Scope::Chunk, error });
+        }
         if let Some(why) = self.why_held(job, is_proof)? {
             return Err(self.hold(place, job, why)?);
         }
@@ -593,7 +598,6 @@ impl Driver<'_> {
         let made = job.unclear.as_ref().is_some_and(|unclear| unclear.made);
         Ok(match self.settings.on_ambiguous {
             OnAmbiguous::Again if job.held => None,
-            OnAmbiguous::Hold => Some("--on-ambiguous hold leaves it so"),
             _ if made => Some("the provider said that it made a batch, and not which"),
             _ if job.lost >= LOST_CREATES && !drill::without(Guard::Once) => {
                 Some("it is the second create without a clear answer")
