@@ -297,6 +297,18 @@ fn r10_4_a_link_that_has_expired_is_asked_for_again() {
     assert_eq!(provider.calls("GET /v4/files/out-1/content").len(), 2);
 }
 
+/// The emulator's links refuse a key: it would be seen here if one was sent.
+#[test]
+fn r10_4_a_run_whose_downloads_are_all_redirected_ends_as_any_other() {
+    let dir = with_posts(9);
+    let run = |out: &str, more: &[&str]| {
+        let args = ["run", "posts.jsonl", ONE, "--max-lines", "2", "--emulate", "-d", out, "-o"];
+        dir.run(&[&args[..], &[&format!("{out}.jsonl")], more].concat()).exits(0);
+        dir.read(&format!("{out}.jsonl"))
+    };
+    assert_eq!(run("elsewhere", &["--fault", "redirect"]), run("here", &[]));
+}
+
 // ---- 16: what is said
 
 /// 429 on every create, seen in a trial that waited for an hour without a word.
