@@ -591,6 +591,8 @@ impl Client {
         path: &str,
         payload: Payload<'_>,
     ) -> Result<Reply, ApiError> {
+        // Before anything is opened, and before the time for the answer begins.
+        self.turn().await;
         let cannot = |e: http::Error| ApiError { sent: false, ..ApiError::new(call, Class::BadRequest, e.to_string()) };
         let mut request = bare_request(method.clone(), &self.0.base.join(path));
         if let Some(key) = self.0.key.header() {
@@ -618,7 +620,6 @@ impl Client {
             }
         };
         let request = request.map_err(cannot)?;
-        self.turn().await;
         self.deliver(call, request, &moved, &self.place(self.0.base.url())).await
     }
 
@@ -630,8 +631,10 @@ impl Client {
         moved: &Moved,
         place: &str,
     ) -> Result<Reply, ApiError> {
-        // Queries hold only ids, but a habit of logging them would hold secrets one day.
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        // Queries hold only ids, but a habit of logging them would hold secrets one day. A link to storage is one.
+        let is_ours = request.headers().contains_key(header::AUTHORIZATION);
+        let path = if is_ours { request.uri().path().to_owned() } else { place.to_owned() };
+        let method = request.method().clone();
         drill::step("before", call);
         let start = Instant::now();
         let reply = self.0.transport.send(request, moved, self.0.patience).await;

@@ -307,6 +307,16 @@ async fn headers_of_the_server_decide_about_trying_again() {
 }
 
 #[tokio::test]
+async fn r10_20_the_time_for_an_answer_begins_after_the_pause() {
+    let script = Script::new(&[(200, BATCH)]);
+    let policy = Policy { longest_asked: 2 * patience().idle, ..policy() };
+    let client = Client::with(settings("zhipu", None, Some(script.router())), policy, patience()).expect("a client");
+    client.0.retries.hold_all(Duration::MAX);
+    client.batch(&batch_id()).await.expect("a batch");
+    assert_eq!(script.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn the_key_is_not_in_what_an_error_says() {
     let router = Router::new().fallback(async |request: Request| {
         let echo = format!("{:?}", request.headers()["authorization"].to_str().expect("text"));
