@@ -9,6 +9,7 @@ use std::{
     path::Path,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cap_std::fs::OpenOptionsExt as _;
 use cap_std::{ambient_authority, fs::Dir};
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
@@ -65,20 +66,33 @@ impl Image {
     }
 }
 
+/// Bytes that are read and encoded at a time: a multiple of three, so that only the end of the file is padded.
+const PIECE: usize = 24 << 10;
+
 impl ImageFile {
     fn encode(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
-        use std::io::{Seek as _, SeekFrom};
+        use std::io::{ErrorKind, Seek as _, SeekFrom};
 
         let mut file = &self.file;
-        let unreadable = |e: std::io::Error| Error::io("read image", &self.name, &e);
-        file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-        let mut encoder = base64::write::EncoderWriter::new(out, &base64::engine::general_purpose::STANDARD);
-        let copied = std::io::copy(&mut file.take(self.bytes), &mut encoder).map_err(unreadable)?;
-        encoder.finish().map_err(|e| Error::io("write", "the request", &e))?;
-        if copied != self.bytes {
+        let unreadable = |e: std::io::Error| match e.kind() {
             // The line's length was promised when the chunk was chosen.
-            return Err(Error::new(Kind::Io, format!("image {} changed while it was read", self.name))
-                .fix("run the same command again when nobody writes to the data dir"));
+            ErrorKind::UnexpectedEof => Error::new(Kind::Io, format!("image {} changed while it was read", self.name))
+                .fix("run the same command again when nobody writes to the data dir"),
+            _ => Error::io("read image", &self.name, &e),
+        };
+        file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+        let (mut bytes, mut text) = ([0; PIECE], [0; PIECE / 3 * 4]);
+        let mut left = self.bytes;
+        while left > 0 {
+            let most = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+            let piece = bytes.get_mut(..most).unwrap_or_default();
+            file.read_exact(piece).map_err(unreadable)?;
+            let encoded = STANDARD
+                .encode_slice(piece, &mut text)
+                .map_err(|e| Error::new(Kind::Io, format!("encode image {}: {e}", self.name)))?;
+            let text = text.get(..encoded).unwrap_or_default();
+            out.write_all(text).map_err(|e| Error::io("write", "the request", &e))?;
+            left -= most as u64;
         }
         Ok(())
     }
@@ -142,6 +156,9 @@ impl ImageFinder {
         let meta = file.metadata().map_err(|e| e.to_string())?;
         if !meta.is_file() {
             return Err("not a regular file".to_owned());
+        }
+        if meta.len() == 0 {
+            return Err("it is empty".to_owned());
         }
         if meta.len() > MAX_IMAGE_BYTES {
             return Err(format!("{} bytes; the limit is {MAX_IMAGE_BYTES}", meta.len()));
