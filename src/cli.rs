@@ -136,9 +136,13 @@ pub struct RowArgs {
     pub missing: bool,
     /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post)
     ///
-    /// May be given several times, once for each round before.
+    /// A row that the provider refused for an image is asked again without its images. May be given several times,
+    /// once for each round before.
     #[arg(long, value_name = "FILE")]
     pub skip: Vec<PathBuf>,
+    /// Which image URLs are passed on to the provider, whose servers then fetch them
+    #[arg(long, value_enum, default_value_t = ImageUrls::All)]
+    pub image_urls: ImageUrls,
     /// What a post that cannot be read does
     #[arg(long, value_enum, default_value_t = OnBadPost::Fault)]
     pub on_bad_post: OnBadPost,
@@ -149,6 +153,27 @@ pub enum OnBadPost {
     #[default]
     Fault,
     Stop,
+}
+
+/// A URL that is passed on is fetched by the model's server: it tells others what is looked at, and from where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ImageUrls {
+    /// None: images below the data dir only
+    None,
+    Https,
+    /// http and https
+    #[default]
+    All,
+}
+
+impl ImageUrls {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Https => "https",
+            Self::All => "all",
+        }
+    }
 }
 
 /// What happens to rows that went wrong.

@@ -68,8 +68,11 @@ pub struct Config {
     pub max_bytes: u64,
     pub start_index: u64,
     pub missing: bool,
-    /// Hash of the rows that `--skip` leaves out.
+    /// Hash of the rows that `--skip` leaves out, and of those that it asks without images.
     pub skip: Option<String>,
+    /// `--image-urls`, unless all are passed on.
+    #[serde(default)]
+    pub image_urls: Option<String>,
 }
 
 impl Config {

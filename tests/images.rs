@@ -2,7 +2,12 @@
 //! bounded memory, over sockets and after kills; which paths and texts name an image, and what is said of those that do not.
 #![expect(clippy::indexing_slicing, reason = "a test may panic, and so may what it calls")]
 
-use std::{collections::BTreeMap, path::Path, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
@@ -134,7 +139,10 @@ fn r10_0_images_beyond_both_ends_are_faults() {
     assert_eq!(counts, [0, 0, 1, 1, 0, 0]);
     let said: Vec<String> = dir.read("f.jsonl").lines().map(str::to_owned).collect();
     assert_eq!(said.len(), 4, "{said:?}");
-    assert!(said[0].contains("neither a JPEG nor a PNG") && said[2].contains("5000001 bytes; the limit is 5000000"), "{said:?}");
+    assert!(
+        said[0].contains("neither a JPEG nor a PNG") && said[2].contains("5000001 bytes; the limit is 5000000"),
+        "{said:?}"
+    );
     assert!(said[3].contains("it is empty"), "{said:?}");
 }
 
@@ -187,7 +195,7 @@ fn hash(path: &Path) -> blake3::Hash {
 /// few are on disk at any time.
 #[test]
 fn r10_0_posts_with_five_large_images_take_bounded_memory() {
-    let posts: usize = std::env::var("ZBATCH_IMAGE_POSTS").map_or(12, |text| text.parse().expect("a number of posts"));
+    let posts: usize = std::env::var("ZBATCH_IMAGE_POSTS").map_or(24, |text| text.parse().expect("a number of posts"));
     let dir = WorkDir::new();
     album(&dir, &[]);
     for n in 0..5 {
@@ -208,8 +216,10 @@ fn r10_0_posts_with_five_large_images_take_bounded_memory() {
         (&["gen", "-o", "/dev/null"][..], 32 * MIB),
         (&["run", "-d", "w", "-o", "out.jsonl", "--emulate", "--poll-interval=10ms"], 256 * MIB),
     ] {
+        let began = Instant::now();
         let (ran, peak) = measure(dir.command(&[verb, &args].concat()), |_| Ok(()));
         ran.exits(0);
+        println!("{}: {posts} posts, {} MiB, {:.0?}", verb[0], peak / MIB, began.elapsed());
         assert!(peak > MIB && peak <= bound, "{}: {} MiB", verb[0], peak / MIB);
     }
     assert_eq!(dir.read("out.jsonl").matches(r#""sentiment_polarity":"#).count(), posts);

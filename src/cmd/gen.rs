@@ -75,6 +75,8 @@ impl<'s> Seen<'s> {
             (tally.images_dropped, "images left out: a request holds at most 5"),
             (tally.surrogates, "lone surrogates became U+FFFD"),
             (tally.skipped, "rows left out by --skip"),
+            (tally.without_images, "rows asked without images: the provider refused them for one (--skip)"),
+            (tally.urls_withheld, "image URLs left out by --image-urls"),
         ] {
             if count > 0 {
                 console.note(format_args!("{count} {what}"));
