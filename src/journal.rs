@@ -591,6 +591,7 @@ pub mod tests {
             start_index: 0,
             missing: false,
             skip: None,
+            image_urls: None,
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde_json::json;
+use serde_json::{Value, json};
 use zbatch::emulator::ledger;
 
 use crate::{
@@ -224,4 +224,226 @@ fn r10_0_posts_with_five_large_images_take_bounded_memory() {
     }
     assert_eq!(dir.read("out.jsonl").matches(r#""sentiment_polarity":"#).count(), posts);
     assert_eq!(std::fs::read_dir(dir.join("w/requests")).expect("listed").count(), 0);
+}
+
+/// What each `image_urls` of a post became: its image parts, with the bytes of a data URL replaced by their number, and the
+/// faults of the post.
+fn shown(dir: &WorkDir, lists: &[Value], more: &[&str]) -> Vec<(Vec<String>, Vec<String>)> {
+    let posts = lists.iter().map(|list| json!({"content": "a", "image_urls": list}).to_string() + "\n");
+    dir.write("posts.jsonl", posts.collect::<String>());
+    let args = [&["gen", "posts.jsonl", ONE, "--faults=f.jsonl", "--max-faults=99"], more].concat();
+    let ran = dir.run(&args).exits(0);
+    let faults: Vec<Value> =
+        dir.read("f.jsonl").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let part = |part: &Value| {
+        let url = part["image_url"]["url"].as_str()?;
+        let bytes = url.split_once(";base64,").map(|(_, text)| STANDARD.decode(text).expect("base64").len());
+        Some(bytes.map_or_else(|| url.to_owned(), |bytes| format!("{bytes} bytes")))
+    };
+    let row = |(index, line): (usize, Value)| {
+        let parts = line["body"]["messages"][0]["content"].as_array().cloned().unwrap_or_default();
+        let of_row = faults.iter().filter(|fault| fault["index"] == json!(index));
+        assert!(of_row.clone().all(|fault| fault["kind"] == "image"));
+        let details = of_row.map(|fault| fault["detail"].as_str().expect("a detail").to_owned());
+        (parts.iter().filter_map(part).collect(), details.collect())
+    };
+    ran.json_lines().into_iter().enumerate().map(row).collect()
+}
+
+#[track_caller]
+fn check(shown: &[(Vec<String>, Vec<String>)], wanted: &[(Value, &[&str], &str)]) {
+    for ((images, faults), (list, wanted, says)) in shown.iter().zip(wanted) {
+        assert_eq!(images, wanted, "{list}: {faults:?}");
+        let says_it = if says.is_empty() { faults.is_empty() } else { faults.iter().any(|fault| fault.contains(says)) };
+        assert!(says_it, "{list}: {faults:?}, not `{says}`");
+    }
+}
+
+/// Seen in posts of scrapers: absolute paths, the data dir's own name before the path, and `\` from Windows.
+#[test]
+fn r10_0_paths_that_lead_into_the_data_dir_are_found() {
+    let dir = WorkDir::new();
+    album(&dir, &[vec![7, 8, 9]]);
+    dir.write("data/data/photos/8.jpg", photo(18))
+        .write(r"data/odd\name.jpg", photo(19))
+        .write("outside.jpg", photo(20));
+    dir.write("data/photos/a b.jpg", photo(21)).write("database/7.jpg", photo(22));
+    std::os::unix::fs::symlink("data", dir.join("linked")).expect("linked");
+    let absolute = |name: &str| json!([dir.join(name).display().to_string()]);
+    let paths: &[(Value, &[&str], &str)] = &[
+        (json!(["photos/7.jpg"]), &["7 bytes"], ""),
+        (json!(["data/photos/7.jpg"]), &["7 bytes"], ""),
+        (json!(["./data/./photos/7.jpg"]), &["7 bytes"], ""),
+        // As it is written comes first.
+        (json!(["data/photos/8.jpg"]), &["18 bytes"], ""),
+        (json!([r"odd\name.jpg"]), &["19 bytes"], ""),
+        (
+            json!([r"photos\7.jpg", r"data\photos\9.jpg", r".\data\photos\9.jpg"]),
+            &["7 bytes", "9 bytes", "9 bytes"],
+            "",
+        ),
+        (json!([" photos/7.jpg\t", "photos/a b.jpg "]), &["7 bytes", "21 bytes"], ""),
+        (absolute("data/photos/9.jpg"), &["9 bytes"], ""),
+        (absolute("linked/photos/9.jpg"), &["9 bytes"], ""),
+        (absolute("data/../outside.jpg"), &[], "it leads out of the data dir"),
+        (absolute("outside.jpg"), &[], "it leads out of the data dir"),
+        (absolute("database/7.jpg"), &[], "it leads out of the data dir"),
+        (json!(["data/../outside.jpg"]), &[], "it leads out of the data dir"),
+        (json!(["data/../../outside.jpg"]), &[], "it leads out of the data dir"),
+        (json!([r"..\outside.jpg"]), &[], "it leads out of the data dir"),
+        (json!([r"C:\photos\7.jpg", "photos/70.jpg"]), &[], "there is no such file below the data dir"),
+    ];
+    let lists: Vec<Value> = paths.iter().map(|(list, ..)| list.clone()).collect();
+    check(&shown(&dir, &lists, &["--data-dir=linked"]), paths);
+    // Under the name that it was given, too.
+    let linked: &[(Value, &[&str], &str)] = &[(json!(["linked/photos/9.jpg"]), &["9 bytes"], "")];
+    check(&shown(&dir, &[linked[0].0.clone()], &["--data-dir=./linked/"]), linked);
+}
+
+/// Seen in posts: GIF and WebP files under any name; the provider takes JPEG and PNG.
+#[test]
+fn r10_0_other_formats_are_refused_by_name() {
+    let dir = WorkDir::new();
+    data_dir(&dir);
+    let formats: [(&[u8], &str); 9] = [
+        (b"GIF89a\x01\0\x01\0\0\0\0;", "it is a GIF file; only JPEG and PNG images are sent"),
+        (b"RIFF\x1a\0\0\0WEBPVP8L", "it is a WebP file"),
+        (b"BM6\0\0\0", "it is a BMP file"),
+        (b"II*\0\x08\0\0\0", "it is a TIFF file"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0", "it is an AVIF file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "it is a HEIF file"),
+        (b"<!DOCTYPE html><title>404", "it is a page of HTML"),
+        (b"", "it is empty"),
+        (b"x", "it is neither a JPEG nor a PNG file"),
+    ];
+    for (at, (bytes, _)) in formats.iter().enumerate() {
+        dir.write(&format!("data/{at}.jpg"), bytes);
+    }
+    let wanted: Vec<(Value, &[&str], &str)> =
+        formats.iter().enumerate().map(|(at, (_, says))| (json!(format!("{at}.jpg")), &[][..], *says)).collect();
+    let lists: Vec<Value> = wanted.iter().map(|(list, ..)| list.clone()).collect();
+    check(&shown(&dir, &lists, &["--data-dir=data"]), &wanted);
+}
+
+/// Seen where posts went through a CSV file or a database: the list as text.
+#[test]
+fn r10_14_image_urls_as_text_are_read_where_they_can_mean_one_thing_only() {
+    let dir = WorkDir::new();
+    album(&dir, &[vec![7, 8]]);
+    dir.write("data/one,two.jpg", photo(30));
+    let wanted: &[(Value, &[&str], &str)] = &[
+        (json!(""), &[], ""),
+        (json!("  "), &[], ""),
+        (json!("photos/7.jpg"), &["7 bytes"], ""),
+        (json!(" photos/7.jpg\n"), &["7 bytes"], ""),
+        (json!("https://x/1.jpg "), &["https://x/1.jpg"], ""),
+        (json!(r#"["photos/7.jpg", "https://x/1.jpg"]"#), &["7 bytes", "https://x/1.jpg"], ""),
+        (json!(r#" ["photos\\7.jpg"] "#), &["7 bytes"], ""),
+        (json!("[]"), &[], ""),
+        (json!("photos/7.jpg,photos/8.jpg"), &["7 bytes", "8 bytes"], ""),
+        (json!("photos/7.jpg; photos/8.jpg;"), &["7 bytes", "8 bytes"], ""),
+        (json!("https://x/1.jpg,https://x/2"), &["https://x/1.jpg", "https://x/2"], ""),
+        (json!("https://x/1 https://x/2"), &["https://x/1", "https://x/2"], ""),
+        (json!("https://x/1.jpg?p=resize,w_100"), &["https://x/1.jpg?p=resize,w_100"], ""),
+        (json!("one,two.jpg"), &["30 bytes"], ""),
+        (json!("//img.example/1.jpg"), &["https://img.example/1.jpg"], ""),
+        (
+            json!(["//img.example:8443/1.jpg", "HTTPS://X/2.JPG"]),
+            &["https://img.example:8443/1.jpg", "HTTPS://X/2.JPG"],
+            "",
+        ),
+        (json!("ftp://x/1.jpg"), &[], "ftp URLs are not fetched; give an http(s) URL, or a path below the data dir"),
+        (json!(["file:///photos/7.jpg"]), &[], "file URLs are not fetched"),
+        (json!("['photos/7.jpg', 'photos/8.jpg']"), &[], "it begins like a list, and is no JSON array"),
+        (json!("https://x/1,b.jpg"), &[], "it may be one image or several; write a JSON array"),
+        (json!("photos/7.jpg,photos/70.jpg"), &["7 bytes"], "photos/70.jpg: there is no such file"),
+        (json!(7), &[], "image_urls is neither an array nor a string"),
+        (json!({"large": "https://x/1.jpg"}), &[], "image_urls is neither an array nor a string"),
+        (json!([{"url": "https://x/1.jpg"}]), &[], "element 0 is not a string"),
+        (json!(null), &[], ""),
+    ];
+    let lists: Vec<Value> = wanted.iter().map(|(list, ..)| list.clone()).collect();
+    check(&shown(&dir, &lists, &["--data-dir=data"]), wanted);
+}
+
+/// Who passes a URL on lets the model's server fetch it.
+#[test]
+fn r10_0_image_urls_are_passed_on_as_far_as_the_flag_says() {
+    let dir = WorkDir::new();
+    album(&dir, &[vec![7]]);
+    let list =
+        [json!(["http://x/1.jpg", "https://x/2.jpg", "//img.x/3.jpg", "photos/7.jpg", "data:image/png;base64,AAAA"])];
+    for (flag, passed) in [
+        ("--image-urls=all", &["http://x/1.jpg", "https://x/2.jpg", "https://img.x/3.jpg"][..]),
+        ("--image-urls=https", &["https://x/2.jpg", "https://img.x/3.jpg"]),
+        ("--image-urls=none", &[]),
+    ] {
+        let (images, faults) = shown(&dir, &list, &["--data-dir=data", flag]).remove(0);
+        assert_eq!(images, [passed, &["7 bytes", "3 bytes"]].concat(), "{flag}");
+        assert!(faults.is_empty(), "who left them out knows: {faults:?}");
+        let said = dir.run(&["gen", "posts.jsonl", ONE, "--data-dir=data", flag]).exits(0).stderr;
+        let withheld = 3 - passed.len();
+        assert_eq!(said.contains(&format!("{withheld} image URLs left out by --image-urls")), withheld > 0, "{said}");
+    }
+    dir.run(&["gen", "posts.jsonl", "--image-urls=some"]).exits(64);
+    // It decides the requests, so a directory belongs to one of the three; a journal without it means all.
+    let cut = |flag: &str| dir.run(&["gen", "posts.jsonl", "-d", "w", ONE, "--data-dir=data", flag]);
+    cut("--image-urls=https").exits(0);
+    let ran = cut("--image-urls=all").exits(65);
+    assert!(ran.stderr.contains("`image_urls`"), "{}", ran.stderr);
+    let journal = dir.read("w/journal.jsonl").replace(r#","image_urls":"https""#, "");
+    assert!(!journal.contains("image_urls"), "{journal}");
+    dir.write("w/journal.jsonl", journal);
+    cut("--image-urls=all")
+        .exits(65)
+        .stderr
+        .contains("have images changed")
+        .then_some(())
+        .expect("the rows are the same");
+}
+
+/// Seen with a provider that could not fetch a URL: every round asked with the same image again.
+#[test]
+fn r10_14_a_row_that_was_refused_for_its_image_is_asked_without_images() {
+    let dir = WorkDir::new();
+    let two = "--only=sentiment_polarity,topic_analysis";
+    let post = r#"{"content":"a","image_urls":["https://x/1.jpg"]}"#;
+    dir.write("posts.jsonl", format!("{post}\n{post}\n{post}\n"));
+    // The first was refused by the provider; the second is an image of the post that we did not find ourselves.
+    dir.write(
+        "f.jsonl",
+        r#"{"index":0,"analysis":"sentiment_polarity","kind":"image","detail":"400: the image cannot be fetched"}
+{"index":1,"kind":"image","detail":"none.png: there is no such file below the data dir"}
+{"index":2,"analysis":"topic_analysis","kind":"blocked","detail":"unsafe"}
+"#,
+    );
+    let args = ["gen", "posts.jsonl", two, "--skip", "f.jsonl"];
+    let ran = dir.run(&args).exits(0);
+    let rows: Vec<(String, String, bool)> = ran
+        .json_lines()
+        .iter()
+        .map(|line| {
+            let text = |value: &Value| value.as_str().expect("a text").to_owned();
+            (text(&line["custom_id"]), text(&line["body"]["model"]), line.to_string().contains("https://x/1.jpg"))
+        })
+        .collect();
+    let row = |id: &str, model: &str, image: bool| (id.to_owned(), model.to_owned(), image);
+    assert_eq!(
+        rows,
+        [
+            row("sentiment_polarity_0000", "glm-4-air", false),
+            row("topic_analysis_0000", "glm-4v-plus", true),
+            row("sentiment_polarity_0001", "glm-4v-plus", true),
+            row("topic_analysis_0001", "glm-4v-plus", true),
+            row("sentiment_polarity_0002", "glm-4v-plus", true),
+        ]
+    );
+    for says in ["1 row left out by --skip", "1 row asked without images, which the provider refused (--skip)"] {
+        assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    }
+    // It decides the requests.
+    dir.run(&["gen", "posts.jsonl", two, "-d", "w", "--skip", "f.jsonl"]).exits(0);
+    dir.write("g.jsonl", dir.read("f.jsonl").replace("\"index\":0", "\"index\":1"));
+    let ran = dir.run(&["gen", "posts.jsonl", two, "-d", "w", "--skip", "g.jsonl"]).exits(65);
+    assert!(ran.stderr.contains("`skip`"), "{}", ran.stderr);
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
-    cli::{Format, ImageUrls, RunArgs},
+    cli::{Format, RunArgs},
     cmd::{
         Ended,
         fetch::{came_short, totals},
@@ -236,10 +236,6 @@ impl Join<'_> {
             .path("-d", Some(&work.path().with_file_name(format!("{work_name}-round2"))))
             .paths("--skip", self.args.rows.skip.iter().chain(&self.args.faults.faults))
             .source(source, self.args.input.start_index)
-            .flag(
-                "--image-urls",
-                Some(self.args.rows.image_urls).filter(|urls| *urls != ImageUrls::All).map(ImageUrls::as_str),
-            )
             .flag("--model", model.model.as_deref())
             .flag("--multimodal-model", model.multimodal_model.as_deref())
             .flag("--provider", model.provider.provider.as_deref())
