@@ -17,6 +17,7 @@ mod laws;
 mod merge;
 mod outputs;
 mod parse;
+mod prompts;
 mod run;
 mod secrets;
 mod server;

@@ -1,9 +1,11 @@
 //! An analysis is one question put to the model about every post. It is data: a folder with `analysis.json`
-//! and `prompt.txt`, and for most a reference file with the labels that may be answered.
+//! and `prompt.txt`, for some `examples.jsonl`, and for most a reference file with the labels that may be answered.
 //!
 //! This module finds and checks them, once, at start; everything it yields is immutable afterwards.
 
+mod bound;
 mod builtin;
+mod examples;
 mod rule;
 mod template;
 
@@ -98,13 +100,15 @@ struct Reference {
     optional: bool,
 }
 
-/// The two texts of an analysis folder and where they came from.
+/// The texts of an analysis folder and where they came from.
 struct Folder {
     /// `None`: embedded.
     path: Option<PathBuf>,
     name: String,
     json: String,
     prompt: String,
+    /// `examples.jsonl`, if it has one.
+    examples: Option<String>,
 }
 
 /// `[a-z][a-z0-9_]*`, at most 40 bytes, not ending in `_vision` or `_<digits>`: then a chunk name and a
@@ -126,11 +130,12 @@ impl AnalysisSet {
     pub fn load(sources: &Sources) -> Result<Self> {
         let mut folders: Vec<Folder> = builtin::ANALYSES
             .iter()
-            .map(|&(name, json, prompt)| Folder {
+            .map(|&(name, json, prompt, examples)| Folder {
                 path: None,
                 name: name.to_owned(),
                 json: json.to_owned(),
                 prompt: prompt.to_owned(),
+                examples: Some(examples.to_owned()),
             })
             .collect();
         if let Some(dir) = &sources.analyses_dir {
@@ -216,7 +221,10 @@ impl AnalysisSet {
             },
         };
         let mut hasher = blake3::Hasher::new();
-        for text in [folder.json.as_str(), &folder.prompt, reference.as_ref().map_or("", |(_, text)| text.as_str())] {
+        let reference_text = reference.as_ref().map_or("", |(_, text)| text.as_str());
+        let texts = [folder.json.as_str(), &folder.prompt, reference_text];
+        // A folder without examples keeps the fingerprint that it had before there were any.
+        for text in texts.into_iter().chain(folder.examples.as_deref()) {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
         let required: Vec<String> = definition.requires().map(str::to_owned).collect();
@@ -227,10 +235,7 @@ impl AnalysisSet {
                 Error::input(format!("{here}: {what}"))
                     .fix("mend its `rule` or its labels; the README says what both hold")
             })?;
-        let template = Template::compile(&folder.prompt, &rule.labels_text(), &mut self.fields).map_err(|what| {
-            Error::input(format!("{here}, prompt.txt: {what}"))
-                .fix("mend the prompt; in it `{{name}}` is a field of the post and `{{labels}}` the labels")
-        })?;
+        let template = self.compile(folder, &rule)?;
         let requires = required.into_iter().map(|name| (name.clone(), self.fields.slot(&name))).collect();
         if definition.images {
             self.image_slot = Some(self.fields.slot(IMAGE_FIELD));
@@ -255,6 +260,42 @@ impl AnalysisSet {
             fingerprint: hasher.finalize(),
         });
         Ok(())
+    }
+
+    /// The prompt with its labels and examples, and notes on what it leaves out of them.
+    fn compile(&mut self, folder: &Folder, rule: &AnswerRule) -> Result<Template> {
+        let (here, name) = (folder.describe(), &folder.name);
+        let text = folder.examples.as_deref().unwrap_or_default();
+        // The built-in examples have the built-in labels, and the user's own data dir may have others.
+        let (examples, left_out) = examples::read(text, rule, folder.path.is_none()).map_err(|what| {
+            Error::input(format!("{here}, examples.jsonl: {what}")).fix("mend the example, or take its line out")
+        })?;
+        let bound = bound::bound(rule, &examples);
+        let template = Template::compile(&folder.prompt, &bound, &mut self.fields).map_err(|what| {
+            Error::input(format!("{here}, prompt.txt: {what}")).fix(
+                "mend the prompt; in it `{{name}}` is a field of the post, `{{labels}}` the labels and `{{examples}}` the examples",
+            )
+        })?;
+        let uses = |name: &str| template.uses.contains(&name);
+        if left_out > 0 {
+            let all = examples.len() + left_out;
+            self.notes.push(format!(
+                "{name}: {left_out} of the {all} built-in examples left out: their labels are not in your list"
+            ));
+        }
+        if !uses("labels") && !matches!(rule, AnswerRule::Integer { .. }) {
+            self.notes.push(format!("{name}: its prompt has no {{{{labels}}}}, so it must name the labels itself"));
+        }
+        if uses("examples") && folder.examples.is_none() {
+            return Err(Error::input(format!(
+                "{here}, prompt.txt: it has {{{{examples}}}}, and there is no examples.jsonl"
+            ))
+            .fix(r#"write the file, one {"post":{…},"answer":…} a line, or take {{examples}} out"#));
+        }
+        if !uses("examples") && folder.examples.is_some() {
+            self.notes.push(format!("{name}: its prompt has no {{{{examples}}}}, so examples.jsonl is not shown"));
+        }
+        Ok(template)
     }
 }
 
@@ -308,8 +349,10 @@ fn read_folders(dir: &Path) -> Result<Vec<Folder>> {
         let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
             return Err(Error::input(format!("analysis {}: its name is not UTF-8", path.display())));
         };
+        let examples = path.join("examples.jsonl");
         folders.push(Folder {
             name,
+            examples: examples.exists().then(|| read_small(&examples, SMALL_FILE)).transpose()?,
             json: read_small(&path.join("analysis.json"), SMALL_FILE)?,
             prompt: read_small(&path.join("prompt.txt"), SMALL_FILE)?,
             path: Some(path),
