@@ -4,6 +4,7 @@
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::units::{MaxFaults, parse_bytes, parse_duration, parse_interval, parse_max_faults};
 
@@ -156,7 +157,8 @@ pub enum OnBadPost {
 }
 
 /// A URL that is passed on is fetched by the model's server: it tells others what is looked at, and from where.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ImageUrls {
     /// None: images below the data dir only
     None,
@@ -164,16 +166,6 @@ pub enum ImageUrls {
     /// http and https
     #[default]
     All,
-}
-
-impl ImageUrls {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Https => "https",
-            Self::All => "all",
-        }
-    }
 }
 
 /// What happens to rows that went wrong.

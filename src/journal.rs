@@ -30,6 +30,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cli::ImageUrls,
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::{
@@ -70,9 +71,8 @@ pub struct Config {
     pub missing: bool,
     /// Hash of the rows that `--skip` leaves out, and of those that it asks without images.
     pub skip: Option<String>,
-    /// `--image-urls`, unless all are passed on.
     #[serde(default)]
-    pub image_urls: Option<String>,
+    pub image_urls: ImageUrls,
 }
 
 impl Config {
@@ -591,7 +591,7 @@ pub mod tests {
             start_index: 0,
             missing: false,
             skip: None,
-            image_urls: None,
+            image_urls: ImageUrls::All,
         }
     }
 

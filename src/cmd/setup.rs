@@ -143,7 +143,7 @@ impl Rendering {
             start_index: self.input.start_index,
             missing: self.rows.missing,
             skip,
-            image_urls: (self.rows.image_urls != ImageUrls::All).then(|| self.rows.image_urls.as_str().to_owned()),
+            image_urls: self.rows.image_urls,
             ..record_models(&self.models, self.limits, emulate)
         }
     }
@@ -214,7 +214,7 @@ pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal:
         start_index: 0,
         missing: false,
         skip: None,
-        image_urls: None,
+        image_urls: ImageUrls::All,
     }
 }
 
