@@ -15,6 +15,7 @@ mod images;
 mod jobs;
 mod laws;
 mod merge;
+mod money;
 mod outputs;
 mod parse;
 mod prompts;
