@@ -446,3 +446,26 @@ fn r10_14_a_row_that_was_refused_for_its_image_is_asked_without_images() {
     let ran = dir.run(&["gen", "posts.jsonl", two, "-d", "w", "--skip", "g.jsonl"]).exits(65);
     assert!(ran.stderr.contains("`skip`"), "{}", ran.stderr);
 }
+
+/// The same through two rounds: the provider refuses the row, and the command that the report ends with gets its answer.
+#[test]
+fn r10_14_the_next_round_gets_the_answer_of_a_row_that_was_refused_for_its_image() {
+    let dir = WorkDir::new();
+    album(&dir, &[vec![7], vec![8]]);
+    let bad = json!({"content": "第2条，谢谢", "image_urls": ["data:image/png;base64,AAAA"]});
+    dir.write("posts.jsonl", format!("{}{bad}\n", dir.read("posts.jsonl")));
+    let args = ["run", "posts.jsonl", "-d", "w", "-o", "out.jsonl", "--emulate", ONE, "--data-dir=data"];
+    dir.run(&[&args[..], &["--faults=f.jsonl"]].concat()).exits(1);
+    let fault: Value = serde_json::from_str(&dir.read("f.jsonl")).expect("one fault");
+    assert_eq!((&fault["index"], &fault["analysis"]), (&json!(2), &json!("sentiment_polarity")), "{fault}");
+    assert!(fault["detail"].as_str().is_some_and(|detail| detail.contains("图片输入格式/解析错误")), "{fault}");
+    dir.write("f.jsonl", dir.read("f.jsonl").replace(r#""kind":"provider""#, r#""kind":"image""#));
+    let report: Value = serde_json::from_str(&dir.read("w/integration_report.json")).expect("JSON");
+    let next = report["next_command"].as_str().expect("a command").to_owned();
+    assert!(next.contains("--skip f.jsonl"), "{next}");
+    let ran = dir.run(&next.split(' ').skip(1).collect::<Vec<_>>()).exits(0);
+    assert!(ran.stderr.contains("1 row asked without images, which the provider refused (--skip)"), "{}", ran.stderr);
+    let second: Value = serde_json::from_str(&dir.read("w-round2/integration_report.json")).expect("JSON");
+    assert_eq!(second["batches"]["requests"], 1);
+    assert_eq!(dir.read("out.round2.jsonl").matches(r#""sentiment_polarity":null"#).count(), 0);
+}

@@ -55,7 +55,7 @@ pub struct Analysis {
 }
 
 /// The analyses in force, in the order of the table: built-in ones first, then added ones by name.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AnalysisSet {
     pub list: Vec<Analysis>,
     /// Every post field that some prompt, image list or answer names.
@@ -64,6 +64,10 @@ pub struct AnalysisSet {
     pub image_slot: Option<Slot>,
     /// What the user should know: embedded data in use, an optional analysis left out.
     pub notes: Vec<String>,
+    /// The same, for the verbs that render prompts: examples or labels that are not shown.
+    pub prompt_notes: Vec<String>,
+    /// Analyses whose built-in examples are not all shown.
+    fewer_examples: Vec<String>,
 }
 
 /// Where analyses and their reference data are looked for.
@@ -155,12 +159,18 @@ impl AnalysisSet {
             )));
         }
         let wanted = |name: &str| sources.only.is_empty() || sources.only.iter().any(|only| only == name);
-        let mut set = Self { list: Vec::new(), fields: Fields::default(), image_slot: None, notes: Vec::new() };
+        let mut set = Self::default();
         if sources.data_dir.is_none() {
             set.notes.push("no data dir: using the embedded reference data (--data-dir to use yours)".to_owned());
         }
         for folder in folders.iter().filter(|folder| wanted(&folder.name)) {
             set.add(folder, sources.data_dir.as_deref())?;
+        }
+        if !set.fewer_examples.is_empty() {
+            set.prompt_notes.push(format!(
+                "built-in examples left out of the prompts, since their labels are not in your lists: {}",
+                set.fewer_examples.join(", ")
+            ));
         }
         if set.list.is_empty() {
             return Err(Error::input("no analysis is left to run")
@@ -262,7 +272,7 @@ impl AnalysisSet {
         Ok(())
     }
 
-    /// The prompt with its labels and examples, and notes on what it leaves out of them.
+    /// The prompt with its labels and examples, and notes on what it leaves out.
     fn compile(&mut self, folder: &Folder, rule: &AnswerRule) -> Result<Template> {
         let (here, name) = (folder.describe(), &folder.name);
         let text = folder.examples.as_deref().unwrap_or_default();
@@ -278,13 +288,11 @@ impl AnalysisSet {
         })?;
         let uses = |name: &str| template.uses.contains(&name);
         if left_out > 0 {
-            let all = examples.len() + left_out;
-            self.notes.push(format!(
-                "{name}: {left_out} of the {all} built-in examples left out: their labels are not in your list"
-            ));
+            self.fewer_examples.push(format!("{name} {left_out} of {}", examples.len() + left_out));
         }
         if !uses("labels") && !matches!(rule, AnswerRule::Integer { .. }) {
-            self.notes.push(format!("{name}: its prompt has no {{{{labels}}}}, so it must name the labels itself"));
+            self.prompt_notes
+                .push(format!("{name}: its prompt has no {{{{labels}}}}, so it must name the labels itself"));
         }
         if uses("examples") && folder.examples.is_none() {
             return Err(Error::input(format!(
@@ -293,7 +301,8 @@ impl AnalysisSet {
             .fix(r#"write the file, one {"post":{…},"answer":…} a line, or take {{examples}} out"#));
         }
         if !uses("examples") && folder.examples.is_some() {
-            self.notes.push(format!("{name}: its prompt has no {{{{examples}}}}, so examples.jsonl is not shown"));
+            self.prompt_notes
+                .push(format!("{name}: its prompt has no {{{{examples}}}}, so examples.jsonl is not shown"));
         }
         Ok(template)
     }

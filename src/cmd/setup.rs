@@ -50,7 +50,7 @@ impl Rendering {
         console: &Console,
     ) -> Result<Self> {
         let set = config.analyses(source)?;
-        for note in &set.notes {
+        for note in set.notes.iter().chain(&set.prompt_notes) {
             console.note(note);
         }
         let models = config.models(model)?;
