@@ -554,7 +554,7 @@ impl Driver<'_> {
             return Ok(());
         };
         if self.settings.on_ambiguous == OnAmbiguous::Hold {
-            let error = Error::new(Kind::TryAgain, format!("whether the batch of {id} was created is not known"))
+            let error = Error::new(Kind::TryAgain, format!("{id}: whether its batch was created is not known"))
                 .fix("look at the provider's console; the same command without --on-ambiguous hold creates it anew");
             return Err(Gave::Up { place, scope: Scope::Chunk, error });
         }
@@ -621,7 +621,7 @@ impl Driver<'_> {
         let refused = job.unclear.as_ref().and_then(|unclear| unclear.status).is_some_and(|status| status >= 300);
         let kind = if refused && job.lost >= LOST_CREATES { Kind::Unavailable } else { Kind::TryAgain };
         let what =
-            format!("whether the batch of {id} was created is not known{answer}, and it is not created again: {why}");
+            format!("{id}: whether its batch was created is not known{answer}, and it is not created again: {why}");
         let (mark, file) = (self.mark(job)?, job.file_id.as_deref().unwrap_or_default());
         let error = Error::new(kind, what).fix(format!(
             "look for a batch with the metadata `{MARK}: {mark}` or the input file {file} at the provider's console. \
@@ -991,9 +991,12 @@ impl Floor {
 impl JobsEnd {
     /// A chunk is left behind. The first trouble is told again at the end.
     fn give_up(&mut self, progress: &Progress, chunk: &Chunk, error: Error) {
+        let id = chunk.id.to_string();
+        let told = error.to_string();
+        let told = if told.starts_with(&id) { told } else { format!("{id}: {told}") };
         match self.trouble {
-            None => progress.note(format_args!("{}: {error}", chunk.id)),
-            Some(_) => progress.always(format_args!("{}: {error}", chunk.id)),
+            None => progress.note(told),
+            Some(_) => progress.always(told),
         }
         self.trouble.get_or_insert(error);
     }
