@@ -66,8 +66,9 @@ fn examples(analysis: &str) -> Vec<String> {
         .lines()
         .map(|line| {
             let example = json(analysis, line);
-            assert!(example["post"]["content"].is_string(), "{line}");
-            example["answer"].as_str().map_or_else(|| example["answer"].to_string(), str::to_owned)
+            assert!(example.pointer("/post/content").is_some_and(Value::is_string), "{line}");
+            let answer = example.get("answer").unwrap_or_else(|| panic!("{line}"));
+            answer.as_str().map_or_else(|| answer.to_string(), str::to_owned)
         })
         .collect();
     assert!(answers.len() >= 3, "{analysis}: {} examples", answers.len());
