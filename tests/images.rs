@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -364,6 +365,26 @@ fn r10_14_image_urls_as_text_are_read_where_they_can_mean_one_thing_only() {
     ];
     let lists: Vec<Value> = wanted.iter().map(|(list, ..)| list.clone()).collect();
     check(&shown(&dir, &lists, &["--data-dir=data"]), wanted);
+}
+
+/// A text is as long as a line may be.
+#[test]
+fn r10_14_long_texts_are_not_held_as_lists() {
+    let dir = WorkDir::new();
+    let bytes = 20 * MIB;
+    for piece in ["a,", "a.jpg,", "https://x/1,", r#"[\"a\","#, "a"] {
+        let feed = move |out: &mut dyn Write| {
+            out.write_all(b"{\"content\":\"a\",\"image_urls\":\"")?;
+            let pieces = piece.repeat(10_000);
+            for _ in 0..bytes / pieces.len() as u64 {
+                out.write_all(pieces.as_bytes())?;
+            }
+            out.write_all(b"\"}\n")
+        };
+        let (ran, peak) = measure(dir.command(&["gen", "-q", ONE, "--max-faults=99"]), feed);
+        assert_eq!(ran.exits(0).json_lines().len(), 1);
+        assert!(peak <= 36 * MIB + 3 * bytes, "{piece}: {} MiB", peak / MIB);
+    }
 }
 
 /// Who passes a URL on lets the model's server fetch it.

@@ -1,5 +1,5 @@
 //! The images of a post: URLs are passed on, local files are found below the data dir and streamed into the
-//! request as base64, never held whole (`promises.md` P3).
+//! request as base64, never held whole (`docs/reliability.md`, P3).
 
 mod data_dir;
 
@@ -89,13 +89,12 @@ impl ImageFinder {
     /// An image that is to be sent, `None` for a URL that is not to be passed on, or why there is none.
     fn image(&self, name: &str) -> Result<Option<Image>, String> {
         let trimmed = name.trim();
-        let scheme = scheme_of(trimmed).to_ascii_lowercase();
-        let passed_on = |url: String, wanted: bool| wanted.then(|| Image::Url(escape_json(&url)));
-        match scheme.as_str() {
-            "https" => Ok(passed_on(trimmed.to_owned(), self.urls != ImageUrls::None)),
-            "http" => Ok(passed_on(trimmed.to_owned(), self.urls == ImageUrls::All)),
-            "" if starts_with(trimmed, "data:image/") => Ok(passed_on(trimmed.to_owned(), true)),
-            "" if is_host_and_path(trimmed) => Ok(passed_on(format!("https:{trimmed}"), self.urls != ImageUrls::None)),
+        let passed_on = |wanted: bool, url: &str| Ok(wanted.then(|| Image::Url(escape_json(url))));
+        match scheme_of(trimmed) {
+            https if https.eq_ignore_ascii_case("https") => passed_on(self.urls != ImageUrls::None, trimmed),
+            http if http.eq_ignore_ascii_case("http") => passed_on(self.urls == ImageUrls::All, trimmed),
+            "" if is_data_url(trimmed) => passed_on(true, trimmed),
+            "" if is_host_and_path(trimmed) => passed_on(self.urls != ImageUrls::None, &format!("https:{trimmed}")),
             "" => match &self.dir {
                 Some(dir) => dir.find(name).map(Image::File).map(Some),
                 None => Err("a local path, and there is no data dir".to_owned()),
@@ -109,12 +108,14 @@ impl ImageFinder {
 fn scheme_of(text: &str) -> &str {
     let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.len() <= 20
         && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
     if is_scheme { scheme } else { "" }
 }
 
-fn starts_with(text: &str, head: &str) -> bool {
-    text.get(..head.len()).is_some_and(|start| start.eq_ignore_ascii_case(head))
+fn is_data_url(text: &str) -> bool {
+    const HEAD: &str = "data:image/";
+    text.get(..HEAD.len()).is_some_and(|head| head.eq_ignore_ascii_case(HEAD))
 }
 
 /// `//host.name/path`, as a page names an image on another host. Without a dot it may as well be an absolute path.
@@ -125,26 +126,30 @@ fn is_host_and_path(text: &str) -> bool {
         && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b))
 }
 
-/// The images that a text lists: several where each is an image by itself, the text where none of the others is, and nothing
-/// where it may be one or several.
-fn several(text: &str) -> Option<Vec<&str>> {
-    let is_url = |piece: &str| matches!(scheme_of(piece), "http" | "https") || is_host_and_path(piece);
-    let is_path = |piece: &str| {
-        let ending = Path::new(piece).extension().unwrap_or_default().to_ascii_lowercase();
-        ["jpg", "jpeg", "png", "gif", "webp"].iter().any(|known| ending == *known)
-    };
-    // A URL holds no blanks; a file's name may.
+fn is_url(text: &str) -> bool {
+    ["http", "https"].iter().any(|scheme| scheme_of(text).eq_ignore_ascii_case(scheme)) || is_host_and_path(text)
+}
+
+fn has_image_ending(path: &str) -> bool {
+    let ending = Path::new(path).extension().unwrap_or_default();
+    ["jpg", "jpeg", "png", "gif", "webp"].iter().any(|known| ending.eq_ignore_ascii_case(known))
+}
+
+/// The pieces of a text that may list images. A URL holds no blanks; a file's name may.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let begins_as_url = is_url(text);
-    let separates = |c: char| matches!(c, ',' | ';' | '\n') || begins_as_url && c.is_whitespace();
-    let pieces: Vec<&str> = text.split(separates).map(str::trim).filter(|piece| !piece.is_empty()).collect();
-    // What follows a URL may be its own rest, unless it is a URL.
-    let are_images =
-        pieces.iter().all(|piece| is_url(piece) || is_path(piece)) && pieces.is_sorted_by_key(|piece| is_url(piece));
-    if pieces.len() < 2 || are_images {
-        return Some(pieces);
+    let separates = move |c: char| matches!(c, ',' | ';' | '\n') || begins_as_url && c.is_whitespace();
+    text.split(separates).map(str::trim).filter(|piece| !piece.is_empty())
+}
+
+/// The pieces of the text are several images, each of them by itself; or the text is one image; `None`: it may be either.
+fn lists_images(text: &str) -> Option<bool> {
+    let is_image = |piece: &str| is_url(piece) || has_image_ending(piece);
+    // What follows a URL may be the rest of that URL, unless it is a URL too.
+    if pieces(text).all(is_image) && pieces(text).is_sorted_by_key(is_url) {
+        return Some(true);
     }
-    let others = pieces.iter().skip(1).any(|piece| is_url(piece) || is_path(piece));
-    (!others).then(|| vec![text])
+    (!pieces(text).skip(1).any(is_image)).then_some(false)
 }
 
 /// The elements of `image_urls`, looked at one after another: there may be millions.
@@ -171,10 +176,12 @@ impl Elements<'_> {
         } else if let Ok(Some(image @ Image::File(_))) = self.finder.image(text) {
             // A file's name may hold any separator.
             self.images.found.push(image);
-        } else if let Some(pieces) = several(text) {
-            pieces.into_iter().for_each(|piece| self.add(piece));
         } else {
-            self.refuse(format!("{}: it may be one image or several; write a JSON array", short(text)));
+            match lists_images(text) {
+                Some(true) => pieces(text).for_each(|piece| self.add(piece)),
+                Some(false) => self.add(text),
+                None => self.refuse(format!("{}: it may be one image or several; write a JSON array", short(text))),
+            }
         }
     }
 
@@ -285,14 +292,15 @@ mod tests {
             ("a.jpg", Some(&["a.jpg"])),
             ("a.jpg,", Some(&["a.jpg"])),
             ("a.jpg, b b.PNG ;c.gif\nd.webp", Some(&["a.jpg", "b b.PNG", "c.gif", "d.webp"])),
-            ("https://x/1,http://x/2 //img.x/3", Some(&["https://x/1", "http://x/2", "//img.x/3"])),
+            ("https://x/1,HTTP://x/2 //img.x/3", Some(&["https://x/1", "HTTP://x/2", "//img.x/3"])),
             ("a.jpg,https://x/1", Some(&["a.jpg", "https://x/1"])),
             ("https://x/1.jpg?resize,w_100", Some(&["https://x/1.jpg?resize,w_100"])),
             ("a,b", Some(&["a,b"])),
             ("https://x/a,b.jpg", None),
             ("a,b.jpg", None),
         ] {
-            assert_eq!(several(text).as_deref(), list, "{text}");
+            let read = lists_images(text).map(|several| if several { pieces(text).collect() } else { vec![text] });
+            assert_eq!(read.as_deref(), list, "{text}");
         }
     }
 }

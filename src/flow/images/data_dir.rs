@@ -19,6 +19,9 @@ use crate::error::{Error, Kind, Result};
 /// Bytes that are read and encoded at a time: a multiple of three, so that only the end of the file is padded.
 const PIECE: usize = 24 << 10;
 
+/// What Linux opens at most; a longer one is not copied to be read in other ways.
+const LONGEST_NAME: usize = 4096;
+
 #[derive(Debug)]
 pub struct DataDir {
     dir: Dir,
@@ -48,7 +51,7 @@ impl DataDir {
     /// # Errors
     /// Why there is no image, in words.
     pub fn find(&self, name: &str) -> Result<ImageFile, String> {
-        if name.contains('\0') {
+        if name.contains('\0') || name.len() > LONGEST_NAME {
             return Err("no file has such a name".to_owned());
         }
         let mut opened = self.open_inside(Path::new(name));
