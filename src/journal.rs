@@ -35,6 +35,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cli::ImageUrls,
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::{
@@ -73,8 +74,10 @@ pub struct Config {
     pub max_bytes: u64,
     pub start_index: u64,
     pub missing: bool,
-    /// Hash of the rows that `--skip` leaves out.
+    /// Hash of the rows that `--skip` leaves out, and of those that it asks without images.
     pub skip: Option<String>,
+    #[serde(default)]
+    pub image_urls: ImageUrls,
 }
 
 impl Config {
@@ -699,6 +702,7 @@ pub mod tests {
             start_index: 0,
             missing: false,
             skip: None,
+            image_urls: ImageUrls::All,
         }
     }
 

@@ -8,14 +8,14 @@ use std::{
 
 use crate::{
     analysis::AnalysisSet,
-    cli::{InputArgs, LimitArgs, ModelArgs, OnBadPost, RowArgs, SourceArgs},
+    cli::{ImageUrls, InputArgs, LimitArgs, ModelArgs, OnBadPost, RowArgs, SourceArgs},
     console::Console,
     error::{Error, Kind, Result},
     flow::{
         FaultKind, FaultLine,
         chunks::{Chunk, Limits},
         posts::{Place, PostCounts, PostReader},
-        requests::{Rendered, Renderer, Rows, read_skip},
+        requests::{Rendered, Renderer, Rows, Skip, read_skip},
     },
     journal::{self, Journal, State},
     lines::{input::exists, output::Output},
@@ -51,7 +51,7 @@ impl Rendering {
         console: &Console,
     ) -> Result<Self> {
         let set = config.analyses(source)?;
-        for note in &set.notes {
+        for note in set.notes.iter().chain(&set.prompt_notes) {
             console.note(note);
         }
         let models = config.models(model)?;
@@ -64,16 +64,10 @@ impl Rendering {
                 ));
             }
         }
-        let mut skip = Vec::new();
-        for path in &rows.skip {
-            skip.extend(read_skip(path, &set)?);
-        }
-        skip.sort_unstable();
-        skip.dedup();
         Ok(Self {
             limits: resolve_limits(config, limits, dialect),
             cap: cap_note(config, limits, dialect),
-            rows: Rows { missing: rows.missing, skip },
+            rows: Rows { missing: rows.missing, skip: read_skip(&rows.skip, &set)?, image_urls: rows.image_urls },
             data_dir: config.data_dir(source.data_dir.as_deref())?.map(|dir| dir.value),
             on_bad_post: rows.on_bad_post,
             input: input.clone(),
@@ -127,10 +121,19 @@ impl Rendering {
     }
 
     pub fn record(&self, emulate: bool) -> journal::Config {
-        let skip = (!self.rows.skip.is_empty()).then(|| {
+        let Skip { rows, images } = &self.rows.skip;
+        let skip = (!rows.is_empty() || !images.is_empty()).then(|| {
             let mut hasher = blake3::Hasher::new();
-            for (index, at) in &self.rows.skip {
-                hasher.update(&index.to_le_bytes()).update(&(*at as u64).to_le_bytes());
+            let mut add = |list: &[(u64, usize)]| {
+                for (index, at) in list {
+                    hasher.update(&index.to_le_bytes()).update(&(*at as u64).to_le_bytes());
+                }
+            };
+            add(rows);
+            if !images.is_empty() {
+                // Between the lists stands what no row has as its index.
+                add(&[(u64::MAX, 0)]);
+                add(images);
             }
             hasher.finalize().to_hex().to_string()
         });
@@ -141,6 +144,7 @@ impl Rendering {
             start_index: self.input.start_index,
             missing: self.rows.missing,
             skip,
+            image_urls: self.rows.image_urls,
             ..record_models(&self.models, self.limits, emulate)
         }
     }
@@ -211,6 +215,7 @@ pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal:
         start_index: 0,
         missing: false,
         skip: None,
+        image_urls: ImageUrls::All,
     }
 }
 
