@@ -32,6 +32,7 @@ use crate::{
     lines::{input::read_small, output::write_private},
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId},
     settings::Config,
+    units::count,
 };
 
 /// The key of a mark, as in a job.
@@ -231,7 +232,7 @@ impl Doctor<'_> {
     /// Looks for our batches in a complete listing, as is done for a create without an answer.
     async fn look_at_list(&mut self, trials: &mut [Trial]) -> Result<(), Halt> {
         let ids: Vec<BatchId> = trials.iter().map(|trial| trial.batch.id.clone()).collect();
-        let shown = self.call(self.client.find_batches(|batch| ids.contains(&batch.id))).await??;
+        let shown = self.call(self.client.find_batches(|batch| ids.contains(&batch.id))).await??.found;
         for batch in &shown {
             let Some(trial) = trials.iter_mut().find(|trial| trial.batch.id == batch.id) else { continue };
             trial.listed = true;
@@ -292,7 +293,7 @@ impl Doctor<'_> {
         let counts = trial.batch.request_counts;
         let measured = match refused {
             Some(error) => format!("the deletion is refused: {error}"),
-            None => format!("{}; {} of {} requests done", trial.history(), counts.completed, counts.total),
+            None => format!("{}; {} of {} done", trial.history(), counts.completed, count(counts.total, "request")),
         };
         self.findings.tell(Check::InputDeletedWhileQueued, Verdict::Noted, &measured)
     }
@@ -337,9 +338,9 @@ impl Doctor<'_> {
         let answered = ours.iter().filter(|line| line.content.is_ok()).count();
         let feed = if text.ends_with('\n') { "with" } else { "without" };
         let measured = format!(
-            "{} bytes, {} lines, {} of them ours, {answered} with an answer, {feed} a last line feed",
+            "{} bytes, {}, {} of them ours, {answered} with an answer, {feed} a last line feed",
             download.bytes,
-            lines.len(),
+            count(lines.len(), "line"),
             ours.len()
         );
         let holds = (lines.len(), ours.len(), answered) == (1, 1, 1);
@@ -448,7 +449,7 @@ impl Doctor<'_> {
             };
             if let Ok(found) = client.find_batches(ours).await {
                 let known = self.batches.len();
-                self.batches.extend(found.into_iter().map(|batch| batch.id));
+                self.batches.extend(found.found.into_iter().map(|batch| batch.id));
                 // One that is not listed yet may be later.
                 if self.batches.len() > known || sent.elapsed() > self.settle {
                     self.unclear = None;

@@ -60,6 +60,7 @@ pub fn router(server: &Emulator) -> Router {
             .route("/files", post(upload).get(list_files))
             .route("/files/{id}", delete(delete_file))
             .route("/files/{id}/content", get(download))
+            .route("/links/{id}", get(link))
             .route("/batches", post(create).get(list_batches))
             .route("/batches/{id}", get(poll))
             .route("/batches/{id}/cancel", post(cancel))
@@ -138,6 +139,12 @@ impl Api {
             Effect::Nonsense => "<!-- ok -->".into_response(),
             Effect::Empty => StatusCode::OK.into_response(),
             Effect::ErrorIn200 => Json(json!({"error": {"code": "1234", "message": "network error"}})).into_response(),
+            Effect::NoId => Json(json!({"object": "batch", "status": "validating"})).into_response(),
+            Effect::Deny { status, page } => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN);
+                let page = if page { "<html><body>this gateway says no</body></html>" } else { "" };
+                (status, [(header::CONTENT_TYPE, "text/html"), (header::LOCATION, "/elsewhere")], page).into_response()
+            }
             Effect::Html => {
                 let page = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>";
                 (StatusCode::BAD_GATEWAY, [(header::CONTENT_TYPE, "text/html")], page).into_response()
@@ -413,15 +420,33 @@ async fn download(Handle(api): Handle<Api>, Segment(id): Segment<String>, header
     if let Some(refused) = api.before(Call::Download, &headers).await {
         return refused;
     }
+    if api.server.faults().redirects() {
+        let to = format!("{}/links/{id}", api.dialect.base());
+        return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response();
+    }
     let done = content(&api, id).await;
     api.after(Call::Download, done).await
+}
+
+/// A file as storage hands it out: to whoever has the link, and to nobody who sends a key along.
+async fn link(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
+    if headers.contains_key(header::AUTHORIZATION) {
+        return api.refuse(&Refusal::parameter("a key was sent to a link"));
+    }
+    content(&api, id).await.unwrap_or_else(|refusal| api.refuse(&refusal))
 }
 
 async fn content(api: &Api, id: String) -> Reply {
     let (file, announced, bytes, until, pause) = api
         .server
         .step(move |server, core| {
-            let Some(stored) = core.state.file(&id) else { return Err(Refusal::not_found("file", &id)) };
+            let late = |file: &&StoredFile| {
+                let late = u64::try_from(server.faults().late_file(&file.id).as_millis()).unwrap_or(u64::MAX);
+                file.purpose == Purpose::BatchOutput && server.now() < file.at.saturating_add(late)
+            };
+            let Some(stored) = core.state.file(&id).filter(|file| !late(file)) else {
+                return Err(Refusal::not_found("file", &id));
+            };
             let path = server.0.files.join(&stored.id);
             let opened = File::open(&path).and_then(|mut file| {
                 let spoiled = server.faults().schedule().and_then(Schedule::spoil);
@@ -580,7 +605,8 @@ async fn page_of_batches(api: &Api, page: Page) -> Reply {
         .step(move |server, core| {
             let now = server.now();
             let lag = |id: &str| u64::try_from(server.faults().list_lag(id).as_millis()).unwrap_or(u64::MAX);
-            let listed = core.state.batches().iter().rev();
+            let hidden = server.faults().hides_batches();
+            let listed = core.state.batches().iter().rev().filter(|_| !hidden);
             let listed = listed.filter(|batch| now >= batch.at.saturating_add(lag(&batch.id)));
             let mut ids: Vec<&str> = listed.map(|batch| batch.id.as_str()).collect();
             let Some(schedule) = server.faults().schedule() else { return page.cut(dialect, ids.into_iter(), 0) };

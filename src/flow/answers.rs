@@ -28,7 +28,7 @@ use super::{
     results::{Usage, find_custom_id, parse_result},
 };
 use crate::{
-    analysis::{Analysis, AnalysisSet},
+    analysis::{Analysis, AnalysisSet, AnswerRule},
     flow::tally::Tally,
 };
 
@@ -69,13 +69,33 @@ pub struct Judged {
     pub unknown_labels: u32,
 }
 
-/// Judges one text: the accepted value is appended to `out` as compact JSON; of a fault nothing is. `ended`: the model
-/// said that it had finished.
+/// What is asked: the rule of the answer, and what the answer may be called.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'r> {
+    rule: &'r AnswerRule,
+    /// The name of the analysis and its field.
+    names: [&'r str; 2],
+}
+
+impl<'r> From<&'r Analysis> for Asked<'r> {
+    fn from(analysis: &'r Analysis) -> Self {
+        Self { rule: &analysis.rule, names: [&analysis.name, &analysis.field] }
+    }
+}
+
+impl<'r> From<&'r AnswerRule> for Asked<'r> {
+    fn from(rule: &'r AnswerRule) -> Self {
+        Self { rule, names: [""; 2] }
+    }
+}
+
+/// Judges one text of a model that had finished: the accepted value is appended to `out` as compact JSON; of a fault
+/// nothing is.
 ///
 /// # Errors
 /// `empty`, `unreadable` or `not_accepted`.
-pub fn judge(asked: &Analysis, text: &str, ended: bool, out: &mut Vec<u8>) -> Result<Judged, Fault> {
-    Judge::default().judge(asked, text, ended, out)
+pub fn judge<'r>(asked: impl Into<Asked<'r>>, text: &str, out: &mut Vec<u8>) -> Result<Judged, Fault> {
+    Judge::default().judge(asked.into(), text, out)
 }
 
 /// Judges texts one after another, reusing its buffers.
@@ -91,9 +111,9 @@ impl Judge {
     ///
     /// # Errors
     /// `empty`, `unreadable` or `not_accepted`.
-    pub fn judge(&mut self, asked: &Analysis, text: &str, ended: bool, out: &mut Vec<u8>) -> Result<Judged, Fault> {
+    pub fn judge(&mut self, asked: Asked<'_>, text: &str, out: &mut Vec<u8>) -> Result<Judged, Fault> {
         let start = out.len();
-        let judged = Reading { judge: self, asked, out, ended }.read(text);
+        let judged = Reading { judge: self, asked, out }.read(text);
         if judged.is_err() {
             out.truncate(start);
         }
@@ -186,7 +206,7 @@ impl<'s> AnswerReader<'s> {
                 match line.content {
                     Ok(content) => {
                         let text = content.decode(&mut self.text, surrogates);
-                        (self.judge.judge(known, text, true, &mut self.value), Some(text), line.usage)
+                        (self.judge.judge(known.into(), text, &mut self.value), Some(text), line.usage)
                     }
                     Err(fault) => {
                         let text = line.shown.map(|shown| shown.decode(&mut self.text, surrogates));

@@ -7,14 +7,20 @@ use std::{fmt, time::Duration};
 
 use serde_json::Value;
 
-use super::{Dialect, Key};
+use super::{Dialect, Key, batch::says_full_queue};
 use crate::{
     error::{Error, Kind},
     flow::faults::escape_control,
 };
 
+/// The call that may be redirected.
+pub(super) const DOWNLOAD: &str = "download a file";
 const MESSAGE_CHARS: usize = 300;
 const CODE_CHARS: usize = 64;
+
+pub(super) const UPLOAD: &str = "upload a file";
+pub(super) const CREATE: &str = "create a batch";
+const CALLS_WITH_A_MODEL: [&str; 2] = [UPLOAD, CREATE];
 
 /// What an [`ApiError`] means for what comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +40,14 @@ pub enum Class {
     Transient,
     /// The network: no connection, no answer, a broken one.
     Unreachable,
-    /// A reply that we refuse to take: too large, a redirect, an endless listing.
+    /// A reply that we refuse to take: too large, an endless listing.
     Reply,
+    /// A redirect that is not followed: of a call with the key, or of a download to where we do not go.
+    Redirect,
+    /// The server's certificate is not trusted.
+    Certificate,
+    /// The proxy wants a password, or another one.
+    Proxy,
     /// A file of ours.
     Io,
 }
@@ -58,6 +70,8 @@ pub struct ApiError {
     pub(super) readable: bool,
     /// Something may have reached the server.
     pub(super) sent: bool,
+    /// It came with a success that holds an object, and not the one that was asked for.
+    pub(super) made: bool,
 }
 
 impl ApiError {
@@ -73,18 +87,25 @@ impl ApiError {
             should_retry: None,
             readable: false,
             sent: true,
+            made: false,
         }
     }
 
-    /// No new batch may be created: the next would fail too, or cost money that is not there (`promises.md` M4).
-    pub fn stops_creates(&self) -> bool {
-        matches!(self.class, Class::Key | Class::Account)
+    /// The server takes no file of this size. The next one is as large.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self.status, Some(413 | 435))
+    }
+
+    /// The account's queue is full: the same call succeeds when one of its batches has ended (`promises.md` M6).
+    pub fn says_full_queue(&self) -> bool {
+        says_full_queue(self.code.as_deref().unwrap_or_default()) || says_full_queue(&self.message)
     }
 
     /// The same call may succeed later (`promises.md` N3). Of a create only when it was refused for certain.
     pub fn is_retryable(&self) -> bool {
         match (self.class, self.should_retry) {
             (Class::Io | Class::Reply | Class::Key | Class::Account, _) => false,
+            (Class::Redirect | Class::Certificate | Class::Proxy, _) => false,
             (_, Some(said)) => said,
             (class, None) => matches!(class, Class::RateLimited | Class::Transient | Class::Unreachable),
         }
@@ -111,10 +132,32 @@ impl From<ApiError> for Error {
         let (kind, fix) = match error.class {
             Class::Key => (Kind::Key, Some("check the key, the base URL it belongs to, and what the account may use")),
             Class::Account => (Kind::Unavailable, Some("mend the account's balance, quota or plan, then run it again")),
+            _ if error.is_too_large() => (
+                Kind::Input,
+                Some(
+                    "cut smaller files with --max-bytes, e.g. --max-bytes 50MB; a work directory without a batch takes it without --new",
+                ),
+            ),
             Class::Model => (Kind::Unavailable, Some("choose a model that the provider takes for batches")),
             Class::BadRequest => (Kind::Input, None),
             Class::NotFound => (Kind::Unavailable, None),
-            Class::Reply => (Kind::Unavailable, Some("check --base-url")),
+            Class::Redirect if error.call == DOWNLOAD => (
+                Kind::Unavailable,
+                Some(
+                    "the results stay at the provider: ask it for https links, or use a --base-url that serves the files, and run the same command again",
+                ),
+            ),
+            Class::Reply | Class::Redirect => (Kind::Unavailable, Some("check --base-url")),
+            Class::Certificate => (
+                Kind::Unavailable,
+                Some("if the server is yours, name its certificate, or that of its CA, with --ca-cert FILE"),
+            ),
+            Class::Proxy => (
+                Kind::Unavailable,
+                Some(
+                    "put the user name and password into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT), or the provider's host into NO_PROXY",
+                ),
+            ),
             Class::RateLimited | Class::Transient | Class::Unreachable => {
                 (Kind::Unavailable, Some("run the same command again later; it goes on where it stopped"))
             }
@@ -135,6 +178,10 @@ pub enum CreateError {
     Refused(ApiError),
     /// Nothing reached the server: there is no batch.
     NotSent(ApiError),
+    /// A 4xx whose body is no error of the API, such as a gateway's page: no batch, unless a listing shows it.
+    Denied(ApiError),
+    /// The server said yes, and not which batch it made: it is never created again.
+    Made(ApiError),
     /// There may be a batch. Look for it before anything else.
     Ambiguous(ApiError),
 }
@@ -142,7 +189,11 @@ pub enum CreateError {
 impl CreateError {
     pub fn error(&self) -> &ApiError {
         match self {
-            Self::Refused(error) | Self::NotSent(error) | Self::Ambiguous(error) => error,
+            Self::Refused(error)
+            | Self::NotSent(error)
+            | Self::Denied(error)
+            | Self::Made(error)
+            | Self::Ambiguous(error) => error,
         }
     }
 }
@@ -227,10 +278,15 @@ pub(super) fn from_reply(
 ) -> ApiError {
     let readable = told.is_some();
     let Told { code, message } = told.unwrap_or_else(|| Told { code: None, message: page_text(page) });
-    let by_status = class_of(status);
+    let by_status = match class_of(status) {
+        Class::Key if tells_of_balance(code.as_deref(), &message) => Class::Account,
+        by_status => by_status,
+    };
     let class = match code.as_deref().and_then(|code| dialect.class_of(code)) {
         // A parameter that names nothing: the status says more than the code.
         Some(Class::BadRequest) | None if by_status == Class::NotFound => Class::NotFound,
+        // Only an upload or a create has a model that could be chosen otherwise.
+        Some(Class::Model) if !CALLS_WITH_A_MODEL.contains(&call) => by_status,
         by_code => by_code.unwrap_or(by_status),
     };
     ApiError {
@@ -242,18 +298,58 @@ pub(super) fn from_reply(
     }
 }
 
+/// How an empty wallet is said in a 401 or 403, in lower case (`promises.md` M4).
+const BALANCE_WORDS: &[&str] = &[
+    // DeepSeek and sub2api; as code too.
+    "insufficient balance",
+    "insufficient_balance",
+    "insufficient account balance",
+    // SiliconFlow and AiHubMix: "your (paid) balance is insufficient".
+    "balance is insufficient",
+    "balance is not enough",
+    // Anthropic: "your credit balance is too low"; OpenRouter: "insufficient credits".
+    "credit balance",
+    "insufficient credit",
+    // OpenAI and Moonshot: "you exceeded your current quota, please check your plan and billing details".
+    "exceeded your current quota",
+    "insufficient_quota",
+    "insufficient quota",
+    "billing",
+    // one-api and new-api.
+    "insufficient_user_quota",
+    "quota is not enough",
+    // DashScope and Volcengine.
+    "arrear",
+    "overdue",
+    "payment required",
+    "余额不足",
+    "余额已用",
+    "额度不足",
+    "额度已用",
+    "额度失败",
+    "配额不足",
+    "欠费",
+    "充值",
+];
+
+fn tells_of_balance(code: Option<&str>, message: &str) -> bool {
+    let said = format!("{} {message}", code.unwrap_or_default()).to_lowercase();
+    BALANCE_WORDS.iter().any(|word| said.contains(word))
+}
+
 /// When no business code is known.
 fn class_of(status: http::StatusCode) -> Class {
     match status.as_u16() {
         401 | 403 | 434 => Class::Key,
         402 => Class::Account,
+        407 => Class::Proxy,
         404 | 410 => Class::NotFound,
         429 => Class::RateLimited,
         // A full or broken disk: ours, if the server is in this process; the client knows.
         507 => Class::Io,
         // 200 and its like: only asked about when the body was not what it should be.
         408 | 409 | 425 | 100..=299 | 500..=599 => Class::Transient,
-        300..=399 => Class::Reply,
+        300..=399 => Class::Redirect,
         _ => Class::BadRequest,
     }
 }
@@ -294,7 +390,7 @@ mod tests {
         let key = Key::new("idididididid.secretsecretsecret").expect("a key");
         let told = serde_json::from_str(body).ok().as_ref().and_then(find_error);
         let status = http::StatusCode::from_u16(status).expect("a status");
-        from_reply("try", zhipu, &key, status, told, body.as_bytes())
+        from_reply(CREATE, zhipu, &key, status, told, body.as_bytes())
     }
 
     #[test]
@@ -322,7 +418,8 @@ mod tests {
             (409, "", Class::Transient),
             (425, "", Class::Transient),
             (502, "<html>", Class::Transient),
-            (302, "", Class::Reply),
+            (302, "", Class::Redirect),
+            (407, "", Class::Proxy),
         ] {
             assert_eq!(error(status, body).class, class, "{status} {body}");
         }
@@ -332,13 +429,13 @@ mod tests {
     fn what_stops_creates_is_not_tried_again() {
         for code in ["1113", "1112", "1121", "1304", "1308", "1309", "1310", "1311", "1001"] {
             let error = error(429, &json!({"error": {"code": code, "message": "no"}}).to_string());
-            assert!(error.stops_creates() && !error.is_retryable(), "{code}");
+            assert!(!error.is_retryable(), "{code}");
         }
         for status in [401, 403, 434] {
-            assert!(error(status, "").stops_creates(), "{status}");
+            assert_eq!(error(status, "").class, Class::Key, "{status}");
         }
         for status in [408, 409, 425, 429, 500, 502, 503, 200] {
-            assert!(error(status, "").is_retryable() && !error(status, "").stops_creates(), "{status}");
+            assert!(error(status, "").is_retryable(), "{status}");
         }
         for status in [400, 404, 413, 435, 302] {
             assert!(!error(status, "").is_retryable(), "{status}");
@@ -374,7 +471,7 @@ mod tests {
         let shown = error(401, &json!({"error": {"code": "1001", "message": echo}}).to_string());
         assert!(!shown.to_string().contains("idididi"), "{shown}");
         assert_eq!(error(502, "<html><b>Bad\nGateway</b>").message, "Bad Gateway");
-        assert_eq!(error(502, "").to_string(), "try: HTTP 502: no explanation was given");
+        assert_eq!(error(502, "").to_string(), "create a batch: HTTP 502: no explanation was given");
     }
 
     #[test]

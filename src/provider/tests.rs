@@ -118,6 +118,8 @@ enum Ending {
     Created,
     Refused,
     NotSent,
+    Denied,
+    Made,
     Ambiguous,
 }
 
@@ -126,6 +128,8 @@ async fn create(client: &Client) -> Ending {
         Ok(_) => Ending::Created,
         Err(CreateError::Refused(_)) => Ending::Refused,
         Err(CreateError::NotSent(_)) => Ending::NotSent,
+        Err(CreateError::Denied(_)) => Ending::Denied,
+        Err(CreateError::Made(_)) => Ending::Made,
         Err(CreateError::Ambiguous(_)) => Ending::Ambiguous,
     }
 }
@@ -148,15 +152,22 @@ async fn a_create_is_sent_once_whatever_the_answer() {
         (200, r#"{"error":{"code":"9999","message":"new"}}"#, Ending::Ambiguous),
         (409, r#"{"error":{"message":"conflict"}}"#, Ending::Ambiguous),
         (408, "", Ending::Ambiguous),
-        (404, "<html>gateway</html>", Ending::Ambiguous),
-        (429, "", Ending::Ambiguous),
+        (404, "<html>gateway</html>", Ending::Denied),
+        (400, "", Ending::Denied),
+        (401, "<html>login</html>", Ending::Denied),
+        (413, "<html>too large</html>", Ending::Denied),
+        (429, "", Ending::Denied),
         (500, r#"{"error":{"code":"500","message":"internal"}}"#, Ending::Ambiguous),
         (503, r#"{"error":{"code":"1113","message":"arrears"}}"#, Ending::Ambiguous),
         (502, "<html>Bad Gateway</html>", Ending::Ambiguous),
         (200, "", Ending::Ambiguous),
         (200, "{\"id\":\"batch_1\"", Ending::Ambiguous),
-        (200, "{}", Ending::Ambiguous),
-        (302, "", Ending::Ambiguous),
+        (200, "{}", Ending::Made),
+        (200, r#"{"status":"validating"}"#, Ending::Made),
+        (201, r#"{"batch_id":"b"}"#, Ending::Made),
+        (200, "<html>ok</html>", Ending::Ambiguous),
+        (302, "", Ending::Refused),
+        (307, "<html>moved</html>", Ending::Refused),
     ] {
         let script = Script::new(&[(status, answer)]);
         assert_eq!(create(&direct("zhipu", script.router())).await, ending, "{status} {answer}");
@@ -188,15 +199,15 @@ async fn a_create_says_what_the_dialect_says() {
 #[tokio::test]
 async fn a_create_over_a_bad_connection_is_sent_once() {
     // Closed as soon as it is accepted, after the request was read, and in the middle of the answer.
-    for (answer, read_first) in [
-        (&b""[..], false),
-        (&b""[..], true),
-        (&b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"id\":"[..], true),
-        (&b"HTTP/1.1 401 No\r\nContent-Length: 500\r\n\r\n{\"error\":"[..], true),
-        (&b"garbage\r\n\r\n"[..], true),
+    for (answer, read_first, ending) in [
+        (&b""[..], false, Ending::Ambiguous),
+        (&b""[..], true, Ending::Ambiguous),
+        (&b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"id\":"[..], true, Ending::Ambiguous),
+        (&b"HTTP/1.1 401 No\r\nContent-Length: 500\r\n\r\n{\"error\":"[..], true, Ending::Denied),
+        (&b"garbage\r\n\r\n"[..], true, Ending::Ambiguous),
     ] {
         let (base, connections) = serve_raw(answer, read_first).await;
-        assert_eq!(create(&over_http(base)).await, Ending::Ambiguous, "{answer:?}");
+        assert_eq!(create(&over_http(base)).await, ending, "{answer:?}");
         // A second one would come at once.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(connections.load(Ordering::SeqCst), 1, "{answer:?}");
@@ -296,6 +307,16 @@ async fn headers_of_the_server_decide_about_trying_again() {
 }
 
 #[tokio::test]
+async fn r10_20_the_time_for_an_answer_begins_after_the_pause() {
+    let script = Script::new(&[(200, BATCH)]);
+    let policy = Policy { longest_asked: 2 * patience().idle, ..policy() };
+    let client = Client::with(settings("zhipu", None, Some(script.router())), policy, patience()).expect("a client");
+    client.0.retries.hold_all(Duration::MAX);
+    client.batch(&batch_id()).await.expect("a batch");
+    assert_eq!(script.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn the_key_is_not_in_what_an_error_says() {
     let router = Router::new().fallback(async |request: Request| {
         let echo = format!("{:?}", request.headers()["authorization"].to_str().expect("text"));
@@ -355,11 +376,11 @@ async fn a_listing_is_read_to_its_end() {
     for (total, end, pages) in cases {
         let (router, asked) = listing(total, 100, end);
         let found = direct("zhipu", router).find_batches(|_| true).await.expect("a listing");
-        assert_eq!((found.len(), asked.load(Ordering::SeqCst)), (total, pages));
+        assert_eq!((found.found.len(), asked.load(Ordering::SeqCst)), (total, pages));
     }
     let (router, _) = listing(250, 100, |_| r#","has_more":true"#);
     let found = direct("zhipu", router).find_batches(|batch| batch.id.as_str() == "b249").await.expect("a listing");
-    assert_eq!(found.len(), 1);
+    assert_eq!(found.found.len(), 1);
 }
 
 #[tokio::test]
@@ -369,11 +390,12 @@ async fn a_listing_that_goes_round_ends() {
     let other = r#"{"data":[{"id":"b3","status":"failed"}],"has_more":true}"#;
     for answers in [vec![(200, same)], vec![(200, same), (200, other), (200, same)]] {
         let script = Script::new(&answers);
-        direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing");
+        let listing = direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing");
+        assert!(!listing.complete, "the server says that there is more");
         assert!(script.asked().len() <= answers.len() + 1);
     }
     let script = Script::new(&[(200, r#"{"data":null,"has_more":false}"#)]);
-    assert_eq!(direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing"), []);
+    assert_eq!(direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing").found, []);
     // One that cannot be read is not an empty one.
     for bad in [r"{}", r#"{"data":[{"id":"b1"}]}"#, r#"{"data":{}}"#] {
         let script = Script::new(&[(200, bad)]);
@@ -576,8 +598,9 @@ async fn a_redirect_is_not_followed() {
     });
     let client = over_http(serve(router).await);
     let error = client.batch(&batch_id()).await.expect_err("a redirect");
-    assert_eq!((error.class, error.status), (Class::Reply, Some(307)));
-    assert_eq!(create(&client).await, Ending::Ambiguous);
+    assert_eq!((error.class, error.status), (Class::Redirect, Some(307)));
+    assert!(error.message.contains("sends us to http://127.0.0.1:"), "{error}");
+    assert_eq!(create(&client).await, Ending::Refused);
     assert_eq!(elsewhere.asked().len(), 0);
 }
 
@@ -611,51 +634,75 @@ impl Drop for TlsServer {
     }
 }
 
-#[tokio::test]
-async fn certificates_are_checked() {
+/// A server with a certificate of its own for `localhost`, and its port; `None` where `openssl` is not.
+fn tls_server(dir: &tempfile::TempDir, name: &str, constraints: &str) -> Option<(TlsServer, String)> {
     use std::{
         io::BufRead as _,
         process::{Command, Stdio},
     };
 
-    let dir = tempfile::tempdir().expect("a directory");
+    let [cert, key] = ["cert", "key"].map(|what| format!("{name}.{what}.pem"));
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2"])
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &cert, "-days", "2"])
         .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .current_dir(&dir)
+        .args(["-addext", &format!("basicConstraints=critical,{constraints}")])
+        .current_dir(dir)
         .stderr(Stdio::null())
         .status();
     if !made.is_ok_and(|status| status.success()) {
         say("skipped: openssl is not here");
-        return;
+        return None;
     }
     let mut child = Command::new("openssl")
-        .args(["s_server", "-accept", "127.0.0.1:0", "-cert", "cert.pem", "-key", "key.pem", "-www"])
-        .current_dir(&dir)
+        .args(["s_server", "-accept", "127.0.0.1:0", "-cert", &cert, "-key", &key, "-www"])
+        .current_dir(dir)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .expect("started");
     let stdout = child.stdout.take().expect("a pipe");
-    let _server = TlsServer(child);
+    let server = TlsServer(child);
     let accept = io::BufReader::new(stdout).lines().map_while(io::Result::ok).find(|line| line.starts_with("ACCEPT "));
     let port = accept.expect("a port").rsplit_once(':').expect("a port").1.to_owned();
-    let ask = async |host: &str, ca_cert: Option<PathBuf>| {
-        let settings = ClientSettings { ca_cert, ..settings("zhipu", Some(format!("https://{host}:{port}/v4")), None) };
-        let client = Client::with(settings, policy(), patience()).expect("a client");
-        client.batch(&batch_id()).await.expect_err("no API").class
-    };
-    let ours = Some(dir.path().join("cert.pem"));
+    Some((server, port))
+}
+
+async fn ask_tls(host: &str, port: &str, ca_cert: Option<PathBuf>) -> ApiError {
+    let settings = ClientSettings { ca_cert, ..settings("zhipu", Some(format!("https://{host}:{port}/v4")), None) };
+    let client = Client::with(settings, policy(), patience()).expect("a client");
+    client.batch(&batch_id()).await.expect_err("no API")
+}
+
+#[tokio::test]
+async fn certificates_are_checked() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some((_server, port)) = tls_server(&dir, "server", "CA:FALSE") else { return };
+    let ours = Some(dir.path().join("server.cert.pem"));
     // A page of the server's own comes back: the connection stood.
-    assert_eq!(ask("localhost", ours.clone()).await, Class::Transient);
-    assert_eq!(ask("127.0.0.1", ours).await, Class::Unreachable, "another name");
+    assert_eq!(ask_tls("localhost", &port, ours).await.class, Class::Transient);
     // With no system certificates a client cannot even be made; here there are some, or the test would fail loudly.
     if std::path::Path::new("/etc/ssl/certs").exists() {
-        assert_eq!(ask("localhost", None).await, Class::Unreachable, "a stranger's certificate");
+        assert_eq!(ask_tls("localhost", &port, None).await.class, Class::Certificate, "a stranger's certificate");
     }
-    let bad = ClientSettings { ca_cert: Some(dir.path().join("key.pem")), ..settings("zhipu", None, None) };
+    let bad = ClientSettings { ca_cert: Some(dir.path().join("server.key.pem")), ..settings("zhipu", None, None) };
     assert_eq!(Client::new(bad).expect_err("no certificate").kind(), crate::error::Kind::Input);
+}
+
+/// `openssl req -x509` without more makes a CA's certificate: seen with local model servers, and refused even when it was
+/// named with `--ca-cert`.
+#[tokio::test]
+async fn r10_17_a_self_signed_certificate_that_is_the_given_one_is_accepted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some((_server, port)) = tls_server(&dir, "server", "CA:TRUE") else { return };
+    let Some((_other, other_port)) = tls_server(&dir, "other", "CA:TRUE") else { return };
+    let ours = Some(dir.path().join("server.cert.pem"));
+    assert_eq!(ask_tls("localhost", &port, ours.clone()).await.class, Class::Transient);
+    assert_eq!(ask_tls("127.0.0.1", &port, ours.clone()).await.class, Class::Transient, "whatever its name");
+    let error = ask_tls("localhost", &other_port, ours).await;
+    assert_eq!(error.class, Class::Certificate, "{error}");
+    assert!(!error.is_retryable());
+    assert!(error.message.starts_with(&format!("localhost:{other_port}: ")), "{error}");
+    assert!(crate::error::Error::from(error).to_string().contains("--ca-cert"));
 }
 
 #[tokio::test]

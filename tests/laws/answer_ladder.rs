@@ -15,7 +15,7 @@ pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     for (at, analysis) in super::set().list.iter().enumerate() {
         let mut out = b"kept".to_vec();
-        let judged = judge(analysis, text, true, &mut out);
+        let judged = judge(analysis, text, &mut out);
         let value = out.strip_prefix(b"kept").expect("what was there stays");
         match judged {
             Ok(_) => {
@@ -23,7 +23,7 @@ pub fn check(data: &[u8]) {
                 let mut again = Vec::new();
                 let value_text = std::str::from_utf8(value).expect("UTF-8");
                 assert_eq!(
-                    judge(analysis, value_text, true, &mut again),
+                    judge(analysis, value_text, &mut again),
                     Ok(Judged { rung: Rung::Strict, unknown_labels: 0 })
                 );
                 assert_eq!(again, value);

@@ -1,7 +1,7 @@
 //! Results files → answers, as the files come: every row of a fetched chunk goes into the store, every line that is no row of
 //! its chunk beside it.
 
-use std::sync::Mutex;
+use std::{collections::HashSet, sync::Mutex};
 
 use tokio::sync::mpsc;
 
@@ -12,13 +12,13 @@ use crate::{
     error::Result,
     flow::tally::Tally,
     flow::{
-        Fault, FaultKind, FaultLine,
+        ChunkId, Fault, FaultKind, FaultLine,
         answers::{AnswerReader, Outcome},
         chunks::Chunk,
         faults::excerpt,
         rows::{self, RowSet},
     },
-    journal::{Journal, Step, locked},
+    journal::{Job, Journal, RefusedLine, Step, locked},
     lines::{blocks::Block, input::exists, spill::AnswerStore},
     workdir::{ResultFile, WorkDir},
 };
@@ -33,7 +33,7 @@ pub fn read_results(
     journal: &Mutex<Journal>,
     store: AnswerStore,
     mut fetched: mpsc::Receiver<usize>,
-) -> Result<(AnswerStore, Tally)> {
+) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         set: &rendering.set,
         work,
@@ -42,8 +42,10 @@ pub fn read_results(
         tally: Tally::new(rendering.set.list.len()),
         block: Block::default(),
     };
-    let chunk = |place: usize| -> Result<Option<Chunk>> {
-        Ok(locked(journal)?.state.jobs.get(place).map(|job| job.chunk.clone()))
+    let job = |place: usize| -> Result<Option<(Chunk, Vec<RefusedLine>)>> {
+        let state = &locked(journal)?.state;
+        let refused = |job: &Job| job.end.as_ref().map(|end| end.refused_lines.clone()).unwrap_or_default();
+        Ok(state.jobs.get(place).map(|job| (job.chunk.clone(), refused(job))))
     };
     let here: Vec<usize> = {
         let jobs = &locked(journal)?.state.jobs;
@@ -51,17 +53,50 @@ pub fn read_results(
         fetched.map(|(place, _)| place).collect()
     };
     for place in &here {
-        if let Some(chunk) = chunk(*place)? {
-            gatherer.read_chunk(*place, &chunk)?;
+        if let Some((chunk, refused)) = job(*place)? {
+            gatherer.read_chunk(*place, &chunk, &refused)?;
         }
     }
+    let mut came: HashSet<usize> = here.iter().copied().collect();
     while let Some(place) = fetched.blocking_recv() {
-        match chunk(place)? {
-            Some(chunk) if here.binary_search(&place).is_err() => gatherer.read_chunk(place, &chunk)?,
+        match job(place)? {
+            Some((chunk, refused)) if came.insert(place) => gatherer.read_chunk(place, &chunk, &refused)?,
             _ => {}
         }
     }
-    Ok((gatherer.store, gatherer.tally))
+    Ok(Gathered { store: gatherer.store, tally: gatherer.tally, came })
+}
+
+/// Answers that wait for their posts.
+#[derive(Debug)]
+pub struct Gathered {
+    pub store: AnswerStore,
+    /// What was counted on the way.
+    pub tally: Tally,
+    /// Places of the chunks whose results were read.
+    came: HashSet<usize>,
+}
+
+/// What stands in the store for a row whose batch is not done. No fault has an empty payload.
+pub const PENDING: &[u8] = b"";
+
+impl Gathered {
+    /// Marks every row of the other chunks as pending.
+    pub fn mark_pending(&mut self, set: &AnalysisSet, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
+        let chunks: Vec<(usize, ChunkId)> = {
+            let jobs = &locked(journal)?.state.jobs;
+            let all = jobs.iter().map(|job| job.chunk.id.clone()).enumerate();
+            all.filter(|(place, _)| !self.came.contains(place)).collect()
+        };
+        for (_, id) in chunks {
+            let Some(analysis) = set.find(&id.analysis) else { continue };
+            for index in RowSet::read(&work.rows(&id))?.indexes() {
+                // After every answer and fault that may be there.
+                self.store.push_fault(index, analysis, u64::MAX, PENDING)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Precedence among answers for one row: chunk order, then output before error file, then line.
@@ -81,8 +116,29 @@ struct Gatherer<'a> {
 }
 
 impl Gatherer<'_> {
-    fn read_chunk(&mut self, place: usize, chunk: &Chunk) -> Result<()> {
+    /// The rows of the lines for which the provider refused the whole batch; it does not say so anywhere else.
+    fn add_refused(&mut self, place: usize, chunk: &Chunk, rows: &RowSet, refused: &[RefusedLine]) -> Result<()> {
+        let Some(at) = self.set.find(&chunk.analysis) else { return Ok(()) };
+        for RefusedLine { line, why } in refused {
+            let nth = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
+            let Some(index) = rows.indexes().nth(nth) else { continue };
+            let detail = format!("the batch failed, since the provider refused line {line} of {}: {why}", chunk.id);
+            let fault = FaultLine {
+                index: Some(index),
+                analysis: Some(chunk.analysis.clone()),
+                ..FaultLine::new(Fault::new(FaultKind::BadRequest, detail))
+            };
+            let mut payload = Vec::new();
+            fault.write_to(&mut payload);
+            // Behind all lines of the files, should the batch have some.
+            self.store.push_fault(index, at, rank(place, ResultFile::Error, u64::MAX), &payload)?;
+        }
+        Ok(())
+    }
+
+    fn read_chunk(&mut self, place: usize, chunk: &Chunk, refused: &[RefusedLine]) -> Result<()> {
         let rows = RowSet::read(&self.work.rows(&chunk.id))?;
+        self.add_refused(place, chunk, &rows, refused)?;
         let asked = self.set.find(&chunk.analysis);
         let is_row = |index: u64, analysis: Option<usize>| {
             (asked == analysis && rows.contains(index)) || drill::without(Guard::Rows)

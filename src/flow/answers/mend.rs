@@ -1,9 +1,9 @@
 //! JSON with small damage, made whole: other quotes, full-width signs, trailing commas, raw line breaks and bare quotes in
 //! strings, words without quotes, comments, a last bracket that is missing.
 
-/// JSON out of almost-JSON. Whether the outcome is JSON is for the parser to say. `ended`: the model had finished, so the
-/// last bracket may be missing.
-pub(super) fn mended(text: &str, ended: bool) -> String {
+/// JSON out of almost-JSON. Whether the outcome is JSON is for the parser to say. The last bracket may be missing: of a
+/// model that had not finished there is no answer.
+pub(super) fn mended(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     let mut rest = text.trim();
     let (mut open, mut is_cut) = (Vec::new(), false);
@@ -30,7 +30,7 @@ pub(super) fn mended(text: &str, ended: bool) -> String {
         }
     }
     let is_cut = is_cut || out.trim_end().ends_with([',', ':']);
-    if let ([last], true, false) = (open.as_slice(), ended, is_cut) {
+    if let ([last], false) = (open.as_slice(), is_cut) {
         out.push(*last);
     }
     out

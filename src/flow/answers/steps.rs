@@ -2,13 +2,13 @@
 //! known words introduces. Linear in the text but for a bounded number of tries.
 
 use super::{
-    Fault, FaultKind, Judge, Judged, Rung,
+    Asked, Fault, FaultKind, Judge, Judged, Rung,
     mend::mended,
     values::{Verdict, balanced_end, judge_digits, quoted},
     words::{Before, ends_sentence, words},
     wrapping::{LAYERS, closes, trim, unwrapped, without_thinking},
 };
-use crate::analysis::{Analysis, AnswerRule, LabelSet, fold};
+use crate::analysis::{AnswerRule, LabelSet, fold};
 
 /// Longest text that is searched for an answer, in bytes: an answer is small.
 const LONGEST: usize = 64 << 10;
@@ -26,10 +26,8 @@ const LABEL_CHARS: usize = 16;
 /// One text being read.
 pub(super) struct Reading<'j> {
     pub judge: &'j mut Judge,
-    pub asked: &'j Analysis,
+    pub asked: Asked<'j>,
     pub out: &'j mut Vec<u8>,
-    /// The model said that it had finished.
-    pub ended: bool,
 }
 
 /// A line, a sentence of a line, or a fence; JSON stays whole.
@@ -87,7 +85,7 @@ impl Reading<'_> {
 
     /// The text is a value as it was asked for.
     fn strict(&mut self, text: &str, depth: usize) -> Option<Verdict> {
-        let bare = match &self.asked.rule {
+        let bare = match self.asked.rule {
             AnswerRule::Integer { min, max, .. } => judge_digits(text, (*min, *max), self.out),
             rule => self.judge.judge_label(text, rule, self.out),
         };
@@ -129,7 +127,7 @@ impl Reading<'_> {
         if !text.starts_with(['[', '{', '［', '｛', '【']) {
             return None;
         }
-        let mended = mended(text, self.ended);
+        let mended = mended(text);
         if self.judge.tape.read(&mended) {
             return Some(self.judge.judge_tape(self.asked, self.out));
         }
@@ -245,7 +243,7 @@ impl Reading<'_> {
     /// What a text without an answer holds of the kind that was asked for.
     fn nothing_given(&mut self, text: &str) -> Fault {
         let refused = |detail: String| Fault::new(FaultKind::NotAccepted, detail);
-        let mentioned = match &self.asked.rule {
+        let mentioned = match self.asked.rule {
             AnswerRule::Integer { .. } => numbers_in(text),
             AnswerRule::Label { labels } | AnswerRule::Labels { labels, .. } => labels_in(text, labels),
             AnswerRule::Pairs { .. } => self.pairs_in(text),

@@ -13,7 +13,7 @@ fn set() -> AnalysisSet {
 fn read(set: &AnalysisSet, analysis: &str, text: &str) -> Result<(String, Judged), Fault> {
     let asked = set.list.get(set.find(analysis).expect("a built-in analysis")).expect("it is in the set");
     let mut out = b"before".to_vec();
-    let judged = judge(asked, text, true, &mut out);
+    let judged = judge(asked, text, &mut out);
     let value = String::from_utf8(out.strip_prefix(b"before").expect("only appended to").to_vec()).expect("UTF-8");
     assert!(judged.is_ok() || value.is_empty(), "a fault leaves nothing behind: {value}");
     judged.map(|judged| (value, judged))
@@ -89,7 +89,7 @@ fn hostile_texts_end_soon() {
             let text = piece.repeat(times);
             for analysis in &set.list {
                 let started = std::time::Instant::now();
-                let _either = judge(analysis, &text, true, &mut Vec::new());
+                let _either = judge(analysis, &text, &mut Vec::new());
                 assert!(started.elapsed().as_secs() < 5, "{piece} {times} times for {}", analysis.name);
             }
         }
@@ -170,14 +170,14 @@ proptest! {
         let mut judging = Judge::default();
         for analysis in &set.list {
             let mut first = Vec::new();
-            if judging.judge(analysis, &text, true, &mut first).is_err() {
+            if judging.judge(analysis.into(), &text, &mut first).is_err() {
                 prop_assert!(first.is_empty());
                 continue;
             }
             let mut again = Vec::new();
             let value = std::str::from_utf8(&first).expect("UTF-8");
             prop_assert!(serde_json::from_str::<serde_json::Value>(value).is_ok());
-            let judged = judging.judge(analysis, value, true, &mut again);
+            let judged = judging.judge(analysis.into(), value, &mut again);
             prop_assert_eq!(judged, Ok(Judged { rung: Rung::Strict, unknown_labels: 0 }));
             prop_assert_eq!(&first, &again);
         }

@@ -1,13 +1,13 @@
 //! A value, as JSON or as bare text, held against the rule of its analysis.
 
 use super::{
-    Judge,
+    Asked, Judge,
     tape::{Node, Number, Tape},
     words::{own_names, words},
     wrapping::unmarked,
 };
 use crate::{
-    analysis::{Analysis, AnswerRule, LabelSet, LabelTree},
+    analysis::{AnswerRule, LabelSet, LabelTree},
     flow::faults::escape_control,
 };
 
@@ -75,10 +75,10 @@ pub(super) fn narrow(c: char) -> char {
 
 impl Judge {
     /// Judges what is on the tape.
-    pub(super) fn judge_tape(&mut self, asked: &Analysis, out: &mut Vec<u8>) -> Verdict {
+    pub(super) fn judge_tape(&mut self, asked: Asked<'_>, out: &mut Vec<u8>) -> Verdict {
         self.picked.clear();
         let Self { tape, picked } = self;
-        let judged = match &asked.rule {
+        let judged = match asked.rule {
             AnswerRule::Integer { min, max, .. } => judge_integer(tape, asked, (*min, *max), out),
             AnswerRule::Label { labels } => judge_labels(tape, picked, asked, &Count::one(labels), out),
             AnswerRule::Labels { labels, min, max } => {
@@ -93,9 +93,9 @@ impl Judge {
     }
 
     /// A text that is no JSON and nothing but a value; `None` if it is not.
-    pub(super) fn judge_bare(&mut self, text: &str, asked: &Analysis, out: &mut Vec<u8>) -> Option<Verdict> {
+    pub(super) fn judge_bare(&mut self, text: &str, asked: Asked<'_>, out: &mut Vec<u8>) -> Option<Verdict> {
         self.picked.clear();
-        let (labels, min) = match &asked.rule {
+        let (labels, min) = match asked.rule {
             AnswerRule::Integer { min, max, .. } => {
                 return whole_number(text, *max).map(|number| accept_integer(number, (*min, *max), out));
             }
@@ -147,8 +147,8 @@ impl<'r> Count<'r> {
 }
 
 /// Goes into objects by the answer's own key, or by the only key if that is a neutral one; a reason may stand beside it.
-fn within(tape: &Tape, mut at: usize, asked: &Analysis) -> Result<usize, Verdict> {
-    while tape.is_map(at) && !is_pair(tape, at, &asked.rule) {
+fn within(tape: &Tape, mut at: usize, asked: Asked<'_>) -> Result<usize, Verdict> {
+    while tape.is_map(at) && !is_pair(tape, at, asked.rule) {
         let is_own = |key: &str| own_names(asked).any(|own| own.eq_ignore_ascii_case(key));
         let mut own = tape.entries(at).filter(|(key, _)| is_own(key));
         let mut others = tape.entries(at).filter(|(key, _)| !words().is_reason_key(key));
@@ -168,7 +168,7 @@ fn is_pair(tape: &Tape, at: usize, rule: &AnswerRule) -> bool {
 }
 
 /// A number, one in quotes, or one in an array of its own.
-fn judge_integer(tape: &Tape, asked: &Analysis, range: (i64, i64), out: &mut Vec<u8>) -> Result<Verdict, Verdict> {
+fn judge_integer(tape: &Tape, asked: Asked<'_>, range: (i64, i64), out: &mut Vec<u8>) -> Result<Verdict, Verdict> {
     let mut at = within(tape, 0, asked)?;
     if tape.is_list(at) {
         let mut elements = tape.elements(at);
@@ -194,7 +194,7 @@ fn judge_integer(tape: &Tape, asked: &Analysis, range: (i64, i64), out: &mut Vec
 fn judge_labels(
     tape: &Tape,
     picked: &mut Vec<(u32, u32)>,
-    asked: &Analysis,
+    asked: Asked<'_>,
     count: &Count<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Verdict, Verdict> {
@@ -389,7 +389,7 @@ impl Pairs<'_> {
     fn judge(
         &self,
         tape: &Tape,
-        asked: &Analysis,
+        asked: Asked<'_>,
         picked: &mut Vec<(u32, u32)>,
         out: &mut Vec<u8>,
     ) -> Result<Verdict, Verdict> {

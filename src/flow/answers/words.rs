@@ -6,8 +6,11 @@ use std::sync::LazyLock;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Deserialize;
 
-use super::wrapping::{closes, trim};
-use crate::analysis::{Analysis, AnswerRule};
+use super::{
+    Asked,
+    wrapping::{closes, trim},
+};
+use crate::analysis::AnswerRule;
 
 /// An introduction has at most so many words.
 const LONGEST: usize = 16;
@@ -89,13 +92,13 @@ pub(super) fn words() -> &'static Words {
     &WORDS
 }
 
-/// What the answer to this analysis may be called: its name, its field, and the keys of its rule.
-pub(super) fn own_names(asked: &Analysis) -> impl Iterator<Item = &str> {
-    let keys = match &asked.rule {
+/// What the answer may be called: the name of its analysis, its field, and the keys of its rule.
+pub(super) fn own_names(asked: Asked<'_>) -> impl Iterator<Item = &str> {
+    let keys = match asked.rule {
         AnswerRule::Integer { keys, .. } => keys.as_slice(),
         _ => &[],
     };
-    [&asked.name, &asked.field].into_iter().chain(keys).map(String::as_str)
+    asked.names.into_iter().chain(keys.iter().map(String::as_str)).filter(|name| !name.is_empty())
 }
 
 impl Words {
@@ -127,7 +130,7 @@ impl Words {
     }
 
     /// The longest known word of these classes at the beginning, and what follows it.
-    fn take<'t>(&self, text: &'t str, classes: &[Class], asked: Option<&Analysis>) -> Option<(Class, &'t str)> {
+    fn take<'t>(&self, text: &'t str, classes: &[Class], asked: Option<Asked<'_>>) -> Option<(Class, &'t str)> {
         let first = text.chars().next()?.to_ascii_lowercase();
         let list = self.words.get(&first).into_iter().flatten().filter(|(_, class)| classes.contains(class));
         let known = list.filter_map(|(word, class)| Some((*class, after_word(text, word)?))).next();
@@ -159,7 +162,7 @@ impl Words {
     }
 
     /// `none`, `no complaints`, `没有合适的主题`: nothing else, and of what may be none only what is asked for.
-    pub fn says_nothing(&self, text: &str, asked: &Analysis) -> bool {
+    pub fn says_nothing(&self, text: &str, asked: Asked<'_>) -> bool {
         let text = trim(text.trim_end_matches(closes));
         let Some((_, mut rest)) = self.take(text, &[Class::Nothing], None) else { return false };
         let mut is_named = rest.is_empty();
@@ -174,7 +177,7 @@ impl Words {
     pub fn introduced<T>(
         &self,
         sentence: &str,
-        asked: &Analysis,
+        asked: Asked<'_>,
         read: &mut dyn FnMut(&str) -> Option<T>,
     ) -> Option<T> {
         const SPACING: [char; 5] = [':', '：', ',', '，', '='];
@@ -204,7 +207,7 @@ impl Words {
         None
     }
 
-    pub fn context(&self, sentence: &str, asked: &Analysis, before: Before) -> Before {
+    pub fn context(&self, sentence: &str, asked: Asked<'_>, before: Before) -> Before {
         let is_blank = |rest: &str| skip_marks(rest).trim_start_matches(closes).is_empty().then_some(());
         let is_introduction = self.introduced(sentence, asked, &mut |rest| is_blank(rest)).is_some();
         let last = sentence.trim_end_matches(is_mark).chars().next_back();

@@ -3,8 +3,11 @@
 
 use std::borrow::Cow;
 
-use super::words::{own_names, words};
-use crate::analysis::{Analysis, AnswerRule};
+use super::{
+    Asked,
+    words::{own_names, words},
+};
+use crate::analysis::AnswerRule;
 
 /// An answer has at most so many layers around it.
 pub(super) const LAYERS: usize = 32;
@@ -91,9 +94,9 @@ pub(super) fn without_thinking(text: &str) -> Cow<'_, str> {
 }
 
 /// The text without one layer of wrapping, if it has one.
-pub(super) fn unwrapped<'t>(text: &'t str, asked: &Analysis) -> Option<&'t str> {
+pub(super) fn unwrapped<'t>(text: &'t str, asked: Asked<'_>) -> Option<&'t str> {
     // Where numbers may be negative, `- 1` is one.
-    if matches!(asked.rule, AnswerRule::Integer { min, .. } if min < 0) && text.starts_with('-') {
+    if matches!(asked.rule, AnswerRule::Integer { min, .. } if *min < 0) && text.starts_with('-') {
         return None;
     }
     let inside = fence(text).or_else(|| tag(text, asked)).map(trim).filter(|inside| !inside.is_empty());
@@ -132,7 +135,7 @@ fn without_language(inside: &str) -> &str {
 }
 
 /// `<answer>…</answer>`: a tag whose name is one of an answer.
-fn tag<'t>(text: &'t str, asked: &Analysis) -> Option<&'t str> {
+fn tag<'t>(text: &'t str, asked: Asked<'_>) -> Option<&'t str> {
     let (name, rest) = text.strip_prefix('<')?.split_once('>')?;
     let inside = rest.strip_suffix('>')?.strip_suffix(name)?.strip_suffix("</")?;
     let is_known = words().is_tag(name) || own_names(asked).any(|own| own.eq_ignore_ascii_case(name));
