@@ -11,6 +11,7 @@ mod envelopes;
 mod fuzzed;
 mod r#gen;
 mod hostile;
+mod inputs;
 mod jobs;
 mod laws;
 mod merge;
