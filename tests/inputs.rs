@@ -291,8 +291,8 @@ fn r10_11_run_names_the_users_file_and_never_the_copy() {
 /// The `jq` command that a message names.
 fn jq_command(stderr: &str) -> String {
     let line = stderr.lines().find(|line| line.contains("jq -c ")).unwrap_or_else(|| panic!("no command: {stderr}"));
-    let command = line.split_once(": ").expect("words before it").1.trim();
-    command.to_owned()
+    let at = line.find("jq -c ").expect("found above");
+    line[at..].to_owned()
 }
 
 #[test]
@@ -331,7 +331,8 @@ fn r10_12_an_object_around_the_posts_is_refused_with_the_jq_command_that_helps()
             dir.write(name, &text).write("answers.jsonl", answers(2));
             let gen_ran = dir.run(&["gen", name, ONE, "-o", "out.jsonl"]).exits(65);
             let command = jq_command(&gen_ran.stderr);
-            assert!(command.starts_with(&format!("jq -c '{program}")), "{command}");
+            let program = if is_post { ". " } else { &format!("'{program}") };
+            assert!(command.starts_with(&format!("jq -c {program}")), "{command}");
             for args in [
                 &["merge", name, "answers.jsonl", ONE, "-o", "out.jsonl"][..],
                 &["run", name, "-o", "out.jsonl", "-d", "w", "--emulate", ONE],
@@ -549,7 +550,7 @@ fn r10_13_a_post_that_leaves_a_whole_prompt_empty_is_a_bad_post() {
     };
     let (rows, faults) = asked("", 1);
     assert_eq!(rows, [0, 1]);
-    let told = "\"kind\":\"bad_post\",\"detail\":\"`title` and `body` are empty or absent: its prompt would ask about nothing\"";
+    let told = "\"kind\":\"bad_post\",\"detail\":\"nothing to ask about: of what its prompt places (`body`, `title`) all is empty or absent\"";
     assert!(faults.lines().count() == 2 && faults.lines().all(|line| line.contains(told)), "{faults}");
     assert_eq!(asked(",\"requires\":[]", 0).0, [0, 1, 2, 3]);
     let (rows, faults) = asked(",\"requires\":[\"title\"]", 1);

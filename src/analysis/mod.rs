@@ -41,8 +41,9 @@ pub struct Analysis {
     pub template: Template,
     /// Looks at the post's images, with the multimodal model.
     pub images: bool,
-    /// Fields that must be strings, or the post is a fault for this analysis.
-    pub requires: Vec<(String, Slot)>,
+    /// Fields that must be texts with something in them, or the post is a fault for this analysis; `None`: any field of the
+    /// prompt is enough.
+    pub requires: Option<Vec<(String, Slot)>>,
     /// Compact JSON written when an answer was a fault and the post has no value of its own.
     pub fallback: Option<String>,
     /// As written in `analysis.json`.
@@ -219,7 +220,6 @@ impl AnalysisSet {
         for text in [folder.json.as_str(), &folder.prompt, reference.as_ref().map_or("", |(_, text)| text.as_str())] {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
-        let required: Vec<String> = definition.requires().map(str::to_owned).collect();
         let rule = definition
             .rule
             .resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str())))
@@ -231,7 +231,12 @@ impl AnalysisSet {
             Error::input(format!("{here}, prompt.txt: {what}"))
                 .fix("mend the prompt; in it `{{name}}` is a field of the post and `{{labels}}` the labels")
         })?;
-        let requires = required.into_iter().map(|name| (name.clone(), self.fields.slot(&name))).collect();
+        let slots = |name: &String| (name.clone(), self.fields.slot(name));
+        let requires: Option<Vec<_>> = definition.requires.as_ref().map(|names| names.iter().map(slots).collect());
+        match &requires {
+            Some(requires) => requires.iter().for_each(|(_, slot)| self.fields.ask(*slot)),
+            None => template.pieces.iter().filter_map(|piece| piece.slot).for_each(|slot| self.fields.ask(slot)),
+        }
         if definition.images {
             self.image_slot = Some(self.fields.slot(IMAGE_FIELD));
         }
@@ -264,7 +269,8 @@ impl Definition {
         if self.field.is_empty() {
             return Err(("`field` is empty".to_owned(), "name the key of the post that the answer is written to"));
         }
-        if self.field == IMAGE_FIELD || self.requires().any(|name| name == self.field) {
+        let is_required = self.requires.iter().flatten().any(|name| *name == self.field);
+        if self.field == IMAGE_FIELD || self.field == "content" || is_required {
             let what = format!("the answer would replace `{}`, which is asked about", self.field);
             return Err((what, "choose another `field`"));
         }
@@ -277,12 +283,6 @@ impl Definition {
             return Err(("`max_tokens` is 0".to_owned(), "write a whole number from 1"));
         }
         Ok(())
-    }
-
-    fn requires(&self) -> impl Iterator<Item = &str> {
-        let names = self.requires.as_deref();
-        let default = names.is_none().then_some("content");
-        names.unwrap_or_default().iter().map(String::as_str).chain(default)
     }
 }
 
