@@ -31,9 +31,7 @@ fn mood(dir: &WorkDir, prompt: &str, more: &str) -> [&'static str; 4] {
 }
 
 fn answers(count: usize) -> String {
-    (0..count)
-        .map(|index| format!("{{\"index\":{index},\"analysis\":\"sentiment_polarity\",\"value\":3}}\n"))
-        .collect()
+    (0..count).map(|index| format!("{{\"index\":{index},\"analysis\":\"sentiment_polarity\",\"value\":3}}\n")).collect()
 }
 
 fn names(dir: &WorkDir) -> Vec<String> {
@@ -238,7 +236,7 @@ fn r10_11_the_message_names_cause_line_and_column() {
     let dir = WorkDir::new();
     for (line, told) in [
         ("{\"content\":\"b\"}{\"content\":\"c\"}", "a second object on the same line; `jq -c .` puts"),
-        ("{\"content\":\"二\", \"n\":NaN}", "`NaN` is no number in JSON; write null instead (column 20)"),
+        ("{\"content\":\"二\", \"n\":NaN}", "`NaN` is no number in JSON; write null instead (column 21)"),
         ("{\"content\":\"b\", \"n\":-Infinity}", "`Infinity` is no number in JSON"),
         ("{'content': 'b'}", "single quotes are Python's; JSON has double ones"),
         ("{\"content\":\"b\",\"n\":None}", "`None` is Python's word; JSON has null, true and false"),
@@ -255,7 +253,9 @@ fn r10_11_the_message_names_cause_line_and_column() {
         // In an array it ends the verb.
         dir.write("posts.json", format!("[\n{{\"content\":\"a\"}},\n{line}\n]"));
         let ran = dir.run(&["gen", "posts.json", ONE]).exits(65);
-        assert!(ran.stderr.contains("broken JSON array at index") && ran.stderr.contains("line 3"), "{}", ran.stderr);
+        // A second comma is noticed where the next post should be.
+        let place = if line.ends_with(',') { "line 4" } else { "line 3" };
+        assert!(ran.stderr.contains("broken JSON array at index") && ran.stderr.contains(place), "{}", ran.stderr);
     }
 }
 
@@ -292,13 +292,12 @@ fn r10_11_run_names_the_users_file_and_never_the_copy() {
 fn jq_command(stderr: &str) -> String {
     let line = stderr.lines().find(|line| line.contains("jq -c ")).unwrap_or_else(|| panic!("no command: {stderr}"));
     let at = line.find("jq -c ").expect("found above");
-    line[at..].to_owned()
+    line.split_at(at).1.to_owned()
 }
 
 #[test]
 fn r10_12_an_object_around_the_posts_is_refused_with_the_jq_command_that_helps() {
-    const PANDAS_SPLIT: &str =
-        r#"{"columns":["content","n"],"index":[0,1],"data":[["a",1],["b\"",null]]}"#;
+    const PANDAS_SPLIT: &str = r#"{"columns":["content","n"],"index":[0,1],"data":[["a",1],["b\"",null]]}"#;
     const PANDAS_COLUMNS: &str = r#"{"content":{"0":"a","1":"b"},"n":{"0":1,"1":null}}"#;
     let has_jq = Command::new("jq").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !has_jq {
@@ -498,10 +497,9 @@ fn r10_13_a_field_that_no_post_has_is_one_note() {
         assert!(told[0].contains("`location`, `publish_time`, `username`"), "{}", told[0]);
     }
     // Somewhere is enough, and null is there.
-    for last in ["{\"content\":\"c\",\"username\":\"u\",\"location\":null,\"publish_time\":\"\"}\n"] {
-        let ran = dir.pipe(format!("{posts}{last}"), &["gen", two]).exits(0);
-        assert!(!ran.stderr.contains("no post has"), "{}", ran.stderr);
-    }
+    let last = "{\"content\":\"c\",\"username\":\"u\",\"location\":null,\"publish_time\":\"\"}\n";
+    let ran = dir.pipe(format!("{posts}{last}"), &["gen", two]).exits(0);
+    assert!(!ran.stderr.contains("no post has"), "{}", ran.stderr);
 }
 
 /// A filter streams: after the first 1,000 posts it warns, and goes on until it knows.
@@ -542,7 +540,8 @@ fn r10_13_an_empty_input_says_so() {
 #[test]
 fn r10_13_a_post_that_leaves_a_whole_prompt_empty_is_a_bad_post() {
     let dir = WorkDir::new();
-    let posts = "{\"title\":\"t\"}\n{\"body\":\"b\",\"title\":\"\"}\n{\"title\":null,\"body\":\"\",\"n\":1}\n{\"n\":1}\n";
+    let posts =
+        "{\"title\":\"t\"}\n{\"body\":\"b\",\"title\":\"\"}\n{\"title\":null,\"body\":\"\",\"n\":1}\n{\"n\":1}\n";
     let asked = |more: &str, code: i32| {
         let mood = mood(&dir, "{{title}}: {{body}}", more);
         let ran = dir.pipe(posts, &[&["gen", "--faults=f"][..], &mood].concat()).exits(code);

@@ -233,10 +233,15 @@ impl AnalysisSet {
         })?;
         let slots = |name: &String| (name.clone(), self.fields.slot(name));
         let requires: Option<Vec<_>> = definition.requires.as_ref().map(|names| names.iter().map(slots).collect());
-        match &requires {
-            Some(requires) => requires.iter().for_each(|(_, slot)| self.fields.ask(*slot)),
-            None => template.pieces.iter().filter_map(|piece| piece.slot).for_each(|slot| self.fields.ask(slot)),
+        let asked: Vec<Slot> = match &requires {
+            Some(requires) => requires.iter().map(|(_, slot)| *slot).collect(),
+            None => template.pieces.iter().filter_map(|piece| piece.slot).collect(),
+        };
+        if asked.iter().any(|slot| self.fields.name(*slot) == definition.field) {
+            let (what, fix) = would_replace(&definition.field);
+            return Err(Error::input(format!("{here}: {what}")).fix(fix));
         }
+        asked.into_iter().for_each(|slot| self.fields.ask(slot));
         if definition.images {
             self.image_slot = Some(self.fields.slot(IMAGE_FIELD));
         }
@@ -269,10 +274,8 @@ impl Definition {
         if self.field.is_empty() {
             return Err(("`field` is empty".to_owned(), "name the key of the post that the answer is written to"));
         }
-        let is_required = self.requires.iter().flatten().any(|name| *name == self.field);
-        if self.field == IMAGE_FIELD || self.field == "content" || is_required {
-            let what = format!("the answer would replace `{}`, which is asked about", self.field);
-            return Err((what, "choose another `field`"));
+        if self.field == IMAGE_FIELD {
+            return Err(would_replace(IMAGE_FIELD));
         }
         if let Some(temperature) = &self.temperature
             && !temperature.as_f64().is_some_and(|t| (0.0..=2.0).contains(&t))
@@ -284,6 +287,10 @@ impl Definition {
         }
         Ok(())
     }
+}
+
+fn would_replace(field: &str) -> (String, &'static str) {
+    (format!("the answer would replace `{field}`, which is asked about"), "choose another `field`")
 }
 
 impl Folder {

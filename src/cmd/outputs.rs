@@ -23,11 +23,12 @@ pub fn check<'a>(
     output: Option<&Path>,
     faults: &FaultArgs,
 ) -> Result<()> {
-    let named = |path: &&Path| *path != Path::new("-");
-    let (posts, others) = (posts.filter(named), inputs.into_iter().filter(named).collect::<Vec<_>>());
+    let others: Vec<&Path> = inputs.into_iter().collect();
     check_stdout(posts.into_iter().chain(others.iter().copied()), output)?;
+    let named = |path: &&Path| *path != Path::new("-");
+    let (posts, others) = (posts.filter(named), others.into_iter().filter(named));
     let read = |path: &Path| Some((real(path)?, "is read".to_owned()));
-    let mut taken: Vec<(PathBuf, String)> = others.into_iter().filter_map(read).collect();
+    let mut taken: Vec<(PathBuf, String)> = others.filter_map(read).collect();
     let output = output.unwrap_or(Path::new("-"));
     let place = real(output);
     if let Some(place) = &place {
@@ -54,14 +55,11 @@ fn refuse_taken(taken: &[(PathBuf, String)], flag: &str, path: &Path, real: &Pat
 }
 
 /// What a shell writes into a file that is read (`>> posts.jsonl`) would be read again.
-fn check_stdout<'a>(inputs: impl Iterator<Item = &'a Path>, output: Option<&Path>) -> Result<()> {
+fn check_stdout<'a>(mut inputs: impl Iterator<Item = &'a Path>, output: Option<&Path>) -> Result<()> {
     let Some(stdout) = stdout_identity().filter(|_| output.is_none_or(is_stdout)) else { return Ok(()) };
-    for path in inputs.filter(|path| identity(Some(path)) == Some(stdout)) {
-        let path = path.display();
-        return Err(Error::usage(format!("stdout is {path}, which is read"))
-            .fix(format!("-o {path} replaces it, when all is written; > and >> do not wait for that")));
-    }
-    Ok(())
+    let Some(path) = inputs.find(|path| identity(Some(path)) == Some(stdout)) else { return Ok(()) };
+    let path = if path == Path::new("-") { Path::new("stdin") } else { path };
+    Err(Error::usage(format!("stdout is {}, which is read", path.display())).fix("write to another file: -o FILE"))
 }
 
 /// The output would take the place of the posts that are read, by whatever name. `None` and `-` are stdin.

@@ -62,8 +62,18 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
     kept?;
-    let ended = run.join(&end, gathered, &stop)?;
-    finish(end, ended, &run.journal, console)
+    match run.join(&end, gathered, &stop) {
+        Ok(ended) => finish(end, ended, &run.journal, console),
+        // Also then it is said what remains of the batches; that has the last word.
+        Err(error) if error.kind() == Kind::Input => match finish(end, Ended::Finished, &run.journal, console) {
+            Ok(Ended::Finished) => Err(error),
+            left => {
+                console.always(&error);
+                left
+            }
+        },
+        Err(error) => Err(error),
+    }
 }
 
 /// One run of a work directory. Its parts may also be called in turn, on one thread: the simulator does that.

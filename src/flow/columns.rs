@@ -189,7 +189,8 @@ impl<'s> Columns<'s> {
         } else {
             format!("no post has {fields}")
         };
-        let error = Error::input(format!("{input}: {what}; asked about by {analyses}. The posts have: {}", self.shown()));
+        let error =
+            Error::input(format!("{input}: {what}; asked about by {analyses}. The posts have: {}", self.shown()));
         if lack.is_empty {
             return error.fix(format!("fill `{first}`, or name another field in the prompt"));
         }
@@ -271,9 +272,8 @@ fn image(analysis: &Analysis, set: &AnalysisSet) -> Option<Slot> {
 
 /// The same letters in another spelling, or a slip of the pen: one letter in five.
 fn is_near(name: &str, column: &str) -> bool {
-    let plain = |text: &str| -> String {
-        text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
-    };
+    let plain =
+        |text: &str| -> String { text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect() };
     let (name, column) = (plain(name), plain(column));
     let letters = name.chars().count();
     let slips = if letters < 4 { 0 } else { (letters / 5).max(1) };

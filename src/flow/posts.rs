@@ -426,7 +426,7 @@ mod tests {
             (&b"17"[..], "not a JSON object"),
             (b"[{}]", "not a JSON object"),
             (b"{\"a\":1", "EOF"),
-            (b"{} {}", "trailing characters"),
+            (b"{} {}", "a second object on the same line"),
             (b"{\"a\":\"\xff\"}", "not UTF-8 at byte 6"),
             (b"nonsense", "not JSON"),
         ] {

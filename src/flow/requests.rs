@@ -2,7 +2,12 @@
 //! strings are spliced between them as they stand, so no text of a post can leave its string. A request is the places of
 //! its parts: how long it is can be told without writing it, and it is written straight to where it goes.
 
-use std::{collections::{BTreeSet, HashSet}, fmt::Write as _, io::Write, path::Path};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt::Write as _,
+    io::Write,
+    path::Path,
+};
 
 use super::{
     CustomId, Fault, FaultKind, FaultLine, Object, PostIndex,
@@ -315,8 +320,9 @@ impl Texts {
         }
         let written = written(post, slot);
         let changed = match post.raw(slot) {
-            Some(raw) if raw.starts_with('"') => (!goes_as_it_is(written.as_bytes()))
-                .then(|| on_one_line(&decode_unicode_escapes(written, surrogates))),
+            Some(raw) if raw.starts_with('"') => {
+                (!goes_as_it_is(written.as_bytes())).then(|| on_one_line(&decode_unicode_escapes(written, surrogates)))
+            }
             Some(raw) if raw.starts_with(['{', '[']) => Some(escape_json(raw)),
             _ => None,
         };

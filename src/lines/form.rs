@@ -298,8 +298,7 @@ mod tests {
 
     #[test]
     fn r10_12_the_program_is_the_one_for_the_form() {
-        const SPLIT: &str =
-            ".columns as $c | .data[] | [$c, .] | transpose | map({(.[0] | tostring): .[1]}) | add";
+        const SPLIT: &str = ".columns as $c | .data[] | [$c, .] | transpose | map({(.[0] | tostring): .[1]}) | add";
         const COLUMNS: &str = ". as $t | (first(.[]) | keys_unsorted[]) as $row | $t | map_values(.[$row])";
         for (text, program) in [
             (r#"{"user":{"id":1},"weibo":[{"content":"a"}]}"#, Some(".weibo[]")),
