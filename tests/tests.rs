@@ -15,6 +15,7 @@ mod inputs;
 mod jobs;
 mod laws;
 mod merge;
+mod money;
 mod outputs;
 mod parse;
 mod run;

@@ -231,7 +231,7 @@ impl Doctor<'_> {
     /// Looks for our batches in a complete listing, as is done for a create without an answer.
     async fn look_at_list(&mut self, trials: &mut [Trial]) -> Result<(), Halt> {
         let ids: Vec<BatchId> = trials.iter().map(|trial| trial.batch.id.clone()).collect();
-        let shown = self.call(self.client.find_batches(|batch| ids.contains(&batch.id))).await??;
+        let shown = self.call(self.client.find_batches(|batch| ids.contains(&batch.id))).await??.found;
         for batch in &shown {
             let Some(trial) = trials.iter_mut().find(|trial| trial.batch.id == batch.id) else { continue };
             trial.listed = true;
@@ -448,7 +448,7 @@ impl Doctor<'_> {
             };
             if let Ok(found) = client.find_batches(ours).await {
                 let known = self.batches.len();
-                self.batches.extend(found.into_iter().map(|batch| batch.id));
+                self.batches.extend(found.found.into_iter().map(|batch| batch.id));
                 // One that is not listed yet may be later.
                 if self.batches.len() > known || sent.elapsed() > self.settle {
                     self.unclear = None;

@@ -1,0 +1,635 @@
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::Path as Segment,
+    http::StatusCode,
+    response::IntoResponse as _,
+    routing::{delete, get, post},
+};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    cli,
+    console::Console,
+    flow::chunks::InputMark,
+    journal::{Config, start},
+    lines::output::write_whole,
+    provider::{ClientSettings, Dialect, Key},
+};
+
+/// What a server did: batches in the order of their creation, and calls by name.
+#[derive(Clone, Debug, Default)]
+struct Seen(Arc<Mutex<(Vec<Value>, Vec<String>)>>);
+
+impl Seen {
+    fn call(&self, name: impl Into<String>) {
+        self.0.lock().expect("whole").1.push(name.into());
+    }
+
+    fn add(&self, batch: Value) {
+        self.0.lock().expect("whole").0.push(batch);
+    }
+
+    fn batches(&self) -> Vec<Value> {
+        self.0.lock().expect("whole").0.clone()
+    }
+
+    fn count(&self, name: &str) -> usize {
+        self.0.lock().expect("whole").1.iter().filter(|call| call.starts_with(name)).count()
+    }
+}
+
+/// A server that takes files, and lists and shows the batches it has; creates are up to the test.
+fn server(seen: &Seen) -> Router {
+    let (uploads, lists, shown, cancels, deletes) =
+        (seen.clone(), seen.clone(), seen.clone(), seen.clone(), seen.clone());
+    Router::new()
+        .route(
+            "/x/files",
+            post(async move || {
+                uploads.call("upload");
+                Json(json!({"id": format!("file-{}", uploads.count("upload"))}))
+            }),
+        )
+        .route(
+            "/x/files/{id}",
+            delete(async move |Segment(id): Segment<String>| {
+                deletes.call(format!("delete {id}"));
+                Json(json!({"deleted": true}))
+            }),
+        )
+        .route(
+            "/x/batches/{id}",
+            get(async move |Segment(id): Segment<String>| {
+                let found = shown.batches().into_iter().find(|batch| batch["id"] == id.as_str());
+                found.map(Json).ok_or(StatusCode::NOT_FOUND)
+            }),
+        )
+        .route(
+            "/x/batches/{id}/cancel",
+            post(async move |Segment(id): Segment<String>| {
+                cancels.call(format!("cancel {id}"));
+                Json(json!({"id": id, "status": "cancelling"}))
+            }),
+        )
+        .route(
+            "/x/batches",
+            get(async move || {
+                lists.call("list");
+                // It always says that there is more.
+                Json(json!({"data": lists.batches(), "has_more": true}))
+            }),
+        )
+}
+
+/// A work directory of `chunks` chunks of one row each, and one of another model.
+fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
+    let work = WorkDir::create(dir).expect("a directory");
+    let mut journal = work.journal().expect("a journal");
+    let config = Config {
+        input: "posts".to_owned(),
+        analyses: Vec::new(),
+        model: "m".to_owned(),
+        multimodal_model: "v".to_owned(),
+        temperature: String::new(),
+        provider: "zhipu".to_owned(),
+        emulate: false,
+        max_lines: 1,
+        max_bytes: 1,
+        start_index: 0,
+        missing: false,
+        skip: None,
+    };
+    journal.append(&start("run".to_owned(), false, config)).expect("appended");
+    for part in 1..=chunks {
+        let id = crate::flow::ChunkId { analysis: "a".to_owned(), vision: false, part };
+        let chunk = Chunk {
+            path: format!("requests/{id}.jsonl"),
+            analysis: "a".to_owned(),
+            model: if part == chunks { "glm-4-air" } else { "glm-4v-plus" }.to_owned(),
+            lines: 1,
+            bytes: 3,
+            first_index: 0,
+            last_index: 0,
+            blake3: blake3::hash(b"{}\n").to_hex().to_string(),
+            id,
+        };
+        write_whole(&work.join(&chunk.path), b"{}\n").expect("written");
+        write_whole(&work.rows(&chunk.id), b"0-0\n").expect("written");
+        let input = InputMark { posts: 1, blake3: String::new() };
+        journal.append(&Event::Chunk { chunk, input }).expect("appended");
+    }
+    (work, Mutex::new(journal))
+}
+
+async fn drive(router: Router, work: &WorkDir, journal: &Mutex<Journal>, goal: Goal) -> JobsEnd {
+    let (_, none) = mpsc::channel(1);
+    drive_with(router, work, journal, goal, none).await
+}
+
+async fn drive_with(
+    router: Router,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    goal: Goal,
+    cut: mpsc::Receiver<usize>,
+) -> JobsEnd {
+    drive_as(router, work, journal, cut, |settings| JobSettings { goal, ..settings }).await
+}
+
+/// Drives with settings that `change` makes of the usual ones.
+async fn drive_as(
+    router: Router,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    cut: mpsc::Receiver<usize>,
+    change: impl FnOnce(JobSettings) -> JobSettings,
+) -> JobsEnd {
+    let client = Client::new(ClientSettings {
+        dialect: Dialect::find("zhipu").expect("known"),
+        base_url: Some("http://127.0.0.1/x".to_owned()),
+        key: Key::new("some-key-of-a-test").expect("a key"),
+        ca_cert: None,
+        direct: Some(router),
+    })
+    .expect("a client");
+    let progress = Progress::new(Console::new(true, 0, cli::Progress::None), None);
+    let (_tell, stop) = watch::channel(None);
+    let settings = change(JobSettings {
+        goal: Goal::Done,
+        max_concurrent: 3,
+        poll_interval: Duration::from_millis(1),
+        settle: Duration::from_millis(2),
+        on_ambiguous: OnAmbiguous::Recreate,
+        max_batches: None,
+        max_requests: None,
+        no_wait: false,
+        keep_requests: false,
+        keep_remote: false,
+    });
+    let driver = Driver { client: &client, work, journal, settings, stop, progress: &progress, fetched: None };
+    let driven = tokio::time::timeout(Duration::from_secs(3600), driver.drive(cut)).await;
+    driven.expect("it ends").expect("the disk holds")
+}
+
+fn job(journal: &Mutex<Journal>, at: usize) -> Job {
+    journal.lock().expect("whole").state.jobs[at].clone()
+}
+
+#[tokio::test]
+async fn m1_an_error_after_the_deed_is_looked_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let creates = seen.clone();
+    let router = server(&seen).route(
+        "/x/batches",
+        post(async move |Json(asked): Json<Value>| {
+            let file = &asked["input_file_id"];
+            creates.add(json!({"id": "batch-1", "status": "completed", "input_file_id": file}));
+            (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": {"code": "1234", "message": "oh"}})))
+        }),
+    );
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!((seen.batches().len(), seen.count("list")), (1, 2), "a page that brings nothing new is the last");
+    let job = job(&journal, 0);
+    assert_eq!((job.step, job.batch_id.as_deref()), (Step::Fetched, Some("batch-1")));
+    assert_eq!(job.rows.map(|rows| rows.absent), Some(1), "it has no files");
+}
+
+/// The cutting thread may be faster than the driver's first look at the journal.
+#[tokio::test]
+async fn m1_a_chunk_that_is_known_and_announced_has_one_job() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let creates = seen.clone();
+    let router = server(&seen).route(
+        "/x/batches",
+        post(async move |Json(asked): Json<Value>| {
+            let batch = json!({"id": "batch-1", "status": "completed", "input_file_id": asked["input_file_id"]});
+            creates.add(batch.clone());
+            Json(batch)
+        }),
+    );
+    let (send, cut) = mpsc::channel(1);
+    send.send(0).await.expect("taken");
+    drop(send);
+    let end = drive_with(router, &work, &journal, Goal::Done, cut).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!((seen.count("upload"), seen.batches().len(), job(&journal, 0).step), (1, 1, Step::Fetched));
+}
+
+#[tokio::test]
+async fn s8_many_batches_are_looked_after_a_few_at_a_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let many = u32::try_from(3 * LOOKED_AFTER).expect("a small number");
+    let (work, journal) = directory(dir.path(), many);
+    for place in 0..many as usize {
+        let chunk = job(&journal, place).chunk;
+        let mut journal = journal.lock().expect("whole");
+        let (id, file_id, blake3) = (chunk.id, "file".to_owned(), chunk.blake3);
+        journal.append(&Event::Uploaded { chunk: id.clone(), file_id: file_id.clone() }).expect("appended");
+        journal.append(&Event::Intent { chunk: id.clone(), file_id, attempt: 1, blake3 }).expect("appended");
+        let created = Event::Created { chunk: id, batch_id: format!("batch-{place}"), adopted: false };
+        journal.append(&created).expect("appended");
+    }
+    let now = Arc::new(Mutex::new((0_usize, 0_usize)));
+    let polled = Arc::clone(&now);
+    let router = Router::new().route(
+        "/x/batches/{id}",
+        get(async move |Segment(id): Segment<String>| {
+            {
+                let mut at_once = polled.lock().expect("whole");
+                at_once.0 += 1;
+                at_once.1 = at_once.1.max(at_once.0);
+            }
+            sleep(Duration::from_millis(20)).await;
+            polled.lock().expect("whole").0 -= 1;
+            Json(json!({"id": id, "status": "completed"}))
+        }),
+    );
+    let end = drive(router, &work, &journal, Goal::Fetched).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!(journal.lock().expect("whole").state.at(Step::Fetched), u64::from(many));
+    assert!((2..=LOOKED_AFTER + 3).contains(&now.lock().expect("whole").1), "{:?}", now.lock());
+}
+
+#[tokio::test]
+async fn m1_of_two_batches_the_oldest_that_lives_is_kept() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let creates = seen.clone();
+    let router = server(&seen).route("/x/batches", post(async move |Json(asked): Json<Value>| {
+        let batch = |id: &str, status: &str, file: &str, at: u64| {
+            json!({"id": id, "status": status, "input_file_id": file, "created_at": at, "metadata": asked["metadata"]})
+        };
+        // The first is an attempt that found its input deleted.
+        creates.add(batch("dead", "failed", "file-0", 1_700_000_000_001));
+        creates.add(batch("young", "in_progress", "file-1", 1_700_000_000_003));
+        creates.add(batch("old", "in_progress", "file-0", 1_700_000_000_002));
+        StatusCode::GATEWAY_TIMEOUT
+    }));
+    drive(router, &work, &journal, Goal::Submitted).await;
+    assert_eq!((seen.count("cancel"), seen.count("cancel young")), (1, 1));
+    assert_eq!(job(&journal, 0).batch_id.as_deref(), Some("old"));
+}
+
+#[tokio::test]
+async fn m1_a_refused_file_is_uploaded_once_more_and_no_more() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let creates = seen.clone();
+    let router = server(&seen).route(
+        "/x/batches",
+        post(async move || {
+            creates.call("create");
+            (StatusCode::NOT_FOUND, Json(json!({"error": {"code": "1210", "message": "no such file"}})))
+        }),
+    );
+    let end = drive(router, &work, &journal, Goal::Submitted).await;
+    assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
+    assert_eq!((seen.count("create"), seen.count("upload"), seen.count("delete file-1")), (2, 2, 1));
+    assert_eq!(job(&journal, 0).step, Step::Uploaded);
+    assert_eq!(journal.lock().expect("whole").state.spent(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_refused_model_does_not_stop_the_others() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 9);
+    let seen = Seen::default();
+    let creates = seen.clone();
+    let router = server(&seen).route(
+        "/x/batches",
+        post(async move |Json(asked): Json<Value>| {
+            creates.call("create");
+            if asked["metadata"]["chunk"] == "a_batch_part9" {
+                let batch = json!({"id": "batch", "status": "completed"});
+                creates.add(batch.clone());
+                return (StatusCode::OK, Json(batch));
+            }
+            (StatusCode::BAD_REQUEST, Json(json!({"error": {"code": "1211", "message": "no such model"}})))
+        }),
+    );
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
+    assert_eq!(job(&journal, 8).step, Step::Fetched);
+    assert!(seen.count("create") <= 4, "only those that were under way: {}", seen.count("create"));
+}
+
+#[test]
+fn a_full_model_waits_and_others_go_on() {
+    let gate = Gate::new();
+    let mut floor = Floor::default();
+    let limited = |limit| Queue { limit, ..Queue::default() };
+    floor.models = [("full", limited(Some(10))), ("free", limited(None))].map(|(m, q)| (m.to_owned(), q)).into();
+    let queue = |floor: &mut Floor, model: &str, place, lines| {
+        floor.models.get_mut(model).expect("known").waiting.push_back((place, lines));
+    };
+    for place in 0..3 {
+        queue(&mut floor, "full", place, 6);
+    }
+    queue(&mut floor, "free", 3, 1_000_000);
+    queue(&mut floor, "free", 4, 1_000_000);
+    let started: Vec<usize> = std::iter::from_fn(|| floor.start(&gate, 9)).collect();
+    assert_eq!(started, [0, 3, 4]);
+    assert_eq!((floor.live, floor.waiting(&gate)), (3, 2));
+    floor.live -= 1;
+    floor.models.get_mut("full").expect("known").queued -= 6;
+    assert_eq!((floor.start(&gate, 3), floor.start(&gate, 3)), (Some(1), None));
+    gate.halted_models.borrow_mut().insert("full".to_owned());
+    assert_eq!((floor.waiting(&gate), floor.start(&gate, 9)), (0, None));
+}
+
+fn none() -> mpsc::Receiver<usize> {
+    mpsc::channel(1).1
+}
+
+/// A reply whose body breaks off, as when a connection is reset.
+fn reset() -> axum::response::Response {
+    let lost = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
+    axum::body::Body::from_stream(futures::stream::iter([Err::<bytes::Bytes, _>(lost)])).into_response()
+}
+
+/// A server with the creates of a test, which are counted as `create CHUNK`.
+fn creating<R: axum::response::IntoResponse + 'static>(
+    seen: &Seen,
+    answer: impl Fn(&Seen, &Value) -> R + Clone + Send + Sync + 'static,
+) -> Router {
+    let seen_here = seen.clone();
+    server(seen).route(
+        "/x/batches",
+        post(async move |Json(asked): Json<Value>| {
+            seen_here.call(format!("create {}", asked["metadata"]["chunk"].as_str().unwrap_or_default()));
+            answer(&seen_here, &asked)
+        }),
+    )
+}
+
+/// A server that shows no batch answered `{"status":"validating"}`: seven batches were made in 14 seconds.
+#[tokio::test]
+async fn r10_1_a_create_that_was_answered_without_an_id_is_never_sent_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let router = creating(&seen, |_, _| Json(json!({"object": "batch", "status": "validating"})));
+    for _ in 0..3 {
+        let end = drive(router.clone(), &work, &journal, Goal::Done).await;
+        let error = end.trouble.expect("held");
+        assert_eq!((error.kind(), seen.count("create")), (Kind::TryAgain, 1), "{error}");
+        assert!(error.to_string().contains("zbatch: run/a_batch_part1"), "{error}");
+    }
+    assert_eq!(journal.lock().expect("whole").state.spent(), (1, 1));
+    // The list shows it one day.
+    seen.add(json!({"id": "batch-1", "status": "completed", "input_file_id": "file-1"}));
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!((job(&journal, 0).step, seen.count("create"), seen.count("upload")), (Step::Fetched, 1, 1));
+}
+
+/// The same server reset connections: a chunk was created for as long as one waited.
+#[tokio::test]
+async fn r10_1_a_create_without_an_answer_is_sent_once_more_and_then_held() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let router = creating(&seen, |_, _| reset());
+    for _ in 0..3 {
+        let end = drive(router.clone(), &work, &journal, Goal::Done).await;
+        let error = end.trouble.expect("held");
+        assert_eq!((error.kind(), seen.count("create")), (Kind::TryAgain, 2), "{error}");
+        assert!(error.to_string().contains("--on-ambiguous again"), "{error}");
+    }
+    assert_eq!(journal.lock().expect("whole").state.spent(), (2, 2), "each may have been paid for");
+    // The user has looked, and says so: once more, and held again.
+    let again = |settings| JobSettings { on_ambiguous: OnAmbiguous::Again, ..settings };
+    let end = drive_as(router, &work, &journal, none(), again).await;
+    assert_eq!((end.trouble.map(|error| error.kind()), seen.count("create")), (Some(Kind::TryAgain), 3));
+    assert!(job(&journal, 0).held);
+}
+
+/// A server whose list is always empty, or shows batches without their input and metadata.
+#[tokio::test]
+async fn r10_1_a_list_that_cannot_show_our_batches_proves_nothing() {
+    for shown in [json!([]), json!([{"id": "batch-1", "status": "in_progress"}, {"id": "other", "status": "failed"}])] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 3);
+        let seen = Seen::default();
+        let router = creating(&seen, |seen, asked| {
+            if asked["metadata"]["chunk"] != "a_batch_part1" {
+                return reset();
+            }
+            let batch = json!({"id": "batch-1", "status": "completed", "input_file_id": asked["input_file_id"]});
+            seen.call("made");
+            Json(batch).into_response()
+        });
+        let listed = shown.clone();
+        let hidden = Router::new().route(
+            "/x/batches/{id}",
+            get(async || Json(json!({"id": "batch-1", "status": "completed", "request_counts": {"total": 0}}))),
+        );
+        // The first batch is known before the others are sent.
+        let hidden = hidden.route(
+            "/x/batches",
+            get(async move || Json(json!({"data": listed, "has_more": false}))).post(async || StatusCode::NOT_FOUND),
+        );
+        let one = |settings| JobSettings { max_concurrent: 1, ..settings };
+        let router = hide(router, hidden);
+        let end = drive_as(router.clone(), &work, &journal, none(), one).await;
+        assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::TryAgain));
+        assert_eq!((seen.count("create a_batch_part2"), job(&journal, 1).held), (1, true), "{shown}");
+        assert_eq!(seen.count("create a_batch_part3"), 0, "no more creates once one is held");
+        // The next command sends the third, once, and holds it at once.
+        drive_as(router, &work, &journal, none(), one).await;
+        assert_eq!((seen.count("create a_batch_part2"), seen.count("create a_batch_part3")), (1, 1), "{shown}");
+    }
+}
+
+/// Sends reads of batches to `shown`, all else to `router`.
+fn hide(router: Router, shown: Router) -> Router {
+    use tower::ServiceExt as _;
+    Router::new().fallback(async move |request: axum::extract::Request| {
+        let reads = request.method() == "GET" && request.uri().path().starts_with("/x/batches");
+        let to = if reads { shown } else { router };
+        let Ok(response) = to.oneshot(request).await;
+        response
+    })
+}
+
+/// Gateways answer with pages: a chunk was uploaded 45 times in 30 seconds, and a 401 page never became 77.
+#[tokio::test]
+async fn r10_1_a_refusal_that_cannot_be_read_ends_with_its_class() {
+    const PAGE: &str = "<html><body>no</body></html>";
+    for (status, body, kind) in [
+        (400, PAGE, Kind::Input),
+        (400, "", Kind::Input),
+        (401, PAGE, Kind::Key),
+        (403, "", Kind::Key),
+        (404, PAGE, Kind::Unavailable),
+        (413, PAGE, Kind::Input),
+        (302, "", Kind::Unavailable),
+        (307, PAGE, Kind::Unavailable),
+        (500, r#"{"error":{"code":"9999","message":"internal"}}"#, Kind::Unavailable),
+        (502, PAGE, Kind::Unavailable),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 9);
+        let seen = Seen::default();
+        let answer = move |_: &Seen, _: &Value| (StatusCode::from_u16(status).expect("a status"), body).into_response();
+        let router = creating(&seen, answer);
+        let end = drive(router, &work, &journal, Goal::Done).await;
+        let error = end.trouble.expect("refused");
+        assert_eq!(error.kind(), kind, "{status} {body}: {error}");
+        assert!(error.to_string().contains(&format!("HTTP {status}")), "{error}");
+        // Three chunks at once, each at most twice, and the others not at all.
+        assert!(seen.count("create") <= 6 && seen.count("upload") <= 6, "{status} {body}: {seen:?}");
+        assert!((1..=9).all(|part| seen.count(&format!("create a_batch_part{part}")) <= 2), "{seen:?}");
+    }
+}
+
+/// `--max-batches 1`, and seven batches.
+#[tokio::test]
+async fn r10_1_caps_count_every_create_that_was_sent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let router = creating(&seen, |_, _| reset());
+    let capped = |settings| JobSettings { max_batches: Some(1), ..settings };
+    let end = drive_as(router, &work, &journal, none(), capped).await;
+    let error = end.trouble.expect("capped");
+    assert_eq!((error.kind(), seen.count("create")), (Kind::Unavailable, 1), "{error}");
+    assert!(error.to_string().contains("--max-batches"), "{error}");
+}
+
+/// OpenAI: a batch over the enqueued token limit ends as `failed`, and its rows were given up.
+#[tokio::test(start_paused = true)]
+async fn r10_2_a_batch_that_found_the_queue_full_is_created_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 2);
+    let seen = Seen::default();
+    let router = creating(&seen, |seen, asked| {
+        let number = seen.batches().len() + 1;
+        let full = asked["metadata"]["chunk"] == "a_batch_part2" && number < 4;
+        let batch = if full {
+            json!({"id": format!("batch-{number}"), "status": "failed", "input_file_id": asked["input_file_id"],
+                "errors": {"data": [{"code": "token_limit_exceeded", "line": null,
+                    "message": "Enqueued token limit reached for gpt-4o in organization org-x."}]}})
+        } else {
+            json!({"id": format!("batch-{number}"), "status": "completed", "input_file_id": asked["input_file_id"]})
+        };
+        seen.add(batch.clone());
+        Json(batch)
+    });
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!((job(&journal, 0).step, job(&journal, 1).step), (Step::Fetched, Step::Fetched));
+    assert!(seen.count("create a_batch_part2") >= 2, "{seen:?}");
+    assert_eq!(journal.lock().expect("whole").state.spent(), (2, 2), "nothing ran of the others");
+}
+
+/// Other servers refuse the create for the same reason. It does not go on for ever.
+#[tokio::test(start_paused = true)]
+async fn r10_2_a_create_that_is_refused_for_a_full_queue_is_sent_later() {
+    for answers_at in [3, usize::MAX] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 1);
+        let seen = Seen::default();
+        let router = creating(&seen, move |seen, asked| {
+            if seen.count("create") < answers_at {
+                let words = "Please try again once some in_progress batches have been completed.";
+                let error = json!({"error": {"code": "token_limit_exceeded", "message": words}});
+                return (StatusCode::BAD_REQUEST, Json(error));
+            }
+            let batch = json!({"id": "batch-1", "status": "completed", "input_file_id": asked["input_file_id"]});
+            seen.add(batch.clone());
+            (StatusCode::OK, Json(batch))
+        });
+        let end = drive(router, &work, &journal, Goal::Submitted).await;
+        if answers_at == 3 {
+            assert!(end.trouble.is_none(), "{end:?}");
+            assert_eq!((seen.count("create"), seen.count("upload")), (3, 1));
+        } else {
+            assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
+            assert_eq!(seen.count("create"), FULL_QUEUES as usize + 1);
+        }
+    }
+}
+
+/// A server with one finished batch a chunk, whose output files `content` serves.
+fn finished(seen: &Seen, content: axum::routing::MethodRouter) -> Router {
+    let router = creating(seen, |seen, asked| {
+        let number = seen.batches().len() + 1;
+        let batch = json!({"id": format!("batch-{number}"), "status": "completed",
+            "input_file_id": asked["input_file_id"], "output_file_id": format!("output-{number}"),
+            "request_counts": {"total": 1, "completed": 1, "failed": 0}});
+        seen.add(batch.clone());
+        Json(batch)
+    });
+    router.route("/x/files/{id}/content", content)
+}
+
+/// A server that shows files a while after the end: all creates stopped with "choose a model that the provider takes".
+#[tokio::test(start_paused = true)]
+async fn r10_3_a_file_that_is_late_is_asked_for_again_and_stops_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 5);
+    let seen = Seen::default();
+    let reads = seen.clone();
+    let content = get(async move |Segment(id): Segment<String>| {
+        reads.call(format!("read {id}"));
+        if reads.count(&format!("read {id}")) < 5 {
+            let error = json!({"error": {"code": "1211", "message": "no such file yet"}});
+            return (StatusCode::NOT_FOUND, error.to_string());
+        }
+        (StatusCode::OK, "{\"custom_id\":\"a_0000\",\"response\":{}}\n".to_owned())
+    });
+    let router = finished(&seen, content);
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    for place in 0..5 {
+        let rows = job(&journal, place).rows.expect("fetched");
+        assert_eq!((rows.output, rows.absent, rows.short), (1, 0, false));
+    }
+}
+
+/// Deleted at the provider, or kept there for 30 days only: exit 69 each time, and "the same command" for ever.
+#[tokio::test(start_paused = true)]
+async fn r10_3_a_file_that_never_comes_leaves_absent_rows_and_no_trouble() {
+    for status in [StatusCode::NOT_FOUND, StatusCode::GONE] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 2);
+        let seen = Seen::default();
+        let router = finished(&seen, get(async move || status));
+        // A command that does not wait leaves it for later, a few times.
+        let no_wait = |settings| JobSettings { no_wait: true, ..settings };
+        let end = drive_as(router.clone(), &work, &journal, none(), no_wait).await;
+        assert!(end.trouble.is_none() && job(&journal, 0).step < Step::Fetched, "{end:?}");
+        let end = drive(router, &work, &journal, Goal::Done).await;
+        assert!(end.trouble.is_none(), "{end:?}");
+        for place in 0..2 {
+            let job = job(&journal, place);
+            let rows = job.rows.expect("fetched");
+            assert_eq!((rows.output, rows.absent, rows.short, job.cleaned), (0, 1, false, true));
+        }
+    }
+}
+
+/// A download that was refused ended all creates, and what they would have paid for was never made.
+#[tokio::test(start_paused = true)]
+async fn r10_20_a_refused_download_halts_no_create() {
+    for status in [401, 403, 429, 500] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 6);
+        let seen = Seen::default();
+        let router = finished(&seen, get(async move || StatusCode::from_u16(status).expect("a status")));
+        let end = drive(router, &work, &journal, Goal::Done).await;
+        assert!(end.trouble.is_some(), "{status}");
+        assert_eq!((seen.count("create"), journal.lock().expect("whole").state.at(Step::Ended)), (6, 6), "{status}");
+    }
+}
