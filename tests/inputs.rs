@@ -522,6 +522,45 @@ fn r10_13_a_filter_warns_after_a_thousand_posts_and_judges_at_the_end() {
     assert_eq!(indexes(&ran), (0..901).collect::<Vec<_>>());
 }
 
+/// `merge` of the wrong file wrote as many rows of nulls as it had lines, and then refused it.
+#[test]
+fn r10_13_a_filter_that_refuses_its_input_has_written_no_nulls() {
+    let dir = WorkDir::new();
+    dir.write("posts.csv", "id,content\n".repeat(20_000)).write("answers.jsonl", answers(1));
+    let ran = dir.run(&["merge", "posts.csv", "answers.jsonl", ONE]).exits(65);
+    assert_eq!(ran.text(), "");
+    // With one post among them each place has its row.
+    dir.write("posts.jsonl", "x\ny\n{\"content\":\"a\"}\nz\n");
+    let ran = dir.run(&["merge", "posts.jsonl", "answers.jsonl", ONE]).exits(1);
+    let null = "{\"sentiment_polarity\":null}\n";
+    assert_eq!(ran.text(), format!("{null}{null}{{\"content\":\"a\",\"sentiment_polarity\":null}}\n{null}"));
+}
+
+/// The commands in the messages do what they say, for lines and for an array.
+#[test]
+fn r10_13_the_command_that_renames_a_field_works() {
+    if Command::new("jq").arg("--version").stdout(Stdio::null()).status().is_err() {
+        skipped("jq is not here: its commands are not tried");
+        return;
+    }
+    for (posts, count) in [
+        ("{\"Content\":\"a\"}\n{\"Content\":\"b\"}\n", 2),
+        ("[{\"con tent\":\"a\",\"x\":1},\n{\"con tent\":\"b\"}]", 2),
+        (
+            "[{\"user\":1,\"weibo\":[{\"content\":\"a\"}]},{\"user\":2,\"weibo\":[{\"content\":\"b\"},{\"content\":\"c\"}]}]",
+            3,
+        ),
+        ("{\"user\":1,\"weibo\":[{\"content\":\"a\"}]}\n{\"user\":2,\"weibo\":[{\"content\":\"b\"}]}", 2),
+    ] {
+        let dir = WorkDir::new();
+        dir.write("posts.json", posts);
+        let command = jq_command(&dir.run(&["gen", "posts.json", ONE]).exits(65).stderr);
+        let jq = Command::new("sh").args(["-c", &command]).current_dir(dir.path()).output().expect("sh is here");
+        assert!(jq.status.success(), "{command}: {}", String::from_utf8_lossy(&jq.stderr));
+        assert_eq!(indexes(&dir.pipe(&jq.stdout, &["gen", ONE]).exits(0)).len(), count, "{command}");
+    }
+}
+
 #[test]
 fn r10_13_an_empty_input_says_so() {
     let dir = WorkDir::new();

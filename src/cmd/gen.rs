@@ -79,9 +79,9 @@ pub struct Watch<'s> {
 
 impl Watch<'_> {
     fn note(&mut self, place: &Place<'_>) {
-        let Ok(post) = &place.post else { return };
-        self.columns.note(post);
-        if self.columns.posts() == FIRST_POSTS
+        self.columns.note(place);
+        if place.post.is_ok()
+            && self.columns.posts() == FIRST_POSTS
             && let Some(warning) = self.columns.warning()
         {
             self.console.note(warning);

@@ -193,12 +193,20 @@ fn write_posts(
     seen: &mut Seen,
 ) -> Result<PostCounts> {
     let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
+    // Places before the first post. If there is none, nothing is written: all these rows are alike.
+    let (mut held, mut began) = (0u64, false);
     let counts = reader.for_each(|place| {
         let index = place.index.0;
         let row = joined.row(index)?;
         enhanced.clear();
         match &place.post {
             Ok(post) => {
+                if !began {
+                    write_unreadable(set, &mut enhanced);
+                    (0..held).try_for_each(|_| writer.put(&enhanced))?;
+                    enhanced.clear();
+                    began = true;
+                }
                 write_enhanced(post, set, row, &mut enhanced, &mut filled);
                 for (at, &filled) in filled.iter().enumerate() {
                     if row.conflict(at) {
@@ -223,6 +231,10 @@ fn write_posts(
         }
         for (tally, &filled) in seen.tally.analyses.iter_mut().zip(&filled) {
             tally.note_post(index, filled);
+        }
+        if !began {
+            held += 1;
+            return Ok(());
         }
         writer.put(&enhanced)
     })?;

@@ -37,7 +37,7 @@ use crate::{
         columns::Columns,
         faults::FaultLog,
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
-        posts::{Place, PostReader},
+        posts::PostReader,
         tally::Tally,
     },
     journal::{Event, Journal, Step, locked},
@@ -284,7 +284,7 @@ fn plan(
     let mut columns = Columns::new(&rendering.set);
     let counts = rendering.render(open(rendering, posts)?, &mut renderer, |step| {
         match step {
-            Rendered::Place(Place { post: Ok(post), .. }) => columns.note(post),
+            Rendered::Place(place) => columns.note(place),
             Rendered::Request(request) => {
                 if let Some(group) = groups.get_mut(request.analysis)
                     && let Some(planned) = group.get_mut(usize::from(request.vision))
@@ -292,7 +292,7 @@ fn plan(
                     planned.add(request.bytes, rendering.limits);
                 }
             }
-            Rendered::Place(_) | Rendered::Fault(_) => {}
+            Rendered::Fault(_) => {}
         }
         Ok(())
     })?;

@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
-use super::posts::{Post, Slot};
+use super::posts::{Place, Slot};
 use crate::{
     analysis::{Analysis, AnalysisSet},
     error::{Error, Result},
     flow::faults::short,
     lines::{
         blocks::jq_command,
-        form::{Form, LOOK_BYTES},
+        form::{Form, LOOK_BYTES, jq_path},
     },
 };
 
@@ -58,6 +58,7 @@ pub struct Columns<'s> {
     /// Fields that may turn out better than they are.
     open: bool,
     posts: u64,
+    in_array: bool,
     names: Vec<String>,
     form: Option<Form>,
 }
@@ -83,12 +84,14 @@ impl<'s> Columns<'s> {
             .collect();
         fields.sort();
         fields.dedup();
-        Self { set, open: !fields.is_empty(), fields, posts: 0, names: Vec::new(), form: None }
+        Self { set, open: !fields.is_empty(), fields, posts: 0, in_array: false, names: Vec::new(), form: None }
     }
 
     /// Takes note of what a post has.
-    pub fn note(&mut self, post: &Post<'_>) {
+    pub fn note(&mut self, place: &Place<'_>) {
+        let Ok(post) = &place.post else { return };
         self.posts += 1;
+        self.in_array = place.in_array;
         if !self.open {
             return;
         }
@@ -185,7 +188,7 @@ impl<'s> Columns<'s> {
         let (fields, analyses) = (quoted(&lack.fields), lack.analyses.join(", "));
         let first = lack.fields.first().map_or("", String::as_str);
         let what = if lack.is_empty {
-            format!("{fields} holds no text in every post")
+            format!("in every post {fields} is empty or not a text")
         } else {
             format!("no post has {fields}")
         };
@@ -202,20 +205,26 @@ impl<'s> Columns<'s> {
                 "it is {} of {}; give zbatch what this prints: {}",
                 wrapping.what,
                 inner.join(", "),
-                jq_command(&wrapping.jq, input)
+                self.jq(&wrapping.jq, input)
             ));
         }
-        let key = |name: &str| format!(".[{}]", serde_json::Value::from(name));
+        let key = |name: &str| jq_path(std::slice::from_ref(&name.to_owned()));
         match &lack.near {
             Some(near) => error.fix(format!(
                 "did you mean `{near}`? Name it in the prompt, or in the posts: {}",
-                jq_command(&format!("{} = {}", key(first), key(near)), input)
+                self.jq(&format!("{} = {}", key(first), key(near)), input)
             )),
             None => error.fix(format!(
                 "name one of these in the prompt, or give its text that name in the posts: {}",
-                jq_command(&format!("{} = .COLUMN", key(first)), input)
+                self.jq(&format!("{} = .COLUMN", key(first)), input)
             )),
         }
+    }
+
+    /// The command that does this with each post.
+    fn jq(&self, program: &str, input: &str) -> String {
+        let each = if self.in_array { ".[] | " } else { "" };
+        jq_command(&format!("{each}{program}"), input)
     }
 
     fn left_empty(&self, input: &str) -> Option<String> {

@@ -134,6 +134,8 @@ pub struct Place<'a> {
     pub index: PostIndex,
     pub bytes: &'a [u8],
     pub post: Result<Post<'a>, FaultLine>,
+    /// The input is one array.
+    pub in_array: bool,
 }
 
 /// How many places an input had, and how many of them were posts.
@@ -241,7 +243,7 @@ impl<'f> PostReader<'f> {
                     return Err(broken_element(self.lines.name(), &line, bad));
                 }
                 let post = post.map_err(|bad| fault_line(self.lines.name(), &line, bad));
-                each(Place { index, bytes: line.bytes, post })?;
+                each(Place { index, bytes: line.bytes, post, in_array: self.lines.is_array() })?;
             }
         }
         Ok(counts)

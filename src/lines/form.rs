@@ -152,7 +152,7 @@ impl Form {
 }
 
 /// `.data.list`; a key that jq would read as something else stands in brackets.
-fn jq_path(keys: &[String]) -> String {
+pub fn jq_path(keys: &[String]) -> String {
     const WORDS: [&str; 21] = [
         "def", "if", "then", "elif", "else", "end", "as", "reduce", "foreach", "try", "catch", "label", "import",
         "include", "and", "or", "not", "null", "true", "false", "__loc__",
