@@ -656,7 +656,7 @@ fn replay(file: &File, path: &Path) -> Result<Replay> {
     let mut reader = file.try_clone().map_err(|e| Error::io("open", path, &e))?;
     reader.seek(SeekFrom::Start(0)).map_err(|e| Error::io("seek in", path, &e))?;
     let input = Input { reader: Box::new(reader.take(whole)), name: path.display().to_string() };
-    let mut lines = LineReader::new(input, Shape::Lines, LONGEST_EVENT, 0);
+    let mut lines = LineReader::new(input, Shape::Own, LONGEST_EVENT, 0);
     let mut block = Block::default();
     let mut read = Replay { state: State::default(), whole, torn: all - whole, damage: None };
     while lines.fill(&mut block)? {

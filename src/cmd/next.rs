@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::SourceArgs;
+use crate::{cli::SourceArgs, units::shell_word};
 
 #[derive(Debug)]
 pub struct NextCommand(String);
@@ -50,14 +50,6 @@ impl NextCommand {
     pub fn into_text(self) -> String {
         self.0
     }
-}
-
-fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "._-/+=:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -77,8 +77,9 @@ impl Rendering {
         })
     }
 
-    pub fn posts(&self, path: Option<&Path>) -> Result<PostReader<'_>> {
-        PostReader::open(path, &self.set.fields, self.input.max_line, self.input.start_index)
+    /// `name`: what messages call the posts, if the file is a copy.
+    pub fn posts(&self, path: Option<&Path>, name: Option<&str>) -> Result<PostReader<'_>> {
+        PostReader::open(path, name, &self.set.fields, self.input.max_line, self.input.start_index)
     }
 
     pub fn renderer(&self) -> Result<Renderer<'_>> {
