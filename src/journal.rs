@@ -70,6 +70,9 @@ pub struct Config {
     pub missing: bool,
     /// Hash of the rows that `--skip` leaves out.
     pub skip: Option<String>,
+    /// The server behind the embedded one (`--upstream`): a directory's answers are all invented, or all its.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
 }
 
 impl Config {
@@ -93,8 +96,9 @@ impl Config {
             });
         }
         let (there, now) = (serde_json::to_value(self).ok()?, serde_json::to_value(now).ok()?);
-        let there = there.as_object()?.iter();
-        there.zip(now.as_object()?).find_map(|((key, there), (_, now))| {
+        // A value that is not there indexes as null.
+        there.as_object()?.keys().chain(now.as_object()?.keys()).find_map(|key| {
+            let (there, now) = (there.get(key).unwrap_or_default(), now.get(key).unwrap_or_default());
             (there != now).then(|| format!("its `{key}` is {there}; now it is {now}"))
         })
     }
@@ -588,6 +592,7 @@ pub mod tests {
             start_index: 0,
             missing: false,
             skip: None,
+            upstream: None,
         }
     }
 

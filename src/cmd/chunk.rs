@@ -50,7 +50,7 @@ struct Body<'a> {
 }
 
 pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let models = config.models(&args.model)?;
     let dialect = Dialect::find(&models.provider.value)?;
     let limits = resolve_limits(&config, &args.limits, dialect);

@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let models = config.models(&args.model)?;
     let dialect = Dialect::find(&models.provider.value)?;
     let mut rows: Vec<(&str, String, String)> = Vec::new();

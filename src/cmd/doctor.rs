@@ -62,7 +62,7 @@ impl From<ApiError> for Halt {
 }
 
 pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let (name, base_url) = config.provider(&args.provider)?;
     let dialect = Dialect::find(&name.value)?;
     let Some(model) = args.model.as_deref().or(dialect.free_model) else {

@@ -54,7 +54,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
     let journal = Mutex::new(journal);
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
     let (send, receive) = mpsc::channel(AHEAD);
     let fetched = args.output.is_some().then_some(send);
     let driver =
@@ -70,7 +70,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     snapshots::write_download_info(&work, &locked(&journal)?.state)?;
     let (end, output) = (end?, emitted?);
     let next = {
-        let next = |verb| command(verb, &dir, &args.source, &args.provider, &args.remote);
+        let next = |verb| command(verb, &dir, &args.typed);
         let all_created = locked(&journal)?.state.below(Step::Created) == 0;
         if all_created { next("fetch") } else { format!("{}, then {}", next("submit"), next("fetch")) }
     };

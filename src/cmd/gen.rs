@@ -26,7 +26,7 @@ use crate::{
 };
 
 pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let rendering =
         Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
     outputs::check(args.posts.as_deref(), args.output.as_deref(), &args.faults)?;

@@ -4,10 +4,12 @@
 mod gather;
 mod join;
 
+pub use join::OF_A_ROUND;
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -30,7 +32,7 @@ use super::{
 use crate::{
     cli::RunArgs,
     console::Console,
-    emulator::Emulator,
+    emulator::{Emulator, Upstream},
     error::{Error, Kind, Result},
     flow::{
         chunks::{Chunk, Limits},
@@ -38,7 +40,7 @@ use crate::{
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
         tally::Tally,
     },
-    journal::{Event, Journal, Step, locked},
+    journal::{self, Event, Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
     progress::Progress,
     provider::{Client, ClientSettings, Dialect, Key},
@@ -55,7 +57,7 @@ const FETCHED_AHEAD: usize = 16;
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let run = Run::begin(args, None, console)?;
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let stop = watch_for_stops(&runtime, run.timeout)?;
     let overlapped = run.overlapped(&runtime, &stop);
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
@@ -78,6 +80,7 @@ pub struct Run<'a> {
     posts: PathBuf,
     progress: Progress,
     began: (Instant, String),
+    timeout: Option<Duration>,
 }
 
 /// Answers that wait for their posts, and what was counted on the way.
@@ -88,7 +91,13 @@ impl<'a> Run<'a> {
     /// `provider` takes the place of the one that the arguments name.
     pub fn begin(args: &'a RunArgs, provider: Option<Client>, console: &'a Console) -> Result<Self> {
         let began = (Instant::now(), snapshots::now());
-        let config = Config::load(args.source.config.as_deref())?;
+        if let Some(flag) = args.emulator.typed().filter(|_| !args.emulate) {
+            return Err(Error::usage(format!(
+                "{flag} is of the emulator, and without --emulate the provider is asked"
+            ))
+            .fix(format!("add --emulate, or leave {flag} out")));
+        }
+        let config = Config::load(args.source.config.as_deref(), console)?;
         let rendering =
             Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
         let dir = config.work_dir(args.work.work_dir.as_deref()).value;
@@ -101,7 +110,12 @@ impl<'a> Run<'a> {
             None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
             given => given,
         };
-        let (work, mut journal) = claim(&dir, args.new, rendering.record(args.emulate), source.is_spooled(), console)?;
+        let upstream = args.emulator.upstream.as_deref().map(Upstream::resolve).transpose()?;
+        let record = journal::Config {
+            upstream: upstream.map(|upstream| upstream.name().to_owned()),
+            ..rendering.record(args.emulate)
+        };
+        let (work, mut journal) = claim(&dir, args.new, record, source.is_spooled(), console)?;
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
@@ -113,7 +127,8 @@ impl<'a> Run<'a> {
         check_input(&posts, &rendering, &work, &journal)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
         let progress = Progress::new(*console, chunks);
-        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began })
+        let timeout = config.timeout(args.remote.timeout).map(|timeout| timeout.value);
+        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began, timeout })
     }
 
     /// Cuts, drives and gathers at the same time.
@@ -209,8 +224,13 @@ fn died(what: &str) -> Error {
 
 /// A client that calls the emulator in this process.
 fn emulated(args: &RunArgs, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
-    console.note("answers come from the embedded emulator: they are invented");
     let settings = settings(&args.emulator)?;
+    match &settings.upstream {
+        Some(upstream) => {
+            console.note(format_args!("answers come from {}, asked by the embedded server", upstream.name()))
+        }
+        None => console.note("answers come from the embedded emulator: they are invented"),
+    }
     let server = Emulator::open(settings, &work.join("emulator"), Arc::clone(&rendering.set))?;
     Client::new(ClientSettings {
         dialect: rendering.dialect,

@@ -20,7 +20,7 @@ use crate::{
     journal::{self, Journal},
     lines::output::Output,
     provider::Dialect,
-    settings::{Config, Models},
+    settings::{Config, Models, Origin, PROVIDER},
     workdir::WorkDir,
 };
 
@@ -55,6 +55,10 @@ impl Rendering {
         }
         let models = config.models(model)?;
         let dialect = Dialect::find(&models.provider.value)?;
+        if models.model.origin == Origin::Default && dialect.name != PROVIDER {
+            return Err(Error::usage(format!("no model of {} is named", dialect.name))
+                .fix("name one with --model, or as `batch.model` in the config"));
+        }
         for model in [&models.model.value, &models.multimodal_model.value] {
             if !dialect.lists_model(model) {
                 console.note(format_args!(
@@ -210,6 +214,7 @@ pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal:
         start_index: 0,
         missing: false,
         skip: None,
+        upstream: None,
     }
 }
 

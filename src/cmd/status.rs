@@ -18,8 +18,8 @@ use crate::{
 /// Between two looks of `--watch`.
 const LOOK: Duration = Duration::from_secs(1);
 
-pub fn run(args: &StatusArgs, _console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+pub fn run(args: &StatusArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
     let mut shown = 0;
     loop {
