@@ -251,6 +251,11 @@ impl State {
         Cutter::new(dir.to_owned(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark))
     }
 
+    /// The input was read to its end, and nothing was in it.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.posts.as_ref().is_some_and(|(_, mark)| mark.posts == 0)
+    }
+
     /// Place of a chunk among all, from 0.
     pub fn place(&self, id: &ChunkId) -> Option<usize> {
         self.places.get(id).copied()

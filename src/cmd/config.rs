@@ -39,9 +39,17 @@ pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
     row("batch.max_lines", capped(lines.value, dialect.max_lines, dialect), &lines.origin);
     let bytes = config.max_bytes(args.limits.max_bytes);
     row("batch.max_bytes", capped(bytes.value, dialect.max_bytes, dialect), &bytes.origin);
+    let keep = config.keep_remote(false);
+    row("batch.keep_remote", text(&keep), &keep.origin);
+    if let Some(timeout) = config.timeout(None) {
+        row("batch.task_timeout", format!("{:?}", timeout.value), &timeout.origin);
+    }
     match config.data_dir(args.source.data_dir.as_deref())? {
         Some(dir) => row("paths.data_dir", dir.value.display().to_string(), &dir.origin),
         None => row("paths.data_dir", "embedded data".to_owned(), &"default"),
+    }
+    if let Some(posts) = config.posts(args.source.data_dir.as_deref())? {
+        row("posts", posts.value.display().to_string(), &posts.origin);
     }
     let output = config.enhanced_output();
     row("paths.enhanced_output", output.value.display().to_string(), &output.origin);

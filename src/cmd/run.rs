@@ -26,7 +26,7 @@ use super::{
     r#gen::{Seen, cut},
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
-    setup::{Rendering, Step as Rendered, claim},
+    setup::{Rendering, Step as Rendered, claim, forget_empty},
     source::Source,
 };
 use crate::{
@@ -63,7 +63,9 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let (end, gathered) = overlapped?;
     kept?;
     let ended = run.join(&end, gathered, &stop)?;
-    finish(end, ended, &run.journal, console)
+    let ended = finish(end, ended, &run.journal, console)?;
+    forget_empty(&run.work, &run.journal, console)?;
+    Ok(ended)
 }
 
 /// One run of a work directory. Its parts may also be called in turn, on one thread: the simulator does that.
@@ -121,8 +123,9 @@ impl<'a> Run<'a> {
             Some(client) => client,
             None => emulated(args, &work, &rendering, console)?,
         };
+        // Rows that are gone for good are absent faults of the join.
         let lost = find_lost_results(&journal.state, &work, console);
-        lost.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
+        lost.again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
         let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
@@ -180,10 +183,13 @@ impl<'a> Run<'a> {
 
     /// Also after an error, which is told before any that comes of this.
     pub fn write_snapshots(&self) -> Result<()> {
-        let state = &locked(&self.journal)?.state;
-        snapshots::write_files_info(&self.work, state)?;
-        snapshots::write_batch_results(&self.work, state)?;
-        snapshots::write_download_info(&self.work, state)
+        let (state, console) = (&locked(&self.journal)?.state, self.console);
+        if state.is_empty() {
+            return Ok(());
+        }
+        snapshots::write_files_info(&self.work, state, console)?;
+        snapshots::write_batch_results(&self.work, state, console)?;
+        snapshots::write_download_info(&self.work, state, console)
     }
 
     /// Posts and answers → enhanced posts, faults, report.

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::SystemTime,
 };
 
@@ -17,7 +17,7 @@ use crate::{
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, read_skip},
     },
-    journal::{self, Journal},
+    journal::{self, Journal, locked},
     lines::output::Output,
     provider::Dialect,
     settings::{Config, Models, Origin, PROVIDER},
@@ -246,7 +246,8 @@ pub fn claim(
         journal = work.journal()?;
     }
     let is_other = journal.state.config.as_ref().is_some_and(|there| *there != record);
-    if is_other && journal.state.jobs.is_empty() && journal.state.posts.is_none() {
+    let nothing_cut = journal.state.jobs.is_empty() && journal.state.posts.is_none();
+    if journal.state.is_empty() || is_other && nothing_cut {
         // Nothing was cut, let alone paid: a first try that was refused does not tie the directory to its flags.
         drop(journal);
         work.forget()?;
@@ -267,6 +268,16 @@ pub fn claim(
         }
     }
     Ok((work, journal))
+}
+
+/// An empty input makes no job: afterwards its directory is no work directory. Whether that is so.
+pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console) -> Result<bool> {
+    let is_empty = locked(journal)?.state.is_empty();
+    if is_empty {
+        console.note(format_args!("the input is empty: there is no job in {}", work.path().display()));
+        work.forget()?;
+    }
+    Ok(is_empty)
 }
 
 pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {

@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use serde_json::json;
 
-use super::{Ended, fetch::totals};
+use super::{
+    Ended,
+    fetch::{NO_COPY, totals, what_is_lost},
+};
 use crate::{
     cli::StatusArgs,
     console::Console,
@@ -32,11 +35,24 @@ pub fn run(args: &StatusArgs, console: &Console) -> Result<Ended> {
             stdout.commit()?;
             let done = state.posts.is_some() && state.below(Step::Fetched) == 0;
             if !args.watch || done {
-                return Ok(Ended::Finished);
+                return Ok(if tell_what_is_lost(&dir, &state, console) { Ended::WithFaults } else { Ended::Finished });
             }
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Results that were fetched and are not here any more are what no step of a chunk shows.
+fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> bool {
+    let mut lost = false;
+    for job in &state.jobs {
+        if let Some(what) = what_is_lost(job, dir) {
+            let way = if job.cleaned { NO_COPY } else { "`zbatch fetch` downloads it again" };
+            console.always(format_args!("{what}; {way}"));
+            lost = true;
+        }
+    }
+    lost
 }
 
 fn name(step: Step) -> &'static str {

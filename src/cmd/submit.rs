@@ -42,7 +42,7 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
     // All chunks are in the journal: none comes later.
     let (_, none) = mpsc::channel(1);
     let end = runtime.block_on(driver.drive(none));
-    snapshots::write_batch_results(&work, &locked(&journal)?.state)?;
+    snapshots::write_batch_results(&work, &locked(&journal)?.state, console)?;
     let next = |verb| command(verb, &dir, &args.typed);
     let ended = conclude(end?, &journal, Goal::Submitted, &next("submit"), console)?;
     if ended == Ended::Finished {

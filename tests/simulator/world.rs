@@ -339,6 +339,7 @@ impl World {
             data_dir: None,
             analyses_dir: Some(at("analyses")),
             only: vec!["mood".to_owned(), "kind".to_owned()],
+            files: Vec::new(),
         };
         let plan = FaultPlan::parse(&[job.line_faults().to_owned()]).expect("a plan");
         let settings = Settings {
