@@ -17,6 +17,7 @@ mod merge;
 mod outputs;
 mod parse;
 mod run;
+mod scripts;
 mod secrets;
 mod server;
 mod signals;

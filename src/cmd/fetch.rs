@@ -1,5 +1,7 @@
 //! Batches → results files.
 
+mod elsewhere;
+
 use std::{path::Path, sync::Mutex};
 
 use tokio::sync::mpsc;
@@ -29,6 +31,9 @@ use crate::{
 const AHEAD: usize = 16;
 
 pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
+    if !args.batch.is_empty() {
+        return elsewhere::run(args, console);
+    }
     let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
     // Not after the hours that the batches take.
     args.output.as_deref().map_or(Ok(()), Output::probe)?;

@@ -146,6 +146,16 @@ pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<w
     Ok(stop)
 }
 
+/// Until the verb is told to stop.
+pub async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    let reason = stop.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
+    match reason {
+        Some(reason) => reason,
+        // Nobody is left who could stop us.
+        None => std::future::pending().await,
+    }
+}
+
 /// Within a runtime. `None`: what was ignored when we were started (`nohup`, a script's background job) stays ignored.
 pub fn listen(kind: SignalKind) -> Result<Option<Signal>> {
     let is_heard = ignored_signals() & (1 << (kind.as_raw_value() - 1)) == 0;

@@ -251,7 +251,7 @@ pub const OF_A_ROUND: [&str; 8] = [
     "work_dir", "output", "faults", "report",  // Repeated, and the faults of this round are added.
     "skip",    // It is what makes a round.
     "missing", // It moved away what this round was not begun with.
-    "new", // In the emulator it would strike the same lines again.
+    "new",     // In the emulator it would strike the same lines again.
     "fault",
 ];
 
