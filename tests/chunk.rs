@@ -275,7 +275,7 @@ fn s5_the_same_again_changes_nothing_and_another_is_refused() {
         (&["--start-index=1"], "start_index"),
         (&["--missing"], "missing"),
         (&["--max-bytes=1MB"], "max_bytes"),
-        (&["--provider=openai"], "belongs to another job"),
+        (&["--provider=openai", "--model=m"], "belongs to another job"),
         (&["--only=topic_analysis"], "its analyses are sentiment_polarity, sentiment_attribute; now they are"),
     ] {
         let ran = dir.pipe(&input, &[&args[..], more].concat()).exits(65);

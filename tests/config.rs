@@ -296,7 +296,10 @@ fn r10_18_errors_in_an_analysis_name_the_file_and_the_key() {
         (r#"{"name":"q","rule":{"type":"integer","min":1,"max":5}}"#, ": missing field `field`"),
         (r#"{"name":"q","field":"f","rule":{"type":"label"}}"#, "`rule`: this rule needs a `reference` file"),
         (r#"{"name":"q","field":"f","rule":{"type":"integer","min":1,"max":5},"max_tokens":0}"#, "`max_tokens` is 0"),
-        (r#"{"name":"p","field":"f","rule":{"type":"integer","min":1,"max":5}}"#, "`name` is `p`"),
+        (
+            r#"{"name":"p","field":"f","rule":{"type":"integer","min":1,"max":5}}"#,
+            ": the folder is `q` but `name` is `p`",
+        ),
         (r#"{"name":"q","field":"f","rule":{"type":"label"},"reference":{"file":"no.json"}}"#, "its `reference` "),
         ("{", ": EOF while parsing"),
     ] {

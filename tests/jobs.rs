@@ -556,7 +556,7 @@ fn keep_remote_and_keep_requests() {
 
 #[test]
 fn another_provider() {
-    let openai = ["--max-lines", "4", "--provider", "openai"];
+    let openai = ["--max-lines", "4", "--provider", "openai", "--model", "m"];
     let setup = Setup::cut(&["--fault", "drop_create=1,truncate=1,blocked=20%"], &openai);
     let base = format!("http://{}/v1", setup.server.address);
     let run = |args: &[&str]| {

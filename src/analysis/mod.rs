@@ -9,7 +9,7 @@ mod template;
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::value::RawValue;
 
 pub use rule::{AnswerRule, LabelSet, LabelTree};
@@ -82,6 +82,7 @@ pub struct Sources {
 struct Definition {
     name: String,
     field: String,
+    #[serde(deserialize_with = "named_rule")]
     rule: rule::RuleDefinition,
     reference: Option<Reference>,
     #[serde(default)]
@@ -90,6 +91,11 @@ struct Definition {
     fallback: Option<Box<RawValue>>,
     temperature: Option<serde_json::Number>,
     max_tokens: Option<u64>,
+}
+
+/// Of a rule's errors the parser does not know the place.
+fn named_rule<'d, D: Deserializer<'d>>(from: D) -> Result<rule::RuleDefinition, D::Error> {
+    rule::RuleDefinition::deserialize(from).map_err(|e| D::Error::custom(format_args!("`rule`: {e}")))
 }
 
 #[derive(Deserialize)]
@@ -183,7 +189,8 @@ impl AnalysisSet {
         let here = folder.describe();
         let file = folder.path.as_ref().map_or(here.clone(), |path| path.join("analysis.json").display().to_string());
         let definition: Definition = serde_json::from_str(&folder.json).map_err(|e| {
-            let key = key_at(&folder.json, &e).map(|key| format!("`{key}`: ")).unwrap_or_default();
+            let key = key_at(&folder.json, &e).map(|key| format!("`{key}`: "));
+            let key = key.filter(|key| !e.to_string().starts_with(key)).unwrap_or_default();
             Error::input(format!("{file}: {key}{e}")).fix("the README lists the keys of analysis.json")
         })?;
         if !is_name(&definition.name) {

@@ -14,7 +14,7 @@ pub enum Guess {
 const LABEL_CHARS: usize = 40;
 /// Words that ask for several labels.
 const LIST_WORDS: [&str; 6] = ["数组", "列表", "array", "a list", "JSON list", "[\""];
-/// A scale has no more steps.
+/// No scale goes further.
 const MOST_STEPS: i64 = 1000;
 
 impl Guess {
@@ -57,28 +57,21 @@ fn bullets(prompt: &str) -> Option<Vec<String>> {
     None
 }
 
-/// The first two numbers with a word or a dash of a range between them: `1–5`, `1 到 5`, `0 to 10`.
+/// A range that begins at 0 or 1, as scales do: `1–5`, `1 到 5`, `0 to 10`.
 fn scale(prompt: &str) -> Option<(i64, i64)> {
     const BETWEEN: [&str; 9] = ["–", "—", "-", "~", "～", "到", "至", "to", "and"];
-    let mut rest = prompt;
-    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
-        let (min, after) = number(rest.get(at..)?)?;
-        let between = after.trim_start();
-        let second = BETWEEN.iter().find_map(|word| number(between.strip_prefix(word)?.trim_start()));
-        if let Some((max, _)) = second.filter(|(max, _)| *max > min && max - min <= MOST_STEPS) {
-            return Some((min, max));
+    prompt.match_indices(['0', '1']).find_map(|(at, digit)| {
+        let (before, after) = (prompt.get(..at)?, prompt.get(at + 1..)?);
+        // A part of a longer number, or of a date.
+        if before.ends_with(|c: char| c.is_ascii_digit() || "-/.:".contains(c)) {
+            return None;
         }
-        rest = after;
-    }
-    None
-}
-
-/// The number that a text begins with, and what follows it.
-fn number(text: &str) -> Option<(i64, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, rest) = text.split_at_checked(end)?;
-    // Too many digits are no step of a scale.
-    Some((digits.parse().ok().or_else(|| (!digits.is_empty()).then_some(i64::MAX))?, rest))
+        let between = after.trim_start();
+        let end = BETWEEN.iter().find_map(|word| between.strip_prefix(word))?.trim_start();
+        let end = end.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+        let start = i64::from(digit == "1");
+        (end > start && end <= MOST_STEPS).then_some((start, end))
+    })
 }
 
 /// The first two keys of an object that the prompt shows, and whether the second one's value is an array.
