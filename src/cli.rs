@@ -166,7 +166,7 @@ pub struct RowArgs {
     /// Ask only for fields that are absent or null in a post
     #[arg(long)]
     pub missing: bool,
-    /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post)
+    /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post, bad_request)
     ///
     /// May be given several times, once for each round before.
     #[arg(long, value_name = "FILE")]
@@ -285,22 +285,27 @@ pub struct SpendArgs {
     /// How long a create without an answer is looked for before it is sent again [default: 120s]
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub settle: Option<Duration>,
-    /// After a create without an answer that no listing shows: create again, or stop with exit 75
+    /// What to do after a create without a clear answer whose batch no listing shows
     #[arg(long, value_enum, default_value_t = OnAmbiguous::Recreate)]
     pub on_ambiguous: OnAmbiguous,
-    /// Refuse before the first create if the work directory would hold more batches than this
+    /// Refuse before the first create if the work directory would take more batches than this; every create that was
+    /// sent counts, over all commands, unless it was refused
     #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
     pub max_batches: Option<u64>,
-    /// Refuse before the first create if the work directory would hold more requests than this
+    /// Refuse before the first create if the work directory would take more requests than this; counted in the same way
     #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
     pub max_requests: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum OnAmbiguous {
+    /// Create it once more if complete listings prove that there is no batch; the second time hold it, with exit 75
     #[default]
     Recreate,
+    /// Hold it at once
     Hold,
+    /// You have looked at the provider's console, and there is no batch: create held chunks once more
+    Again,
 }
 
 /// Render request lines from posts, as a filter or into chunk files

@@ -21,6 +21,12 @@ pub enum Guard {
     Settle,
     /// The input is deleted before a create is given up as lost.
     Fence,
+    /// A create without an answer is sent again once.
+    Once,
+    /// It is sent again only if the listing would show its batch.
+    Evidence,
+    /// A create that was answered with yes is never sent again.
+    Made,
     /// A file is written aside and renamed.
     Rename,
     /// A file is synced before it is renamed.
@@ -46,12 +52,15 @@ pub enum Guard {
 }
 
 impl Guard {
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 19] = [
         (Self::Intent, "intent"),
         (Self::CreateOnce, "create-once"),
         (Self::Paging, "paging"),
         (Self::Settle, "settle"),
         (Self::Fence, "fence"),
+        (Self::Once, "once"),
+        (Self::Evidence, "evidence"),
+        (Self::Made, "made"),
         (Self::Rename, "rename"),
         (Self::FileSync, "file-sync"),
         (Self::DirectorySync, "directory-sync"),

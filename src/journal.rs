@@ -9,10 +9,14 @@
 //! | `uploaded` | the provider keeps the chunk's file | [`Step::Uploaded`] |
 //! | `intent` | a create will now be sent, once | [`Step::Intended`] |
 //! | `refused` | that create was refused for certain: nothing is billed | [`Step::Uploaded`] |
+//! | `unclear` | that create was answered with neither yes nor no; `made`: with a yes that does not name the batch | |
+//! | `held` | no listing settles whether that create made a batch: the chunk is not created again unless the user says so | |
 //! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone | [`Step::Cut`] |
 //! | `created` | the batch exists | [`Step::Created`] |
+//! | `full` | the batch failed before any of its requests ran, since the account's queue was full: nothing is billed | [`Step::Cut`] |
 //! | `ended` | the batch is terminal; its result files (a second one: where they are after all) | [`Step::Ended`] |
 //! | `fetched` | its results are on disk, verified and synced; how its rows balance, length and hash of each file | [`Step::Fetched`] |
+//! | `missing` | a results file is not at the provider, or not yet | |
 //! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
 //! | `cleaned` | its files at the provider are deleted | |
 //!
@@ -141,7 +145,24 @@ pub enum Event {
         chunk: ChunkId,
         why: String,
     },
+    Unclear {
+        chunk: ChunkId,
+        why: String,
+        /// HTTP status of the answer, if one came.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<u16>,
+        #[serde(default)]
+        made: bool,
+    },
+    Held {
+        chunk: ChunkId,
+        why: String,
+    },
     Lost {
+        chunk: ChunkId,
+        why: String,
+    },
+    Full {
         chunk: ChunkId,
         why: String,
     },
@@ -161,6 +182,10 @@ pub enum Event {
         chunk: ChunkId,
         #[serde(flatten)]
         rows: RowBalance,
+    },
+    Missing {
+        chunk: ChunkId,
+        why: String,
     },
     Again {
         chunk: ChunkId,
@@ -189,6 +214,17 @@ pub struct BatchEnd {
     /// Why the provider refused the batch's input.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
+    /// Those of them that name a line: each is a fault of its row.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_lines: Vec<RefusedLine>,
+}
+
+/// A line of a chunk file for which the provider refused the whole batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedLine {
+    /// From 1.
+    pub line: u64,
+    pub why: String,
 }
 
 /// Where a chunk stands.
@@ -221,6 +257,23 @@ pub struct Job {
     pub cleaned: bool,
     /// The last thing that went wrong with it.
     pub trouble: Option<String>,
+    /// Creates that were given up as lost: each may have made a batch that no listing shows.
+    pub lost: u32,
+    /// What came instead of an answer to the last create, if anything came.
+    pub unclear: Option<Unclear>,
+    /// How often a results file was asked for in vain, by commands that do not wait.
+    pub missing: u32,
+    /// Its create is not sent again unless the user says so.
+    pub held: bool,
+}
+
+/// An answer to a create that says neither yes nor no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unclear {
+    pub why: String,
+    pub status: Option<u16>,
+    /// It said yes, without the batch's id.
+    pub made: bool,
 }
 
 /// The fold. Its size grows with the number of chunks, a ten-thousandth of that of the requests.
@@ -236,8 +289,10 @@ pub struct State {
     places: HashMap<ChunkId, usize>,
     /// Chunks at each step.
     counts: [u64; Step::ALL.len()],
-    /// Batches and requests that were paid for, or may have been.
+    /// Batches and requests of all creates that were sent, but for those that were refused or found the queue full.
     spent: (u64, u64),
+    /// A listing has shown a batch of this directory.
+    pub was_listed: bool,
 }
 
 impl State {
@@ -261,9 +316,14 @@ impl State {
         self.places.get(id).copied()
     }
 
-    /// Batches and requests that were paid for, or may have been.
+    /// Batches and requests that were paid for, or may have been: what the caps count.
     pub fn spent(&self) -> (u64, u64) {
         self.spent
+    }
+
+    /// Another chunk than this one waits for the user's word on its create.
+    pub fn holds_another(&self, id: &ChunkId) -> bool {
+        self.jobs.iter().any(|job| job.held && job.chunk.id != *id)
     }
 
     /// Chunks at a step.
@@ -276,7 +336,7 @@ impl State {
         self.counts.iter().take(step as usize).sum()
     }
 
-    fn move_one(&mut self, from: Option<Step>, to: Step, lines: u64) {
+    fn move_one(&mut self, from: Option<Step>, to: Step, lines: u64, event: &Event) {
         for (step, up) in from.map(|step| (step, false)).into_iter().chain([(to, true)]) {
             if let Some(count) = self.counts.get_mut(step as usize) {
                 *count = if up { *count + 1 } else { *count - 1 };
@@ -285,7 +345,10 @@ impl State {
         let paid = |step: Step| step >= Step::Intended;
         match (from.is_some_and(paid), paid(to)) {
             (false, true) => self.spent = (self.spent.0 + 1, self.spent.1.saturating_add(lines)),
-            (true, false) => self.spent = (self.spent.0 - 1, self.spent.1.saturating_sub(lines)),
+            // A create that no listing shows may have been paid for all the same.
+            (true, false) if !matches!(event, Event::Lost { .. }) => {
+                self.spent = (self.spent.0 - 1, self.spent.1.saturating_sub(lines))
+            }
             _ => {}
         }
     }
@@ -321,8 +384,12 @@ impl State {
                     rows: None,
                     cleaned: false,
                     trouble: None,
+                    lost: 0,
+                    unclear: None,
+                    held: false,
+                    missing: 0,
                 });
-                self.move_one(None, Step::Cut, chunk.lines);
+                self.move_one(None, Step::Cut, chunk.lines, event);
                 return Ok(());
             }
             Event::Posts { good, input } => {
@@ -340,7 +407,8 @@ impl State {
         let (from, lines) = (job.step, job.chunk.lines);
         job.follow(event)?;
         let to = job.step;
-        self.move_one(Some(from), to, lines);
+        self.was_listed |= matches!(event, Event::Created { adopted: true, .. });
+        self.move_one(Some(from), to, lines, event);
         Ok(())
     }
 }
@@ -359,17 +427,31 @@ impl Job {
             }
             (Step::Intended, Event::Refused { why, .. }) => {
                 self.trouble = Some(why.clone());
-                self.step = Step::Uploaded;
+                self.settle(Step::Uploaded);
+            }
+            (Step::Intended, Event::Unclear { why, status, made, .. }) => {
+                self.trouble = Some(why.clone());
+                self.unclear = Some(Unclear { why: why.clone(), status: *status, made: *made });
+            }
+            (Step::Intended, Event::Held { why, .. }) => {
+                self.trouble = Some(why.clone());
+                self.held = true;
             }
             (Step::Uploaded | Step::Intended, Event::Lost { why, .. }) => {
                 self.trouble = Some(why.clone());
+                self.lost += u32::from(self.step == Step::Intended);
                 self.file_id = None;
-                self.step = Step::Cut;
+                self.settle(Step::Cut);
             }
             (Step::Intended, Event::Created { batch_id, .. }) => {
                 self.batch_id = Some(batch_id.clone());
                 self.trouble = None;
-                self.step = Step::Created;
+                self.settle(Step::Created);
+            }
+            (Step::Created, Event::Full { why, .. }) => {
+                self.trouble = Some(why.clone());
+                (self.batch_id, self.file_id) = (None, None);
+                self.step = Step::Cut;
             }
             // Once more, when it had not said where its results are.
             (Step::Created | Step::Ended, Event::Ended { end, .. }) => {
@@ -380,6 +462,10 @@ impl Job {
                 self.rows = Some(rows.clone());
                 self.step = Step::Fetched;
             }
+            (Step::Ended, Event::Missing { why, .. }) => {
+                self.trouble = Some(why.clone());
+                self.missing += 1;
+            }
             (Step::Fetched, Event::Again { .. }) => {
                 self.rows = None;
                 self.step = Step::Ended;
@@ -388,6 +474,12 @@ impl Job {
             (step, _) => return Err(wrong(step)),
         }
         Ok(())
+    }
+
+    /// What became of its create is known now.
+    fn settle(&mut self, step: Step) {
+        (self.unclear, self.held) = (None, false);
+        self.step = step;
     }
 }
 
@@ -399,10 +491,14 @@ impl Event {
             Self::Uploaded { chunk, .. }
             | Self::Intent { chunk, .. }
             | Self::Refused { chunk, .. }
+            | Self::Unclear { chunk, .. }
+            | Self::Held { chunk, .. }
             | Self::Lost { chunk, .. }
+            | Self::Full { chunk, .. }
             | Self::Created { chunk, .. }
             | Self::Ended { chunk, .. }
             | Self::Fetched { chunk, .. }
+            | Self::Missing { chunk, .. }
             | Self::Again { chunk }
             | Self::Cleaned { chunk } => Some(chunk),
         }
@@ -416,10 +512,14 @@ impl Event {
             Self::Uploaded { .. } => "uploaded",
             Self::Intent { .. } => "intent",
             Self::Refused { .. } => "refused",
+            Self::Unclear { .. } => "unclear",
+            Self::Held { .. } => "held",
             Self::Lost { .. } => "lost",
+            Self::Full { .. } => "full",
             Self::Created { .. } => "created",
             Self::Ended { .. } => "ended",
             Self::Fetched { .. } => "fetched",
+            Self::Missing { .. } => "missing",
             Self::Again { .. } => "again",
             Self::Cleaned { .. } => "cleaned",
         }

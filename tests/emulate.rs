@@ -523,7 +523,8 @@ fn r10_21_a_file_and_the_models_are_shown() {
 fn r10_21_prompts_of_unknown_analyses_are_answered_by_what_they_list() {
     let work = WorkDir::new();
     let mut command = work.command(&["emulate", "--port", "0", "--state", "state"]);
-    let log = std::fs::File::create(work.join("log")).expect("created");
+    work.write("log", "");
+    let log = std::fs::File::options().append(true).open(work.join("log")).expect("opened");
     command.stderr(log);
     let server = Server::spawn_with_stderr(command);
     let line = |id: &str, prompt: &str| {

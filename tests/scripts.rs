@@ -1,8 +1,6 @@
 //! Coming from the old scripts, and what a command says to run next. Their files are composed here from the keys that the
 //! old project published.
 
-#![expect(clippy::indexing_slicing, reason = "a key that is not there fails the test")]
-
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},

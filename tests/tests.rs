@@ -14,6 +14,7 @@ mod hostile;
 mod jobs;
 mod laws;
 mod merge;
+mod money;
 mod outputs;
 mod parse;
 mod run;

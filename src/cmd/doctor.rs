@@ -249,6 +249,7 @@ impl Doctor<'_> {
             trials.iter_mut().for_each(|trial| trial.listed = true);
             return Ok(());
         };
+        let shown = shown.found;
         for batch in &shown {
             let Some(trial) = trials.iter_mut().find(|trial| trial.batch.id == batch.id) else { continue };
             trial.listed = true;
@@ -485,7 +486,7 @@ impl Doctor<'_> {
             };
             if let Ok(found) = client.find_batches(ours).await {
                 let known = self.batches.len();
-                self.batches.extend(found.into_iter().map(|batch| batch.id));
+                self.batches.extend(found.found.into_iter().map(|batch| batch.id));
                 // One that is not listed yet may be later.
                 if self.batches.len() > known || sent.elapsed() > self.settle {
                     self.unclear = None;

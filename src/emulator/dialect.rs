@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     faults::FaultPlan,
-    state::{Batch, Millis, Purpose, Status, StoredFile},
+    state::{Batch, Fate, Millis, Purpose, Status, StoredFile},
 };
 use crate::error::{Error, Kind};
 
@@ -199,7 +199,13 @@ impl Dialect {
             (Self::OpenAi, None, None) => (json!(0), json!(0)),
         };
         let mut errors = Value::Null;
-        if batch.status == Status::Failed {
+        if batch.status == Status::Failed && batch.create.fate == Fate::Full {
+            let words =
+                "Enqueued token limit reached. Please try again once some in_progress batches have been completed.";
+            errors = json!({"object": "list", "data": [
+                {"code": "token_limit_exceeded", "line": null, "message": words, "param": null},
+            ]});
+        } else if batch.status == Status::Failed {
             errors = json!({"object": "list", "data": [
                 {"code": "invalid_input", "line": 1, "message": "the input did not validate", "param": null},
             ]});

@@ -33,7 +33,7 @@ enum Takes {
 }
 
 /// Every fault there is. The order is that of the help, and of the calls when several would fail one.
-const TABLE: [(&str, Takes, &str); 28] = [
+const TABLE: [(&str, Takes, &str); 33] = [
     ("invalid", Takes::Share, "an answer that no rule accepts"),
     ("blocked", Takes::Share, "error 1301 (content safety) in the error file"),
     ("length", Takes::Share, "finish_reason `length`, text cut off"),
@@ -51,12 +51,17 @@ const TABLE: [(&str, Takes, &str); 28] = [
     ("no_balance", Takes::Count, "creates get 429, code 1113"),
     ("lose_create", Takes::Count, "the connection breaks before a create is done"),
     ("drop_create", Takes::Count, "the connection breaks after a create was done"),
-    ("failed", Takes::Count, "batches end as `failed`, without files"),
+    ("deny_create", Takes::Count, "creates get 403 with a page of HTML"),
+    ("no_id", Takes::Count, "creates are done, and answered with 200 and no id"),
+    ("failed", Takes::Count, "batches end as `failed`, without files, for their first line"),
+    ("full_queue", Takes::Count, "batches end as `failed`, since the account's queue is full"),
     ("expired", Takes::Share, "batches end as `expired` with this share of their lines done"),
     ("truncate", Takes::Count, "downloads end early, in turn within a line and between two lines"),
     ("unknown_status", Takes::Count, "polls show a status that is in no documentation"),
     ("slow", Takes::Time, "every reply takes this much longer"),
     ("list_lag", Takes::Time, "a new batch is not listed for this long"),
+    ("late_file", Takes::Time, "a results file is not there for this long after its batch has ended"),
+    ("blind_list", Takes::Nothing, "listings never show a batch"),
     ("metadata_dropped", Takes::Nothing, "batches lose their metadata"),
     ("code_number", Takes::Nothing, "error codes are numbers, not strings"),
     ("extra_fields", Takes::Nothing, "objects have fields that are in no documentation"),
@@ -133,6 +138,10 @@ pub enum Effect {
     ErrorIn200,
     /// The true reply, cut in the middle.
     CutReply,
+    /// A page, or nothing, under a status that says no.
+    Deny { status: u16, page: bool },
+    /// 200 and a batch without its id.
+    NoId,
     /// Nothing for this long, then what would have been.
     Stall(Duration),
 }
@@ -276,8 +285,11 @@ impl FaultPlan {
                 ("server_error", true, refuse(500, "1234", "network error, try again")),
                 ("no_balance", call == Call::Create, refuse(429, "1113", "the account is in arrears")),
                 ("lose_create", call == Call::Create, Effect::Break),
+                ("deny_create", call == Call::Create, Effect::Deny { status: 403, page: true }),
             ],
-            Point::After => &[("drop_create", call == Call::Create, Effect::Break)],
+            Point::After => {
+                &[("drop_create", call == Call::Create, Effect::Break), ("no_id", call == Call::Create, Effect::NoId)]
+            }
         };
         table.iter().find(|(name, applies, _)| *applies && self.take(name)).map(|(.., effect)| *effect)
     }
@@ -287,6 +299,7 @@ impl FaultPlan {
         let key = LineKey::finish(LineKey::hasher(0).update(content.as_bytes()));
         match self.shares.iter().find(|(name, _)| *name == "expired") {
             _ if self.take("failed") => Fate::Failed,
+            _ if self.take("full_queue") || self.schedule().is_some_and(Schedule::is_full) => Fate::Full,
             Some((_, share)) => Fate::Expired(*share),
             None if self.switches.contains(&"fates") => {
                 let share = u32::try_from(key.draw("share") % u64::from(WHOLE)).unwrap_or(0);
@@ -318,6 +331,16 @@ impl FaultPlan {
     /// How long a batch is not listed.
     pub fn list_lag(&self, batch: &str) -> Duration {
         self.time("list_lag").max(self.schedule().map_or(Duration::ZERO, |schedule| schedule.lag(batch)))
+    }
+
+    /// Listings show nothing.
+    pub fn hides_batches(&self) -> bool {
+        self.switches.contains(&"blind_list") || self.schedule().is_some_and(Schedule::hides_batches)
+    }
+
+    /// How long a results file is not there after its batch has ended.
+    pub fn late_file(&self, file: &str) -> Duration {
+        self.time("late_file").max(self.schedule().map_or(Duration::ZERO, |schedule| schedule.late_file(file)))
     }
 
     pub fn drops_metadata(&self, batch: &str) -> bool {

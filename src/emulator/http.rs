@@ -139,6 +139,12 @@ impl Api {
             Effect::Nonsense => "<!-- ok -->".into_response(),
             Effect::Empty => StatusCode::OK.into_response(),
             Effect::ErrorIn200 => Json(json!({"error": {"code": "1234", "message": "network error"}})).into_response(),
+            Effect::NoId => Json(json!({"object": "batch", "status": "validating"})).into_response(),
+            Effect::Deny { status, page } => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN);
+                let page = if page { "<html><body>this gateway says no</body></html>" } else { "" };
+                (status, [(header::CONTENT_TYPE, "text/html"), (header::LOCATION, "/elsewhere")], page).into_response()
+            }
             Effect::Html => {
                 let page = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>";
                 (StatusCode::BAD_GATEWAY, [(header::CONTENT_TYPE, "text/html")], page).into_response()
@@ -445,7 +451,13 @@ async fn content(api: &Api, id: String) -> Reply {
     let (file, announced, bytes, until, pause) = api
         .server
         .step(move |server, core| {
-            let Some(stored) = core.state.file(&id) else { return Err(Refusal::not_found("file", &id)) };
+            let late = |file: &&StoredFile| {
+                let late = u64::try_from(server.faults().late_file(&file.id).as_millis()).unwrap_or(u64::MAX);
+                file.purpose == Purpose::BatchOutput && server.now() < file.at.saturating_add(late)
+            };
+            let Some(stored) = core.state.file(&id).filter(|file| !late(file)) else {
+                return Err(Refusal::not_found("file", &id));
+            };
             let path = server.0.files.join(&stored.id);
             let opened = File::open(&path).and_then(|mut file| {
                 let spoiled = server.faults().schedule().and_then(Schedule::spoil);
@@ -604,7 +616,8 @@ async fn page_of_batches(api: &Api, page: Page) -> Reply {
         .step(move |server, core| {
             let now = server.now();
             let lag = |id: &str| u64::try_from(server.faults().list_lag(id).as_millis()).unwrap_or(u64::MAX);
-            let listed = core.state.batches().iter().rev();
+            let hidden = server.faults().hides_batches();
+            let listed = core.state.batches().iter().rev().filter(|_| !hidden);
             let listed = listed.filter(|batch| now >= batch.at.saturating_add(lag(&batch.id)));
             let mut ids: Vec<&str> = listed.map(|batch| batch.id.as_str()).collect();
             let Some(schedule) = server.faults().schedule() else { return page.cut(dialect, ids.into_iter(), 0) };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     log,
-    state::{Metadata, Millis, State},
+    state::{Fate, Metadata, Millis, State},
 };
 use crate::error::Result;
 
@@ -39,7 +39,8 @@ pub struct Entry {
 impl Ledger {
     pub fn of(state: &State) -> Self {
         let mut ledger = Self { uploads: state.uploads, deletes: state.deletes, ..Self::default() };
-        for batch in state.batches() {
+        // A batch that found the queue full ran nothing and cost nothing.
+        for batch in state.batches().iter().filter(|batch| batch.create.fate != Fate::Full) {
             *ledger.by_content.entry(batch.blake3.clone()).or_default() += 1;
             ledger.requests_billed += batch.work.as_ref().map_or(0, |work| work.completed);
             ledger.creates.push(Entry {

@@ -40,9 +40,19 @@ enum Kind {
     View,
     /// Listings in pages that are small, shift, and lag.
     List,
+    /// Creates refused by a gateway, in no words of the API.
+    Denied,
+    /// Creates that are done, and answered without an id.
+    NoId,
+    /// Batches that find the account's queue full.
+    Full,
+    /// Results files that are not there for a while after the end.
+    LateFile,
+    /// Listings that never show a batch.
+    Blind,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 17] = [
     Kind::Busy,
     Kind::Broken,
     Kind::Liar,
@@ -55,11 +65,21 @@ const KINDS: [Kind; 12] = [
     Kind::Short,
     Kind::View,
     Kind::List,
+    Kind::Denied,
+    Kind::NoId,
+    Kind::Full,
+    Kind::LateFile,
+    Kind::Blind,
 ];
+
+/// Shorter than a client waits for a results file of a batch that has ended.
+const LATEST_FILE: Duration = Duration::from_secs(200);
 
 const BUSY: [(u16, &str); 8] =
     [(429, "1302"), (429, "1303"), (429, "1305"), (429, "1312"), (429, ""), (408, ""), (409, ""), (425, "")];
 const BROKEN: [(u16, &str); 6] = [(500, "500"), (500, "1234"), (502, ""), (503, "1120"), (503, ""), (504, "1230")];
+const DENIED: [(u16, bool); 8] =
+    [(400, true), (400, false), (401, true), (403, true), (404, true), (413, true), (302, false), (307, true)];
 const KEY: [(u16, &str); 3] = [(401, "1001"), (401, "1003"), (403, "")];
 const ACCOUNT: [(u16, &str); 7] =
     [(429, "1113"), (429, "1308"), (429, "1310"), (429, "1304"), (403, "1112"), (400, "1210"), (400, "1311")];
@@ -106,7 +126,8 @@ impl Schedule {
         let mut lot = Lot::new(seed);
         let rate = pick(&RATES, lot.turn());
         // Half of all kinds: a seed with everything rarely gets far enough to meet the rare.
-        let kinds = KINDS.into_iter().filter(|_| lot.turn().is_multiple_of(2)).collect();
+        let one_in = |kind| if kind == Kind::Blind { 8 } else { 2 };
+        let kinds = KINDS.into_iter().filter(|kind| lot.turn().is_multiple_of(one_in(*kind))).collect();
         Self {
             seed,
             longest,
@@ -165,7 +186,8 @@ impl Schedule {
                 // Some servers say nothing when they have deleted: nothing must then mean that.
                 (Kind::Liar, Point::Before) => call != Call::DeleteFile,
                 (Kind::Broken | Kind::Liar | Kind::Reset | Kind::Stall, _) => true,
-                (Kind::Account, Point::Before) => creates,
+                (Kind::Account | Kind::Denied, Point::Before) => creates,
+                (Kind::NoId, Point::After) => creates,
                 _ => false,
             };
             if !applies {
@@ -181,6 +203,11 @@ impl Schedule {
                 Kind::Liar => {
                     pick(&[Effect::Nonsense, Effect::Empty, Effect::ErrorIn200, Effect::CutReply], lot.turn())
                 }
+                Kind::Denied => {
+                    let (status, page) = pick(&DENIED, lot.turn());
+                    Effect::Deny { status, page }
+                }
+                Kind::NoId => Effect::NoId,
                 Kind::Stall => Effect::Stall(self.time(&mut lot)),
                 _ => Effect::Break,
             });
@@ -197,6 +224,34 @@ impl Schedule {
     /// The file of an upload is gone after it was accepted.
     pub fn drops_input(&self) -> bool {
         self.strikes(Kind::Dropped).is_some()
+    }
+
+    /// A new batch finds the queue full.
+    pub fn is_full(&self) -> bool {
+        self.strikes(Kind::Full).is_some()
+    }
+
+    pub fn hides_batches(&self) -> bool {
+        self.kinds.contains(&Kind::Blind) && !self.calm.load(Ordering::Relaxed)
+    }
+
+    /// Its listings never show a batch, so that a create without an answer may have been made, and be made once more.
+    pub fn is_blind(&self) -> bool {
+        self.kinds.contains(&Kind::Blind)
+    }
+
+    /// How long a results file is not there after its batch has ended, the same at each call.
+    pub fn late_file(&self, file: &str) -> Duration {
+        if self.calm.load(Ordering::Relaxed) || !self.kinds.contains(&Kind::LateFile) {
+            return Duration::ZERO;
+        }
+        let most = u64::try_from(self.longest.min(LATEST_FILE).as_millis()).unwrap_or(u64::MAX);
+        // Most files are there at once.
+        if self.of(file).is_multiple_of(4) {
+            Duration::from_millis(self.of(file) / 4 % most.max(1))
+        } else {
+            Duration::ZERO
+        }
     }
 
     pub fn mirage(&self, terminal: bool) -> Option<Mirage> {

@@ -54,6 +54,8 @@ pub enum Fate {
     #[default]
     Completed,
     Failed,
+    /// It fails before anything runs, since the account's queue is full.
+    Full,
     /// This share of the lines is done, in parts per million.
     Expired(u32),
     /// The same, and the server cancels it.
@@ -261,7 +263,7 @@ impl State {
                 let Some(input) = self.file(&create.file) else { return Ok(()) };
                 let share = match create.fate {
                     Fate::Expired(share) | Fate::Cancelled(share) => share,
-                    Fate::Completed | Fate::Failed | Fate::AllErrors => WHOLE,
+                    Fate::Completed | Fate::Failed | Fate::Full | Fate::AllErrors => WHOLE,
                 };
                 let new = Batch {
                     id: batch.clone(),
@@ -325,7 +327,7 @@ impl State {
         let due = now >= batch.create.due;
         match (batch.status, batch.create.fate) {
             _ if !shown => None,
-            (Status::Validating, Fate::Failed) => Some(Status::Failed),
+            (Status::Validating, Fate::Failed | Fate::Full) => Some(Status::Failed),
             (Status::Validating, _) => Some(Status::InProgress),
             (Status::InProgress, Fate::Expired(_)) => (due && worked).then_some(Status::Expired),
             (Status::InProgress, Fate::Cancelled(_)) => due.then_some(Status::Cancelling),
@@ -356,7 +358,7 @@ impl State {
         let Some(batch) = self.batch(id).filter(|batch| batch.work.is_none()) else { return false };
         match batch.status {
             Status::Finalizing | Status::Cancelling => true,
-            Status::Validating => early && batch.create.fate != Fate::Failed,
+            Status::Validating => early && !matches!(batch.create.fate, Fate::Failed | Fate::Full),
             Status::InProgress => early || (matches!(batch.create.fate, Fate::Expired(_)) && now >= batch.create.due),
             Status::Completed | Status::Failed | Status::Expired | Status::Cancelled => false,
         }

@@ -22,6 +22,7 @@ pub enum FaultKind {
     BadPost,
     TooLarge,
     Image,
+    BadRequest,
     BadLine,
     Foreign,
     UnknownId,
@@ -37,10 +38,11 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BadPost,
         Self::TooLarge,
         Self::Image,
+        Self::BadRequest,
         Self::BadLine,
         Self::Foreign,
         Self::UnknownId,
@@ -60,6 +62,7 @@ impl FaultKind {
             Self::BadPost => "bad_post",
             Self::TooLarge => "too_large",
             Self::Image => "image",
+            Self::BadRequest => "bad_request",
             Self::BadLine => "bad_line",
             Self::Foreign => "foreign",
             Self::UnknownId => "unknown_id",
@@ -81,7 +84,7 @@ impl FaultKind {
 
     /// Asking again would give the same fault, so `--skip` leaves such rows out.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Blocked | Self::PromptTooLong | Self::TooLarge | Self::BadPost)
+        matches!(self, Self::Blocked | Self::PromptTooLong | Self::TooLarge | Self::BadPost | Self::BadRequest)
     }
 }
 

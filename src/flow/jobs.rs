@@ -7,7 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     future::Future,
     path::PathBuf,
     sync::Mutex,
@@ -16,7 +16,7 @@ use std::{
 
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::sleep,
 };
 
@@ -29,7 +29,7 @@ use crate::{
     cli::OnAmbiguous,
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    journal::{BatchEnd, Event, Job, Journal, Step, locked},
+    journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
     progress::Progress,
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
     workdir::{ResultFile, WorkDir},
@@ -41,6 +41,17 @@ const LISTINGS: u32 = 3;
 const FAILED_POLLS: u32 = 10;
 /// Polls of a batch that has ended and does not say where its results are, or how many, before it is taken as it is.
 const VAGUE_POLLS: u32 = 3;
+/// Creates of a chunk that may go without an answer, and be looked for in vain, before it is held: the second one may have
+/// been paid for as the first.
+const LOST_CREATES: u32 = 1;
+/// Chunks given up one after another because their upload or create was refused as wrong, before all others are spared it.
+const REFUSED_CHUNKS: u32 = 3;
+/// How often a batch may find the account's queue full before its chunk is given up until the next command.
+const FULL_QUEUES: u32 = 20;
+/// The longest pause before a full queue is tried again, if none of our batches ends meanwhile.
+const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(600);
+/// Seconds between downloads of a file that the provider does not have yet: its batch may have ended a moment ago.
+const LATE_FILE: [u64; 7] = [2, 5, 10, 20, 40, 80, 120];
 /// Creates refused for the moment (rate, overload) before the chunk is given up.
 const REFUSALS: u32 = 30;
 const REFUSALS_NO_WAIT: u32 = 2;
@@ -109,6 +120,10 @@ enum Reached {
     Ended(usize),
     /// It may not have a batch now.
     Left(usize),
+    /// The provider's queue was full: its create was refused for that, or its batch failed before anything ran.
+    Full(usize),
+    /// The queue may have room again.
+    Room(usize),
     /// Nothing more to do: its results are here, or it is not to be waited for.
     Done,
 }
@@ -156,12 +171,16 @@ pub struct Driver<'a> {
     pub fetched: Option<mpsc::Sender<usize>>,
 }
 
-/// What the jobs share. Once it is halted nobody creates, whoever was about to.
+/// What the jobs share. Once `halted` is set, no job sends another create, not even one that has already uploaded.
 struct Gate {
     halted: Cell<bool>,
     halted_models: RefCell<HashSet<String>>,
+    /// Chunks in a row whose upload or create was refused as wrong.
+    refused: Cell<u32>,
     uploads: Semaphore,
     downloads: Semaphore,
+    /// Rings when a batch of ours has ended, and when `halted` is set.
+    changed: Notify,
 }
 
 /// Who waits for room and who has it.
@@ -173,6 +192,49 @@ struct Floor {
     live: usize,
     /// Those of them that are on their way to a batch.
     creating: usize,
+    /// Jobs that wait for the provider's queue to have room, and how often each found it full.
+    full: HashMap<usize, u32>,
+    /// Those of them that wait now.
+    waiting_for_room: usize,
+}
+
+/// What became of a create.
+#[derive(PartialEq, Eq)]
+enum Sent {
+    /// The journal says what.
+    Once,
+    /// It was refused, since the account's queue is full.
+    QueueFull,
+}
+
+/// What a listing says of a create without an answer.
+#[derive(PartialEq, Eq)]
+enum Listed {
+    Adopted,
+    Absent {
+        /// The listing would show the batch if there were one.
+        is_proof: bool,
+    },
+}
+
+/// Whether a listing can show our batches: it does if it shows one that we know of with its input file or mark. Where we
+/// know of none yet, objects that have such fields are enough, and so is an empty listing.
+struct Evidence {
+    /// Input file and mark of each batch that we know of.
+    known: HashMap<String, (Option<String>, String)>,
+    /// A batch of this directory was found in a listing before.
+    proven: Cell<bool>,
+    any: Cell<bool>,
+    traceable: Cell<bool>,
+}
+
+/// What a download of a batch's files brought.
+struct Downloaded {
+    balance: RowBalance,
+    /// The first rows that are absent.
+    absent: Vec<u64>,
+    /// A file that the provider does not have, or not yet.
+    missing: Option<ApiError>,
 }
 
 /// The jobs of one model.
@@ -194,12 +256,7 @@ impl Driver<'_> {
     /// The journal or the disk failed. Everything else is told in [`JobsEnd`].
     pub async fn drive(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
         let goal = self.settings.goal;
-        let gate = Gate {
-            halted: Cell::new(false),
-            halted_models: RefCell::default(),
-            uploads: Semaphore::new(TRANSFERS),
-            downloads: Semaphore::new(TRANSFERS),
-        };
+        let gate = Gate::new();
         let mut floor = Floor::default();
         // Places of jobs that have a batch: to be looked after when it is their turn.
         let mut later = VecDeque::new();
@@ -244,7 +301,7 @@ impl Driver<'_> {
             }
             let waiting = floor.waiting(&gate);
             let takes_more = more && waiting < WAITING && !gate.halted.get();
-            let may_create = floor.creating > 0 || waiting > 0 || more && !gate.halted.get();
+            let may_create = floor.creating + floor.waiting_for_room > 0 || waiting > 0 || more && !gate.halted.get();
             if running.is_empty() && later.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
             }
@@ -252,7 +309,7 @@ impl Driver<'_> {
                 biased;
                 reason = stopped(&mut stop), if end.stopped.is_none() => {
                     end.stopped = Some(reason);
-                    gate.halted.set(true);
+                    gate.halt();
                     cut.close();
                     continue;
                 }
@@ -277,6 +334,7 @@ impl Driver<'_> {
                 }
                 Ok(Reached::Ended(place)) => {
                     floor.leave(&self.job(place)?.chunk);
+                    gate.changed.notify_waiters();
                     if goal != Goal::Submitted {
                         later.push_back(place);
                     }
@@ -284,6 +342,23 @@ impl Driver<'_> {
                 Ok(Reached::Left(place)) => {
                     floor.creating -= 1;
                     floor.leave(&self.job(place)?.chunk);
+                }
+                Ok(Reached::Full(place)) => {
+                    let chunk = self.job(place)?.chunk;
+                    floor.leave(&chunk);
+                    match floor.found_full(place) {
+                        _ if goal == Goal::Fetched || self.settings.no_wait => {}
+                        tries if tries > FULL_QUEUES => end.give_up(self.progress, &chunk, queue_stays_full()),
+                        tries => {
+                            floor.waiting_for_room += 1;
+                            running.push(Box::pin(self.to_room(place, tries, &gate)));
+                        }
+                    }
+                }
+                Ok(Reached::Room(place)) => {
+                    floor.waiting_for_room -= 1;
+                    let chunk = self.job(place)?.chunk;
+                    self.queue(&mut floor, &chunk).wait(place, &chunk);
                 }
                 Ok(Reached::Done) | Err(Gave::Stopped) => {}
                 // Whoever read the results says why he stopped.
@@ -301,14 +376,9 @@ impl Driver<'_> {
                     match scope {
                         Scope::Chunk => {}
                         Scope::Model(model) => drop(gate.halted_models.borrow_mut().insert(model)),
-                        Scope::Creates => gate.halted.set(true),
+                        Scope::Creates => gate.halt(),
                     }
-                    // The first one is told again at the end.
-                    match end.trouble {
-                        None => self.progress.note(format_args!("{}: {error}", job.chunk.id)),
-                        Some(_) => self.progress.always(format_args!("{}: {error}", job.chunk.id)),
-                    }
-                    end.trouble.get_or_insert(error);
+                    end.give_up(self.progress, &job.chunk, error);
                 }
             }
         }
@@ -335,6 +405,16 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// To the time when a queue that was full may have room: a batch of ours has ended, or a while has passed.
+    async fn to_room(&self, place: usize, tries: u32, gate: &Gate) -> std::result::Result<Reached, Gave> {
+        let pause = self.settings.poll_interval.saturating_mul(1 << tries.min(16)).min(LONGEST_QUEUE_PAUSE);
+        let room = async {
+            tokio::select! { biased; () = gate.changed.notified() => {} () = sleep(pause) => {} }
+        };
+        self.unless_stopped(room).await?;
+        Ok(Reached::Room(place))
+    }
+
     /// To a batch that exists.
     async fn to_batch(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
         let mut refusals = 0;
@@ -345,9 +425,13 @@ impl Driver<'_> {
                 Step::Cut | Step::Uploaded if self.stop.borrow().is_some() => return Err(Gave::Stopped),
                 Step::Cut | Step::Uploaded if !may_create => return Ok(Reached::Left(place)),
                 Step::Cut => self.upload(place, &job, gate).await?,
-                Step::Uploaded => self.create(place, &job, &mut refusals).await?,
+                Step::Uploaded => {
+                    if self.create(place, &job, &mut refusals, gate).await? == Sent::QueueFull {
+                        return Ok(Reached::Full(place));
+                    }
+                }
                 Step::Intended if self.settings.goal == Goal::Fetched => {
-                    if !self.adopt(place, &job).await? {
+                    if self.adopt(place, &job).await? != Listed::Adopted {
                         return Ok(Reached::Left(place));
                     }
                 }
@@ -372,17 +456,68 @@ impl Driver<'_> {
         let file_id = self
             .unless_stopped(self.client.upload(&path, &name))
             .await?
-            .map_err(|error| give_up(scope_of(&error, &job.chunk), error.into()))?;
+            .map_err(|error| give_up(gate.scope_of(&error, &job.chunk), error.into()))?;
         self.append(&Event::Uploaded { chunk: job.chunk.id.clone(), file_id: file_id.to_string() })?;
         Ok(())
     }
 
-    async fn create(&self, place: usize, job: &Job, refusals: &mut u32) -> std::result::Result<(), Gave> {
+    async fn create(
+        &self,
+        place: usize,
+        job: &Job,
+        refusals: &mut u32,
+        gate: &Gate,
+    ) -> std::result::Result<Sent, Gave> {
         let id = &job.chunk.id;
         let file_id = file_id(job)?;
         if let Some(error) = self.over_the_cap(job)? {
             return Err(Gave::Up { place, scope: Scope::Creates, error });
         }
+        let error = match self.send_create(job, &file_id).await? {
+            Ok(batch) => {
+                gate.refused.set(0);
+                self.created(job, &batch.id, false)?;
+                return Ok(Sent::Once);
+            }
+            Err(CreateError::Ambiguous(error) | CreateError::Made(error)) => {
+                self.progress.note(format_args!("{id}: no clear answer to its create ({error}); looking it up"));
+                return Ok(Sent::Once);
+            }
+            // A page in the place of an answer is a no, unless the batch is there all the same.
+            Err(CreateError::Denied(_)) if self.adopt(place, job).await? == Listed::Adopted => return Ok(Sent::Once),
+            Err(CreateError::Refused(error) | CreateError::NotSent(error) | CreateError::Denied(error)) => error,
+        };
+        self.append(&Event::Refused { chunk: id.clone(), why: error.to_string() })?;
+        if error.says_full_queue() {
+            self.progress.note(format_args!("{id}: the provider's queue is full ({error}); it is created later"));
+            return Ok(Sent::QueueFull);
+        }
+        *refusals += 1;
+        // The uploaded file may be gone, or too old: once, a fresh one is tried.
+        if matches!(error.class, Class::NotFound | Class::BadRequest) && *refusals == 1 {
+            // As good as gone, whether this succeeds or not.
+            let _deleted = self.unless_stopped(self.client.delete(&file_id)).await?;
+            self.append(&Event::Lost { chunk: id.clone(), why: error.to_string() })?;
+            return Ok(Sent::Once);
+        }
+        let most = if self.settings.no_wait { REFUSALS_NO_WAIT } else { REFUSALS };
+        if !error.is_retryable() || *refusals > most {
+            return Err(Gave::Up { place, scope: gate.scope_of(&error, &job.chunk), error: error.into() });
+        }
+        let pause = REFUSAL_PAUSE.saturating_mul(1 << refusals.saturating_sub(1).min(6));
+        let pause = pause.max(error.retry_after.unwrap_or_default()).min(LONGEST_REFUSAL_PAUSE);
+        self.progress.detail(format_args!("{id}: {error}; trying again in {pause:?}"));
+        self.unless_stopped(sleep(pause)).await?;
+        Ok(Sent::Once)
+    }
+
+    /// Sends a create, once, between the event that announces it and the event that says what came of it.
+    async fn send_create(
+        &self,
+        job: &Job,
+        file_id: &FileId,
+    ) -> std::result::Result<std::result::Result<Batch, CreateError>, Gave> {
+        let id = &job.chunk.id;
         let attempt = job.attempt + 1;
         let blake3 = job.chunk.blake3.clone();
         let intent = Event::Intent { chunk: id.clone(), file_id: file_id.to_string(), attempt, blake3 };
@@ -397,57 +532,42 @@ impl Driver<'_> {
         ];
         let answer = tokio::select! {
             biased;
-            answer = self.client.create(&file_id, &metadata) => answer,
+            answer = self.client.create(file_id, &metadata) => answer,
             () = self.last_call() => return Err(Gave::Stopped),
         };
         if drill::without(Guard::Intent) {
             self.append(&intent)?;
         }
-        let error = match answer {
-            Ok(batch) => return Ok(self.created(job, &batch.id, false)?),
-            Err(CreateError::Ambiguous(error)) => {
-                self.progress.note(format_args!("{id}: no clear answer to its create ({error}); looking it up"));
-                return Ok(());
-            }
-            Err(CreateError::Refused(error) | CreateError::NotSent(error)) => error,
-        };
-        self.append(&Event::Refused { chunk: id.clone(), why: error.to_string() })?;
-        *refusals += 1;
-        // The uploaded file may be gone, or too old: once, a fresh one is tried.
-        if matches!(error.class, Class::NotFound | Class::BadRequest) && *refusals == 1 {
-            // As good as gone, whether this succeeds or not.
-            let _deleted = self.unless_stopped(self.client.delete(&file_id)).await?;
-            self.append(&Event::Lost { chunk: id.clone(), why: error.to_string() })?;
-            return Ok(());
+        if let Err(unclear @ (CreateError::Ambiguous(error) | CreateError::Made(error))) = &answer {
+            let made = matches!(unclear, CreateError::Made(_)) && !drill::without(Guard::Made);
+            let why = error.to_string();
+            self.append(&Event::Unclear { chunk: id.clone(), why, status: error.status, made })?;
         }
-        let most = if self.settings.no_wait { REFUSALS_NO_WAIT } else { REFUSALS };
-        if !error.is_retryable() || *refusals > most {
-            return Err(Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() });
-        }
-        let pause = REFUSAL_PAUSE.saturating_mul(1 << refusals.saturating_sub(1).min(6));
-        let pause = pause.max(error.retry_after.unwrap_or_default()).min(LONGEST_REFUSAL_PAUSE);
-        self.progress.detail(format_args!("{id}: {error}; trying again in {pause:?}"));
-        self.unless_stopped(sleep(pause)).await
+        Ok(answer)
     }
 
-    /// A create was sent, and whether it happened is not known: the listing tells (`promises.md` M1).
+    /// A create was sent, and whether it happened is not known: the listing tells, if it can (`promises.md` M1).
     async fn look_up(&self, place: usize, job: &Job) -> std::result::Result<(), Gave> {
         let id = &job.chunk.id;
-        if self.is_listed(place, job).await? {
+        // A listing shows a batch late; a chunk that is held was looked for long enough.
+        let Some(is_proof) = self.is_listed(place, job, if job.held { 1 } else { LISTINGS }).await? else {
             return Ok(());
-        }
+        };
         if self.settings.on_ambiguous == OnAmbiguous::Hold {
             let error = Error::new(Kind::TryAgain, format!("{id}: whether its batch was created is not known"))
                 .fix("look at the provider's console; the same command without --on-ambiguous hold creates it anew");
             return Err(Gave::Up { place, scope: Scope::Chunk, error });
         }
+        if let Some(why) = self.why_held(job, is_proof)? {
+            return Err(self.hold(place, job, why)?);
+        }
         // Without its input a create that is still on its way cannot become a batch.
         if !drill::without(Guard::Fence) {
             let fence = self.unless_stopped(self.client.delete(&file_id(job)?)).await?;
-            fence.map_err(|error| Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() })?;
+            fence.map_err(|error| Gave::Up { place, scope: Scope::Chunk, error: error.into() })?;
         }
         // One that came just before is listed as late as any other.
-        if self.is_listed(place, job).await? {
+        if self.is_listed(place, job, LISTINGS).await?.is_none() {
             return Ok(());
         }
         self.progress
@@ -456,33 +576,81 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Looks for the batch of this chunk until it must be listed if it exists.
-    async fn is_listed(&self, place: usize, job: &Job) -> std::result::Result<bool, Gave> {
-        for listing in 0..LISTINGS {
+    /// Looks for the batch of this chunk until it must be listed if it exists. `None`: it is there, and adopted; else
+    /// whether the listings prove that it does not exist.
+    async fn is_listed(&self, place: usize, job: &Job, listings: u32) -> std::result::Result<Option<bool>, Gave> {
+        let mut is_proof = false;
+        for listing in 0..listings {
             if listing > 0 && !drill::without(Guard::Settle) {
                 self.unless_stopped(sleep(self.settings.settle / (LISTINGS - 1))).await?;
             }
-            if self.adopt(place, job).await? {
-                return Ok(true);
+            match self.adopt(place, job).await? {
+                Listed::Adopted => return Ok(None),
+                Listed::Absent { is_proof: proof } => is_proof |= proof,
             }
         }
-        Ok(false)
+        Ok(Some(is_proof))
+    }
+
+    /// Why a create that no listing shows is not sent again; `None`: it may be, once.
+    fn why_held(&self, job: &Job, is_proof: bool) -> Result<Option<&'static str>> {
+        let holds_another = locked(self.journal)?.state.holds_another(&job.chunk.id);
+        let made = job.unclear.as_ref().is_some_and(|unclear| unclear.made);
+        Ok(match self.settings.on_ambiguous {
+            OnAmbiguous::Again if job.held => None,
+            _ if made => Some("the provider said that it made a batch, and not which"),
+            _ if job.lost >= LOST_CREATES && !drill::without(Guard::Once) => {
+                Some("it is the second create without a clear answer")
+            }
+            _ if !is_proof && !drill::without(Guard::Evidence) => {
+                Some("the provider's list of batches cannot show that there is none")
+            }
+            _ if holds_another => Some("another chunk is held already"),
+            _ => None,
+        })
+    }
+
+    /// Gives a chunk up until the user says what to do.
+    fn hold(&self, place: usize, job: &Job, why: &str) -> Result<Gave> {
+        let id = &job.chunk.id;
+        let answer = job.unclear.as_ref().map(|unclear| format!(" ({})", unclear.why)).unwrap_or_default();
+        if !job.held {
+            self.append(&Event::Held { chunk: id.clone(), why: format!("{why}{answer}") })?;
+        }
+        // A refusal that repeats in the provider's own words is the provider's trouble, not a doubt of ours.
+        let refused = job.unclear.as_ref().and_then(|unclear| unclear.status).is_some_and(|status| status >= 300);
+        let kind = if refused && job.lost >= LOST_CREATES { Kind::Unavailable } else { Kind::TryAgain };
+        let what =
+            format!("{id}: whether its batch was created is not known{answer}, and it is not created again: {why}");
+        let (mark, file) = (self.mark(job)?, job.file_id.as_deref().unwrap_or_default());
+        let error = Error::new(kind, what).fix(format!(
+            "look for a batch with the metadata `{MARK}: {mark}` or the input file {file} at the provider's console. \
+             If there is one, run the same command later: it is adopted as soon as the list shows it. \
+             If there is none, run the same command with --on-ambiguous again"
+        ));
+        let scope = if job.held { Scope::Chunk } else { Scope::Creates };
+        Ok(Gave::Up { place, scope, error })
     }
 
     /// Takes the batch of this chunk from a complete listing, if it is there.
-    async fn adopt(&self, place: usize, job: &Job) -> std::result::Result<bool, Gave> {
+    async fn adopt(&self, place: usize, job: &Job) -> std::result::Result<Listed, Gave> {
         let (mark, file) = (self.mark(job)?, file_id(job)?);
+        let evidence = Evidence::of(&locked(self.journal)?.state);
         let ours = |batch: &Batch| {
+            evidence.look_at(batch);
             let same_file = batch.input_file_id.as_ref() == Some(&file);
             // An earlier attempt that came late found its input deleted: it did nothing and cost nothing.
             same_file || !has_failed(batch) && batch.metadata.get(MARK).is_some_and(|it| *it == mark)
         };
-        let found = self.unless_stopped(self.client.find_batches(ours)).await?;
-        let mut found =
-            found.map_err(|error| Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() })?;
+        let listing = self.unless_stopped(self.client.find_batches(ours)).await?;
+        let listing =
+            listing.map_err(|error| Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() })?;
+        let mut found = listing.found;
         found.sort_by_key(|batch| (has_failed(batch), batch.created_at, batch.id.to_string()));
         let mut found = found.into_iter();
-        let Some(oldest) = found.next() else { return Ok(false) };
+        let Some(oldest) = found.next() else {
+            return Ok(Listed::Absent { is_proof: listing.complete && evidence.shows_ours() });
+        };
         self.progress.note(format_args!("{}: its batch {} was created after all", job.chunk.id, oldest.id));
         // Before the journal forgets that there may be others.
         for other in found.filter(|other| !other.status.is_terminal()) {
@@ -492,7 +660,7 @@ impl Driver<'_> {
             self.progress.always(format_args!("{}: a second batch {} {outcome}", job.chunk.id, other.id));
         }
         self.created(job, &oldest.id, true)?;
-        Ok(true)
+        Ok(Listed::Adopted)
     }
 
     fn created(&self, job: &Job, batch: &BatchId, adopted: bool) -> Result<()> {
@@ -520,6 +688,10 @@ impl Driver<'_> {
             }
             at_once = false;
             match self.unless_stopped(self.client.batch(&batch_id)).await? {
+                Ok(batch) if batch.found_full_queue() => {
+                    self.found_full_queue(&job, &batch).await?;
+                    return Ok(Reached::Full(place));
+                }
                 Ok(batch) if batch.status.is_terminal() => {
                     let end = end_of(&batch);
                     // The object may be half empty now and whole the next time.
@@ -541,14 +713,14 @@ impl Driver<'_> {
                     // The emulator's disk is ours: more polls do not mend it.
                     let for_good = matches!(error.class, Class::Key | Class::Io);
                     if failed > FAILED_POLLS || self.settings.no_wait || for_good {
-                        let (scope, lost) = (scope_of(&error, &job.chunk), error.class == Class::NotFound);
+                        let lost = error.class == Class::NotFound;
                         let mut error = Error::from(error);
                         if lost {
                             error = error.fix(format!(
                                 "{batch_id} is not known under this key: use the one it was created with"
                             ));
                         }
-                        return Err(Gave::Up { place, scope, error });
+                        return Err(Gave::Up { place, scope: Scope::Chunk, error });
                     }
                     self.progress.detail(format_args!("{}: {error}", job.chunk.id));
                 }
@@ -559,10 +731,72 @@ impl Driver<'_> {
         }
     }
 
+    /// Nothing of the batch ran: its chunk is as if it had never been sent (`promises.md` M6).
+    async fn found_full_queue(&self, job: &Job, batch: &Batch) -> std::result::Result<(), Gave> {
+        let (id, why) = (&job.chunk.id, batch.errors.join("; "));
+        self.progress.note(format_args!(
+            "{id}: the provider's queue was full, and nothing of batch {} ran ({why}); it is created again when one of ours has ended",
+            batch.id
+        ));
+        // A fresh upload tells the next batch from this one in a listing. If this delete fails, an unused file is left there.
+        if let Some(file) = &job.file_id {
+            let file: FileId = parsed(Some(file), &job.chunk)?;
+            let _left_there = self.unless_stopped(self.client.delete(&file)).await?;
+        }
+        Ok(self.append(&Event::Full { chunk: id.clone(), why })?)
+    }
+
     /// From a terminal batch to verified results, and no trace left at the provider.
     async fn to_results(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
-        let turn = self.unless_stopped(gate.downloads.acquire()).await?;
-        let mut job = self.job(place)?;
+        let mut turn = self.unless_stopped(gate.downloads.acquire()).await?;
+        let job = self.ended_job(place).await?;
+        let chunk = &job.chunk;
+        let (mut tries, mut pauses) = (0, LATE_FILE.iter());
+        loop {
+            let Downloaded { mut balance, absent, missing } = self.download(place, &job).await?;
+            if let Some(error) = missing {
+                // A batch may say that it has ended before its files can be read.
+                if self.settings.no_wait && (job.missing as usize) < LATE_FILE.len() {
+                    self.append(&Event::Missing { chunk: chunk.id.clone(), why: error.to_string() })?;
+                    self.progress.note(format_args!("{}: {error}; it is asked for again next time", chunk.id));
+                    return Ok(Reached::Done);
+                }
+                if let Some(seconds) = pauses.next().filter(|_| !self.settings.no_wait) {
+                    let pause = Duration::from_secs(*seconds);
+                    self.progress.detail(format_args!("{}: {error}; asking again in {pause:?}", chunk.id));
+                    drop(turn);
+                    self.unless_stopped(sleep(pause)).await?;
+                    turn = self.unless_stopped(gate.downloads.acquire()).await?;
+                    continue;
+                }
+                // It will not come: another download would not bring more.
+                balance.short = false;
+                self.tell_absent(&job, &balance, &absent, Some(&error));
+            } else {
+                tries += 1;
+                let end = job.end.as_ref();
+                let has_files = end.is_some_and(|end| end.output_file_id.is_some() || end.error_file_id.is_some());
+                if balance.short && has_files && tries < DOWNLOADS {
+                    self.unless_stopped(sleep(REFUSAL_PAUSE)).await?;
+                    continue;
+                }
+                self.tell_absent(&job, &balance, &absent, None);
+            }
+            self.append(&Event::Fetched { chunk: chunk.id.clone(), rows: balance })?;
+            break;
+        }
+        if let Some(fetched) = &self.fetched
+            && self.unless_stopped(fetched.send(place)).await?.is_err()
+        {
+            return Err(Gave::Unread);
+        }
+        drop(turn);
+        self.to_clean(place, gate).await
+    }
+
+    /// A job whose batch has ended. A batch that did not say where its results are is asked once more.
+    async fn ended_job(&self, place: usize) -> std::result::Result<Job, Gave> {
+        let job = self.job(place)?;
         if job.end.as_ref().is_some_and(is_vague) {
             let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
             // What cannot be asked now is not there, as before.
@@ -571,59 +805,35 @@ impl Driver<'_> {
                 && !is_vague(&end_of(&batch))
             {
                 self.append(&Event::Ended { chunk: job.chunk.id.clone(), end: end_of(&batch) })?;
-                job = self.job(place)?;
+                return Ok(self.job(place)?);
             }
         }
-        let chunk = &job.chunk;
-        let mut tries = 0;
-        let missed = loop {
-            tries += 1;
-            let (balance, absent, missed) = self.download(place, &job).await?;
-            let has_files =
-                job.end.as_ref().is_some_and(|end| end.output_file_id.is_some() || end.error_file_id.is_some());
-            if balance.short && has_files && tries < DOWNLOADS {
-                self.unless_stopped(sleep(REFUSAL_PAUSE)).await?;
-                continue;
-            }
-            if balance.absent > 0 {
-                let named: Vec<String> = absent.iter().map(ToString::to_string).collect();
-                let more = if absent.len() as u64 == balance.absent { "" } else { ", …" };
-                let end = job.end.as_ref().filter(|end| end.status != "completed");
-                let why = end.map(|end| format!("; {}", describe_end(end))).unwrap_or_default();
-                let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
-                self.progress.note(format_args!(
-                    "{}: {} of {} rows are absent: {}{more}{why}{again}",
-                    chunk.id,
-                    balance.absent,
-                    chunk.lines,
-                    named.join(", ")
-                ));
-            }
-            self.append(&Event::Fetched { chunk: chunk.id.clone(), rows: balance })?;
-            break missed;
-        };
-        if let Some(fetched) = &self.fetched
-            && self.unless_stopped(fetched.send(place)).await?.is_err()
-        {
-            return Err(Gave::Unread);
-        }
-        drop(turn);
-        match missed {
-            Some(error) => Err(Gave::Up { place, scope: Scope::Chunk, error: error.into() }),
-            None => self.to_clean(place, gate).await,
-        }
+        Ok(job)
     }
 
-    /// Downloads a batch's files and counts their rows: the balance, the first absent ones, and what was not found.
-    async fn download(
-        &self,
-        place: usize,
-        job: &Job,
-    ) -> std::result::Result<(RowBalance, Vec<u64>, Option<ApiError>), Gave> {
+    fn tell_absent(&self, job: &Job, balance: &RowBalance, first: &[u64], missing: Option<&ApiError>) {
+        if balance.absent == 0 {
+            return;
+        }
+        let named: Vec<String> = first.iter().map(ToString::to_string).collect();
+        let more = if first.len() as u64 == balance.absent { "" } else { ", …" };
+        let end = job.end.as_ref().filter(|end| end.status != "completed");
+        let why = end.map(|end| format!("; {}", describe_end(end))).unwrap_or_default();
+        let gone = missing.map(|error| format!("; the provider does not have its file: {error}")).unwrap_or_default();
+        let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
+        let (id, named) = (&job.chunk.id, named.join(", "));
+        self.progress.note(format_args!(
+            "{id}: {} of {} rows are absent: {named}{more}{why}{gone}{again}",
+            balance.absent, job.chunk.lines
+        ));
+    }
+
+    /// Downloads a batch's files and counts their rows.
+    async fn download(&self, place: usize, job: &Job) -> std::result::Result<Downloaded, Gave> {
         let chunk = &job.chunk;
         let end = job.end.clone().unwrap_or_default();
         let files = ResultFile::BOTH.map(|file| self.work.results(&chunk.id, file));
-        let (mut whole, mut missed) = (true, None);
+        let (mut whole, mut missing) = (true, None);
         for (to, id) in files.iter().zip([&end.output_file_id, &end.error_file_id]) {
             let Some(id) = id else {
                 remove(to)?;
@@ -632,16 +842,16 @@ impl Driver<'_> {
             let id: FileId = parsed(Some(id), chunk)?;
             match self.unless_stopped(self.client.download(&id, to)).await? {
                 Ok(download) => whole &= download.complete,
-                Err(error) if error.class == Class::NotFound => missed = Some(error),
-                Err(error) => return Err(Gave::Up { place, scope: scope_of(&error, chunk), error: error.into() }),
+                Err(error) if error.class == Class::NotFound => missing = Some(error),
+                Err(error) => return Err(Gave::Up { place, scope: Scope::Chunk, error: error.into() }),
             }
         }
         let (analysis, rows) = (chunk.analysis.clone(), self.work.rows(&chunk.id));
         drill::step("verify", "results");
         let (mut balance, absent) = blocking::run(move || verify(&files, &analysis, &RowSet::read(&rows)?)).await?;
-        balance.short |= !whole || missed.is_some() || is_short(&balance, &end, chunk.lines);
+        balance.short |= !whole || missing.is_some() || is_short(&balance, &end, chunk.lines);
         balance.short &= !drill::without(Guard::Counts);
-        Ok((balance, absent, missed))
+        Ok(Downloaded { balance, absent, missing })
     }
 
     /// Deletes what nobody needs any more, here and at the provider. What cannot be deleted now is tried next time.
@@ -685,8 +895,61 @@ impl Driver<'_> {
 }
 
 impl Gate {
+    fn new() -> Self {
+        Self {
+            halted: Cell::new(false),
+            halted_models: RefCell::default(),
+            refused: Cell::new(0),
+            uploads: Semaphore::new(TRANSFERS),
+            downloads: Semaphore::new(TRANSFERS),
+            changed: Notify::new(),
+        }
+    }
+
+    fn halt(&self) {
+        self.halted.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// What else an upload or a create that was refused makes pointless.
+    fn scope_of(&self, error: &ApiError, chunk: &Chunk) -> Scope {
+        match scope_of(error, chunk) {
+            Scope::Chunk => {
+                self.refused.set(self.refused.get() + 1);
+                // The first chunks may be bad in their own way; all of them are not.
+                if self.refused.get() >= REFUSED_CHUNKS { Scope::Creates } else { Scope::Chunk }
+            }
+            scope => scope,
+        }
+    }
+
     fn bars(&self, model: &str) -> bool {
         self.halted.get() || self.halted_models.borrow().contains(model)
+    }
+}
+
+impl Evidence {
+    fn of(state: &State) -> Self {
+        let known = state.jobs.iter().filter_map(|job| {
+            let mark = format!("{}/{}", state.run, job.chunk.id);
+            Some((job.batch_id.clone()?, (job.file_id.clone(), mark)))
+        });
+        let (any, traceable) = (Cell::new(false), Cell::new(false));
+        Self { known: known.collect(), proven: Cell::new(state.was_listed), any, traceable }
+    }
+
+    fn look_at(&self, batch: &Batch) {
+        let (file, mark) = (batch.input_file_id.as_ref().map(FileId::as_str), batch.metadata.get(MARK));
+        self.any.set(true);
+        self.traceable.set(self.traceable.get() || file.is_some() || mark.is_some());
+        if let Some((known_file, known_mark)) = self.known.get(batch.id.as_str()) {
+            let same = file.is_some() && file == known_file.as_deref() || mark == Some(known_mark);
+            self.proven.set(self.proven.get() || same);
+        }
+    }
+
+    fn shows_ours(&self) -> bool {
+        self.proven.get() || self.known.is_empty() && (!self.any.get() || self.traceable.get())
     }
 }
 
@@ -710,11 +973,32 @@ impl Floor {
         Some(place)
     }
 
+    /// How often this chunk has found the provider's queue full, now included.
+    fn found_full(&mut self, place: usize) -> u32 {
+        let times = self.full.entry(place).or_default();
+        *times += 1;
+        *times
+    }
+
     fn leave(&mut self, chunk: &Chunk) {
         self.live -= 1;
         if let Some(queue) = self.models.get_mut(&chunk.model) {
             queue.queued -= chunk.lines;
         }
+    }
+}
+
+impl JobsEnd {
+    /// A chunk is left behind. The first trouble is told again at the end.
+    fn give_up(&mut self, progress: &Progress, chunk: &Chunk, error: Error) {
+        let id = chunk.id.to_string();
+        let told = error.to_string();
+        let told = if told.starts_with(&id) { told } else { format!("{id}: {told}") };
+        match self.trouble {
+            None => progress.note(told),
+            Some(_) => progress.always(told),
+        }
+        self.trouble.get_or_insert(error);
     }
 }
 
@@ -785,6 +1069,11 @@ fn end_of(batch: &Batch) -> BatchEnd {
         created_at: batch.created_at,
         completed_at: batch.completed_at,
         errors: batch.errors.clone(),
+        refused_lines: batch
+            .refused_lines
+            .iter()
+            .map(|(line, why)| RefusedLine { line: *line, why: why.clone() })
+            .collect(),
     }
 }
 
@@ -816,13 +1105,24 @@ fn has_failed(batch: &Batch) -> bool {
     batch.status == BatchStatus::Failed
 }
 
+fn queue_stays_full() -> Error {
+    let what = format!("the provider's queue was full {FULL_QUEUES} times in a row");
+    Error::new(Kind::Unavailable, what).fix("run the same command again when other batches of the account have ended")
+}
+
+/// What else an error on the way to a batch makes pointless. One on the way from a batch to its results concerns its chunk
+/// alone: what is paid for elsewhere is created and fetched all the same.
 fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
     match error.class {
         Class::Model => Scope::Model(chunk.model.clone()),
-        Class::BadRequest | Class::NotFound | Class::Reply => Scope::Chunk,
-        Class::Key | Class::Account | Class::RateLimited | Class::Transient | Class::Unreachable | Class::Io => {
-            Scope::Creates
-        }
+        Class::BadRequest | Class::NotFound => Scope::Chunk,
+        Class::Key
+        | Class::Account
+        | Class::RateLimited
+        | Class::Transient
+        | Class::Unreachable
+        | Class::Reply
+        | Class::Io => Scope::Creates,
     }
 }
 

@@ -20,6 +20,21 @@ const MAX_ID_BYTES: usize = 256;
 const SECONDS_END: u64 = 100_000_000_000;
 /// Of the errors a batch may list.
 const ERRORS_KEPT: usize = 20;
+/// Of those that name a line; all of them go into one event of the journal.
+const LINES_KEPT: usize = 1000;
+const LINE_WHY_CHARS: usize = 120;
+/// Codes and phrases, in lower case, of a provider whose queue holds as much of the account as it may. Each was seen in a
+/// report: `token_limit_exceeded` and "Enqueued token limit reached … try again once some in_progress batches have been
+/// completed" at OpenAI (openai-python issue 2084), "Enqueued request limit reached" there too (its forum, topic 1002388),
+/// "the number of enqueued tokens has surpassed …" at Azure (its Q&A, 2285577), `too_many_tasks` (`promises.md` M6).
+const FULL_QUEUE: [&str; 6] = [
+    "token_limit_exceeded",
+    "enqueued token limit",
+    "enqueued request limit",
+    "number of enqueued tokens has surpassed",
+    "once some in_progress batches have been completed",
+    "too_many_tasks",
+];
 const STATUS_CHARS: usize = 40;
 /// Metadata holds 16 pairs of at most 64 and 512 characters; of one that says more, so much is kept.
 const MAX_PAIRS: usize = 64;
@@ -106,6 +121,8 @@ pub struct Batch {
     pub metadata: BTreeMap<String, String>,
     /// Why the input did not validate; fit to be shown.
     pub errors: Vec<String>,
+    /// Lines of the input, from 1, for which it did not validate, and why; fit to be shown.
+    pub refused_lines: Vec<(u64, String)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -201,8 +218,22 @@ impl Batch {
             },
             metadata: metadata(body.get("metadata")),
             errors: errors(body.get("errors"), key),
+            refused_lines: refused_lines(body.get("errors"), key),
         })
     }
+
+    /// It ended before any of its requests ran, since the account's queue was full. The same file may be sent again.
+    pub fn found_full_queue(&self) -> bool {
+        let ran = self.request_counts.completed + self.request_counts.failed > 0;
+        let has_files = self.output_file_id.is_some() || self.error_file_id.is_some();
+        self.status == BatchStatus::Failed && !ran && !has_files && self.errors.iter().any(|why| says_full_queue(why))
+    }
+}
+
+/// The words are those of a provider whose queue has no room for the account now.
+pub(super) fn says_full_queue(words: &str) -> bool {
+    let words = words.to_lowercase();
+    FULL_QUEUE.iter().any(|phrase| words.contains(phrase))
 }
 
 /// An id of a server, unless it is an echo of the key: ids go into the journal.
@@ -241,26 +272,36 @@ fn errors(value: Option<&Value>, key: &Key) -> Vec<String> {
     let Some(value) = value else { return Vec::new() };
     let list = value.get("data").unwrap_or(value);
     let one = |error: &Value| {
-        let field = |name: &str| match error.get(name) {
-            Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
-            Some(Value::Number(number)) => Some(number.to_string()),
-            _ => None,
-        };
-        let mut text = String::new();
-        if let Some(line) = field("line") {
-            text.push_str(&format!("line {line}: "));
-        }
-        if let Some(code) = field("code") {
-            text.push_str(&format!("code {code}: "));
-        }
-        text.push_str(&field("message").unwrap_or_else(|| error.as_str().unwrap_or_default().to_owned()));
-        harmless_message(key, &text)
+        let line = error.get("line").and_then(number).map(|line| format!("line {line}: ")).unwrap_or_default();
+        harmless_message(key, &format!("{line}{}", code_and_message(error)))
     };
     match list {
         Value::Array(list) => list.iter().take(ERRORS_KEPT).map(one).filter(|text| !text.is_empty()).collect(),
         Value::Object(_) | Value::String(_) => Some(one(list)).filter(|text| !text.is_empty()).into_iter().collect(),
         _ => Vec::new(),
     }
+}
+
+/// The errors that name a line of the input.
+fn refused_lines(value: Option<&Value>, key: &Key) -> Vec<(u64, String)> {
+    let list = value.map(|value| value.get("data").unwrap_or(value)).and_then(Value::as_array);
+    let named = list.into_iter().flatten().filter_map(|error| {
+        let line = error.get("line").and_then(number).filter(|line| *line > 0)?;
+        Some((line, harmless(key, &code_and_message(error), LINE_WHY_CHARS)))
+    });
+    named.take(LINES_KEPT).collect()
+}
+
+/// `code C: MESSAGE` of an error object, or the text that stands in its place.
+fn code_and_message(error: &Value) -> String {
+    let field = |name: &str| match error.get(name) {
+        Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    };
+    let code = field("code").map(|code| format!("code {code}: ")).unwrap_or_default();
+    let message = field("message").unwrap_or_else(|| error.as_str().unwrap_or_default().to_owned());
+    format!("{code}{message}")
 }
 
 #[cfg(test)]
@@ -325,7 +366,35 @@ mod tests {
         assert_eq!(large.metadata.len(), MAX_PAIRS);
         assert!(large.metadata.values().all(|value| value.len() <= MAX_PAIR_BYTES));
         assert_eq!(batch.errors, ["line 4: code 1210: bad \\u{1b} [key]"]);
+        assert_eq!(batch.refused_lines, [(4, "code 1210: bad \\u{1b} [key]".to_owned())]);
         assert_eq!(batch.error_file_id.map(|id| id.to_string()).as_deref(), Some("e"));
+    }
+
+    /// Seen in reports of OpenAI's and Azure's batches.
+    #[test]
+    fn r10_2_a_full_queue_is_told_from_a_bad_input() {
+        let failed = |errors: Value| {
+            parse("openai", &json!({"id": "b", "status": "failed", "errors": {"object": "list", "data": [errors]}}))
+                .expect("a batch")
+        };
+        for (code, message, full) in [
+            (
+                "token_limit_exceeded",
+                "Enqueued token limit reached for gpt-4o in organization org-x. Limit: 90,000 enqueued tokens. Please try again once some in_progress batches have been completed.",
+                true,
+            ),
+            ("x", "The number of enqueued tokens has surpassed the configured limit of 30K for the deployment", true),
+            ("x", "Enqueued request limit reached for text-embedding-3-small", true),
+            ("too_many_tasks", "", true),
+            ("invalid_json_line", "This line is not parseable as valid JSON.", false),
+            ("context_length_exceeded", "the token limit of a request", false),
+        ] {
+            let errors = json!({"code": code, "message": message, "line": null, "param": null});
+            assert_eq!(failed(errors).found_full_queue(), full, "{code}: {message}");
+        }
+        let ran = json!({"id": "b", "status": "failed", "request_counts": {"completed": 1},
+            "errors": {"data": [{"code": "token_limit_exceeded"}]}});
+        assert!(!parse("openai", &ran).expect("a batch").found_full_queue(), "some of it ran, and is billed");
     }
 
     #[test]

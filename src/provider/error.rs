@@ -7,7 +7,7 @@ use std::{fmt, time::Duration};
 
 use serde_json::Value;
 
-use super::{Dialect, Key};
+use super::{Dialect, Key, batch::says_full_queue};
 use crate::{
     error::{Error, Kind},
     flow::faults::escape_control,
@@ -15,6 +15,10 @@ use crate::{
 
 const MESSAGE_CHARS: usize = 300;
 const CODE_CHARS: usize = 64;
+
+pub(super) const UPLOAD: &str = "upload a file";
+pub(super) const CREATE: &str = "create a batch";
+const CALLS_WITH_A_MODEL: [&str; 2] = [UPLOAD, CREATE];
 
 /// What an [`ApiError`] means for what comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct ApiError {
     pub(super) readable: bool,
     /// Something may have reached the server.
     pub(super) sent: bool,
+    /// It came with a success that holds an object, and not the one that was asked for.
+    pub(super) made: bool,
 }
 
 impl ApiError {
@@ -73,12 +79,13 @@ impl ApiError {
             should_retry: None,
             readable: false,
             sent: true,
+            made: false,
         }
     }
 
-    /// No new batch may be created: the next would fail too, or cost money that is not there (`promises.md` M4).
-    pub fn stops_creates(&self) -> bool {
-        matches!(self.class, Class::Key | Class::Account)
+    /// The account's queue is full: the same call succeeds when one of its batches has ended (`promises.md` M6).
+    pub fn says_full_queue(&self) -> bool {
+        says_full_queue(self.code.as_deref().unwrap_or_default()) || says_full_queue(&self.message)
     }
 
     /// The same call may succeed later (`promises.md` N3). Of a create only when it was refused for certain.
@@ -135,6 +142,10 @@ pub enum CreateError {
     Refused(ApiError),
     /// Nothing reached the server: there is no batch.
     NotSent(ApiError),
+    /// A 4xx whose body is no error of the API, such as a gateway's page: no batch, unless a listing shows it.
+    Denied(ApiError),
+    /// The server said yes, and not which batch it made: it is never created again.
+    Made(ApiError),
     /// There may be a batch. Look for it before anything else.
     Ambiguous(ApiError),
 }
@@ -142,7 +153,11 @@ pub enum CreateError {
 impl CreateError {
     pub fn error(&self) -> &ApiError {
         match self {
-            Self::Refused(error) | Self::NotSent(error) | Self::Ambiguous(error) => error,
+            Self::Refused(error)
+            | Self::NotSent(error)
+            | Self::Denied(error)
+            | Self::Made(error)
+            | Self::Ambiguous(error) => error,
         }
     }
 }
@@ -231,6 +246,8 @@ pub(super) fn from_reply(
     let class = match code.as_deref().and_then(|code| dialect.class_of(code)) {
         // A parameter that names nothing: the status says more than the code.
         Some(Class::BadRequest) | None if by_status == Class::NotFound => Class::NotFound,
+        // Only an upload or a create has a model that could be chosen otherwise.
+        Some(Class::Model) if !CALLS_WITH_A_MODEL.contains(&call) => by_status,
         by_code => by_code.unwrap_or(by_status),
     };
     ApiError {
@@ -294,7 +311,7 @@ mod tests {
         let key = Key::new("idididididid.secretsecretsecret").expect("a key");
         let told = serde_json::from_str(body).ok().as_ref().and_then(find_error);
         let status = http::StatusCode::from_u16(status).expect("a status");
-        from_reply("try", zhipu, &key, status, told, body.as_bytes())
+        from_reply(CREATE, zhipu, &key, status, told, body.as_bytes())
     }
 
     #[test]
@@ -332,13 +349,13 @@ mod tests {
     fn what_stops_creates_is_not_tried_again() {
         for code in ["1113", "1112", "1121", "1304", "1308", "1309", "1310", "1311", "1001"] {
             let error = error(429, &json!({"error": {"code": code, "message": "no"}}).to_string());
-            assert!(error.stops_creates() && !error.is_retryable(), "{code}");
+            assert!(!error.is_retryable(), "{code}");
         }
         for status in [401, 403, 434] {
-            assert!(error(status, "").stops_creates(), "{status}");
+            assert_eq!(error(status, "").class, Class::Key, "{status}");
         }
         for status in [408, 409, 425, 429, 500, 502, 503, 200] {
-            assert!(error(status, "").is_retryable() && !error(status, "").stops_creates(), "{status}");
+            assert!(error(status, "").is_retryable(), "{status}");
         }
         for status in [400, 404, 413, 435, 302] {
             assert!(!error(status, "").is_retryable(), "{status}");
@@ -374,7 +391,7 @@ mod tests {
         let shown = error(401, &json!({"error": {"code": "1001", "message": echo}}).to_string());
         assert!(!shown.to_string().contains("idididi"), "{shown}");
         assert_eq!(error(502, "<html><b>Bad\nGateway</b>").message, "Bad Gateway");
-        assert_eq!(error(502, "").to_string(), "try: HTTP 502: no explanation was given");
+        assert_eq!(error(502, "").to_string(), "create a batch: HTTP 502: no explanation was given");
     }
 
     #[test]

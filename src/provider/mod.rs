@@ -96,6 +96,17 @@ pub struct Download {
     pub complete: bool,
 }
 
+/// What was looked for in a listing.
+#[derive(Clone, Debug)]
+pub struct Listing<T> {
+    pub found: Vec<T>,
+    /// It was read to its end: what is not in it is not there, if it shows what is there at all.
+    pub complete: bool,
+}
+
+/// Objects with their ids, and what the server says of further pages.
+type Page<T> = (Vec<(String, T)>, Option<bool>);
+
 /// What is sent with a request.
 enum Payload<'a> {
     None,
@@ -135,7 +146,7 @@ impl Client {
 
     /// Streams a file of request lines to the provider; `file_name` ends in `.jsonl`.
     pub async fn upload(&self, path: &Path, file_name: &str) -> Result<FileId, ApiError> {
-        const CALL: &str = "upload a file";
+        const CALL: &str = error::UPLOAD;
         let mut tries = self.0.retries.start();
         loop {
             let sent = self.ask(CALL, Method::POST, "files", Payload::Multipart { path, file_name }).await;
@@ -152,7 +163,7 @@ impl Client {
 
     /// Creates a batch of an uploaded file. Sent once, whatever happens.
     pub async fn create(&self, file: &FileId, metadata: &[(&str, String)]) -> Result<Batch, CreateError> {
-        const CALL: &str = "create a batch";
+        const CALL: &str = error::CREATE;
         let dialect = self.0.dialect;
         let metadata: serde_json::Map<String, Value> =
             metadata.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
@@ -172,24 +183,26 @@ impl Client {
         if drill::without(Guard::CreateOnce) && answer.as_ref().is_err_and(ApiError::is_retryable) {
             answer = self.ask(CALL, Method::POST, "batches", Payload::Json(&body)).await;
         }
-        match answer {
-            Ok(body) => self.read_batch(CALL, &body).map_err(CreateError::Ambiguous),
-            Err(error) if !error.sent => Err(CreateError::NotSent(error)),
-            Err(error) if self.is_definite(&error) => Err(CreateError::Refused(error)),
-            Err(error) => Err(CreateError::Ambiguous(error)),
-        }
+        answer
+            .and_then(|body| self.read_batch(CALL, &body).map_err(|error| ApiError { made: body.is_object(), ..error }))
+            .map_err(|error| self.classify_create(error))
     }
 
-    /// The server said no in words of its own, so that there can be no batch.
-    fn is_definite(&self, error: &ApiError) -> bool {
-        let known = || error.code.as_deref().is_some_and(|code| self.0.dialect.class_of(code).is_some());
-        error.readable
-            && error.class != Class::Transient
-            && match error.status {
-                Some(400..=499) => true,
-                Some(200..=299) => known(),
-                _ => false,
-            }
+    /// What a create without a batch in its answer came to.
+    fn classify_create(&self, error: ApiError) -> CreateError {
+        let is_known = error.code.as_deref().is_some_and(|code| self.0.dialect.class_of(code).is_some());
+        match error.status {
+            _ if !error.sent => CreateError::NotSent(error),
+            // "Elsewhere" is a no: the call is not repeated there.
+            Some(300..=399) => CreateError::Refused(error),
+            _ if error.made => CreateError::Made(error),
+            // The server's own trouble may have come after the deed, whatever the status.
+            _ if error.class == Class::Transient => CreateError::Ambiguous(error),
+            Some(400..=499) if error.readable => CreateError::Refused(error),
+            Some(400..=499) => CreateError::Denied(error),
+            Some(200..=299) if is_known => CreateError::Refused(error),
+            _ => CreateError::Ambiguous(error),
+        }
     }
 
     pub async fn batch(&self, id: &BatchId) -> Result<Batch, ApiError> {
@@ -204,7 +217,7 @@ impl Client {
     }
 
     /// The batches of the account that are wanted, found by paging to the end of the listing.
-    pub async fn find_batches(&self, wanted: impl Fn(&Batch) -> bool) -> Result<Vec<Batch>, ApiError> {
+    pub async fn find_batches(&self, wanted: impl Fn(&Batch) -> bool) -> Result<Listing<Batch>, ApiError> {
         let read = |batch: &Value| {
             let batch = Batch::parse(batch, self.0.dialect, &self.0.key)?;
             Some((batch.id.to_string(), batch))
@@ -224,7 +237,9 @@ impl Client {
             let name = file.get("filename").and_then(Value::as_str).unwrap_or_default().to_owned();
             Some((id.to_string(), (id, name)))
         };
-        self.find("list the files", "files?purpose=batch&", read, |(id, name)| wanted(id, name)).await
+        self.find("list the files", "files?purpose=batch&", read, |(id, name)| wanted(id, name))
+            .await
+            .map(|listing| listing.found)
     }
 
     /// Pages to the end of a listing. `read` gives an object with its id.
@@ -234,13 +249,14 @@ impl Client {
         listing: &str,
         read: impl Fn(&Value) -> Option<(String, T)>,
         wanted: impl Fn(&T) -> bool,
-    ) -> Result<Vec<T>, ApiError> {
+    ) -> Result<Listing<T>, ApiError> {
         let endless = |what: String| ApiError::new(call, Class::Reply, what);
         let mut found = Vec::new();
         let mut seen = HashSet::new();
         let mut path = format!("{listing}limit={PAGE}");
         for _ in 0..MAX_PAGES {
             let (page, more) = self.page(call, &path, &read).await?;
+            let is_full = page.len() >= PAGE;
             let last = page.last().map(|(id, _)| id.clone());
             let mut news = false;
             for (id, object) in page {
@@ -259,22 +275,24 @@ impl Client {
                 )));
             }
             match last {
-                Some(last) if more && news && !drill::without(Guard::Paging) => {
+                Some(last) if more != Some(false) && news && !drill::without(Guard::Paging) => {
                     path = format!("{listing}limit={PAGE}&after={}", percent_escape(&last));
                 }
-                _ => return Ok(found),
+                // A page that is shown again is no end if the server says, or may mean, that there is more.
+                Some(_) => return Ok(Listing { found, complete: more == Some(false) || more.is_none() && !is_full }),
+                None => return Ok(Listing { found, complete: true }),
             }
         }
         Err(endless(format!("the listing does not end after {MAX_PAGES} pages")))
     }
 
-    /// One page, and whether more may follow.
+    /// One page, and whether the server says that more follow; where it does not say, one more is asked for.
     async fn page<T>(
         &self,
         call: &'static str,
         path: &str,
         read: &impl Fn(&Value) -> Option<(String, T)>,
-    ) -> Result<(Vec<(String, T)>, bool), ApiError> {
+    ) -> Result<Page<T>, ApiError> {
         let mut tries = self.0.retries.start();
         loop {
             let error = match self.ask(call, Method::GET, path, Payload::None).await {
@@ -549,7 +567,7 @@ impl Client {
 }
 
 /// The objects of a page, all of which must be readable, and whether more may follow.
-fn read_page<T>(body: &Value, read: &impl Fn(&Value) -> Option<(String, T)>) -> Option<(Vec<(String, T)>, bool)> {
+fn read_page<T>(body: &Value, read: &impl Fn(&Value) -> Option<(String, T)>) -> Option<Page<T>> {
     // Some wrap the list in `data` once more.
     let body = body.get("data").filter(|inner| inner.is_object()).unwrap_or(body);
     let objects = match body.get("data")? {
@@ -557,8 +575,7 @@ fn read_page<T>(body: &Value, read: &impl Fn(&Value) -> Option<(String, T)>) -> 
         Value::Null => Vec::new(),
         _ => return None,
     };
-    // Where it is not said, one more page is asked for.
-    Some((objects, body.get("has_more").and_then(Value::as_bool).unwrap_or(true)))
+    Some((objects, body.get("has_more").and_then(Value::as_bool)))
 }
 
 /// A 200 that does not say what it should; the server may do better the next time.

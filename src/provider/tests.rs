@@ -118,6 +118,8 @@ enum Ending {
     Created,
     Refused,
     NotSent,
+    Denied,
+    Made,
     Ambiguous,
 }
 
@@ -126,6 +128,8 @@ async fn create(client: &Client) -> Ending {
         Ok(_) => Ending::Created,
         Err(CreateError::Refused(_)) => Ending::Refused,
         Err(CreateError::NotSent(_)) => Ending::NotSent,
+        Err(CreateError::Denied(_)) => Ending::Denied,
+        Err(CreateError::Made(_)) => Ending::Made,
         Err(CreateError::Ambiguous(_)) => Ending::Ambiguous,
     }
 }
@@ -148,15 +152,22 @@ async fn a_create_is_sent_once_whatever_the_answer() {
         (200, r#"{"error":{"code":"9999","message":"new"}}"#, Ending::Ambiguous),
         (409, r#"{"error":{"message":"conflict"}}"#, Ending::Ambiguous),
         (408, "", Ending::Ambiguous),
-        (404, "<html>gateway</html>", Ending::Ambiguous),
-        (429, "", Ending::Ambiguous),
+        (404, "<html>gateway</html>", Ending::Denied),
+        (400, "", Ending::Denied),
+        (401, "<html>login</html>", Ending::Denied),
+        (413, "<html>too large</html>", Ending::Denied),
+        (429, "", Ending::Denied),
         (500, r#"{"error":{"code":"500","message":"internal"}}"#, Ending::Ambiguous),
         (503, r#"{"error":{"code":"1113","message":"arrears"}}"#, Ending::Ambiguous),
         (502, "<html>Bad Gateway</html>", Ending::Ambiguous),
         (200, "", Ending::Ambiguous),
         (200, "{\"id\":\"batch_1\"", Ending::Ambiguous),
-        (200, "{}", Ending::Ambiguous),
-        (302, "", Ending::Ambiguous),
+        (200, "{}", Ending::Made),
+        (200, r#"{"status":"validating"}"#, Ending::Made),
+        (201, r#"{"batch_id":"b"}"#, Ending::Made),
+        (200, "<html>ok</html>", Ending::Ambiguous),
+        (302, "", Ending::Refused),
+        (307, "<html>moved</html>", Ending::Refused),
     ] {
         let script = Script::new(&[(status, answer)]);
         assert_eq!(create(&direct("zhipu", script.router())).await, ending, "{status} {answer}");
@@ -188,15 +199,15 @@ async fn a_create_says_what_the_dialect_says() {
 #[tokio::test]
 async fn a_create_over_a_bad_connection_is_sent_once() {
     // Closed as soon as it is accepted, after the request was read, and in the middle of the answer.
-    for (answer, read_first) in [
-        (&b""[..], false),
-        (&b""[..], true),
-        (&b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"id\":"[..], true),
-        (&b"HTTP/1.1 401 No\r\nContent-Length: 500\r\n\r\n{\"error\":"[..], true),
-        (&b"garbage\r\n\r\n"[..], true),
+    for (answer, read_first, ending) in [
+        (&b""[..], false, Ending::Ambiguous),
+        (&b""[..], true, Ending::Ambiguous),
+        (&b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"id\":"[..], true, Ending::Ambiguous),
+        (&b"HTTP/1.1 401 No\r\nContent-Length: 500\r\n\r\n{\"error\":"[..], true, Ending::Denied),
+        (&b"garbage\r\n\r\n"[..], true, Ending::Ambiguous),
     ] {
         let (base, connections) = serve_raw(answer, read_first).await;
-        assert_eq!(create(&over_http(base)).await, Ending::Ambiguous, "{answer:?}");
+        assert_eq!(create(&over_http(base)).await, ending, "{answer:?}");
         // A second one would come at once.
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert_eq!(connections.load(Ordering::SeqCst), 1, "{answer:?}");
@@ -355,11 +366,11 @@ async fn a_listing_is_read_to_its_end() {
     for (total, end, pages) in cases {
         let (router, asked) = listing(total, 100, end);
         let found = direct("zhipu", router).find_batches(|_| true).await.expect("a listing");
-        assert_eq!((found.len(), asked.load(Ordering::SeqCst)), (total, pages));
+        assert_eq!((found.found.len(), asked.load(Ordering::SeqCst)), (total, pages));
     }
     let (router, _) = listing(250, 100, |_| r#","has_more":true"#);
     let found = direct("zhipu", router).find_batches(|batch| batch.id.as_str() == "b249").await.expect("a listing");
-    assert_eq!(found.len(), 1);
+    assert_eq!(found.found.len(), 1);
 }
 
 #[tokio::test]
@@ -369,11 +380,12 @@ async fn a_listing_that_goes_round_ends() {
     let other = r#"{"data":[{"id":"b3","status":"failed"}],"has_more":true}"#;
     for answers in [vec![(200, same)], vec![(200, same), (200, other), (200, same)]] {
         let script = Script::new(&answers);
-        direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing");
+        let listing = direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing");
+        assert!(!listing.complete, "the server says that there is more");
         assert!(script.asked().len() <= answers.len() + 1);
     }
     let script = Script::new(&[(200, r#"{"data":null,"has_more":false}"#)]);
-    assert_eq!(direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing"), []);
+    assert_eq!(direct("zhipu", script.router()).find_batches(|_| true).await.expect("a listing").found, []);
     // One that cannot be read is not an empty one.
     for bad in [r"{}", r#"{"data":[{"id":"b1"}]}"#, r#"{"data":{}}"#] {
         let script = Script::new(&[(200, bad)]);
@@ -577,7 +589,7 @@ async fn a_redirect_is_not_followed() {
     let client = over_http(serve(router).await);
     let error = client.batch(&batch_id()).await.expect_err("a redirect");
     assert_eq!((error.class, error.status), (Class::Reply, Some(307)));
-    assert_eq!(create(&client).await, Ending::Ambiguous);
+    assert_eq!(create(&client).await, Ending::Refused);
     assert_eq!(elsewhere.asked().len(), 0);
 }
 

@@ -92,7 +92,9 @@ async fn list(client: &Client, known: &Known, console: &Console) -> Result<Orpha
         }
         false
     };
-    client.find_batches(keep_batch).await?;
+    if !client.find_batches(keep_batch).await?.complete {
+        console.always("the list of batches did not come to its end: there may be more");
+    }
     Ok(found.into_inner())
 }
 

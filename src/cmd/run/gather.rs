@@ -18,7 +18,7 @@ use crate::{
         faults::excerpt,
         rows::{self, RowSet},
     },
-    journal::{Journal, Step, locked},
+    journal::{Job, Journal, RefusedLine, Step, locked},
     lines::{blocks::Block, input::exists, spill::AnswerStore},
     workdir::{ResultFile, WorkDir},
 };
@@ -42,8 +42,10 @@ pub fn read_results(
         tally: Tally::new(rendering.set.list.len()),
         block: Block::default(),
     };
-    let chunk = |place: usize| -> Result<Option<Chunk>> {
-        Ok(locked(journal)?.state.jobs.get(place).map(|job| job.chunk.clone()))
+    let job = |place: usize| -> Result<Option<(Chunk, Vec<RefusedLine>)>> {
+        let state = &locked(journal)?.state;
+        let refused = |job: &Job| job.end.as_ref().map(|end| end.refused_lines.clone()).unwrap_or_default();
+        Ok(state.jobs.get(place).map(|job| (job.chunk.clone(), refused(job))))
     };
     let here: Vec<usize> = {
         let jobs = &locked(journal)?.state.jobs;
@@ -51,13 +53,15 @@ pub fn read_results(
         fetched.map(|(place, _)| place).collect()
     };
     for place in &here {
-        if let Some(chunk) = chunk(*place)? {
-            gatherer.read_chunk(*place, &chunk)?;
+        if let Some((chunk, refused)) = job(*place)? {
+            gatherer.read_chunk(*place, &chunk, &refused)?;
         }
     }
     while let Some(place) = fetched.blocking_recv() {
-        match chunk(place)? {
-            Some(chunk) if here.binary_search(&place).is_err() => gatherer.read_chunk(place, &chunk)?,
+        match job(place)? {
+            Some((chunk, refused)) if here.binary_search(&place).is_err() => {
+                gatherer.read_chunk(place, &chunk, &refused)?;
+            }
             _ => {}
         }
     }
@@ -81,8 +85,29 @@ struct Gatherer<'a> {
 }
 
 impl Gatherer<'_> {
-    fn read_chunk(&mut self, place: usize, chunk: &Chunk) -> Result<()> {
+    /// The rows of the lines for which the provider refused the whole batch; it does not say so anywhere else.
+    fn add_refused(&mut self, place: usize, chunk: &Chunk, rows: &RowSet, refused: &[RefusedLine]) -> Result<()> {
+        let Some(at) = self.set.find(&chunk.analysis) else { return Ok(()) };
+        for RefusedLine { line, why } in refused {
+            let nth = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
+            let Some(index) = rows.indexes().nth(nth) else { continue };
+            let detail = format!("the batch failed, since the provider refused line {line} of {}: {why}", chunk.id);
+            let fault = FaultLine {
+                index: Some(index),
+                analysis: Some(chunk.analysis.clone()),
+                ..FaultLine::new(Fault::new(FaultKind::BadRequest, detail))
+            };
+            let mut payload = Vec::new();
+            fault.write_to(&mut payload);
+            // Behind all lines of the files, should the batch have some.
+            self.store.push_fault(index, at, rank(place, ResultFile::Error, u64::MAX), &payload)?;
+        }
+        Ok(())
+    }
+
+    fn read_chunk(&mut self, place: usize, chunk: &Chunk, refused: &[RefusedLine]) -> Result<()> {
         let rows = RowSet::read(&self.work.rows(&chunk.id))?;
+        self.add_refused(place, chunk, &rows, refused)?;
         let asked = self.set.find(&chunk.analysis);
         let is_row = |index: u64, analysis: Option<usize>| {
             (asked == analysis && rows.contains(index)) || drill::without(Guard::Rows)

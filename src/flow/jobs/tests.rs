@@ -4,6 +4,7 @@ use axum::{
     Json, Router,
     extract::Path as Segment,
     http::StatusCode,
+    response::IntoResponse as _,
     routing::{delete, get, post},
 };
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// What a server did: batches in the order of their creation, and calls by name.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Seen(Arc<Mutex<(Vec<Value>, Vec<String>)>>);
 
 impl Seen {
@@ -136,6 +137,17 @@ async fn drive_with(
     goal: Goal,
     cut: mpsc::Receiver<usize>,
 ) -> JobsEnd {
+    drive_as(router, work, journal, cut, |settings| JobSettings { goal, ..settings }).await
+}
+
+/// Drives with settings that `change` makes of the usual ones.
+async fn drive_as(
+    router: Router,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    cut: mpsc::Receiver<usize>,
+    change: impl FnOnce(JobSettings) -> JobSettings,
+) -> JobsEnd {
     let client = Client::new(ClientSettings {
         dialect: Dialect::find("zhipu").expect("known"),
         base_url: Some("http://127.0.0.1/x".to_owned()),
@@ -146,8 +158,8 @@ async fn drive_with(
     .expect("a client");
     let progress = Progress::new(Console::new(true, 0, cli::Progress::None), None);
     let (_tell, stop) = watch::channel(None);
-    let settings = JobSettings {
-        goal,
+    let settings = change(JobSettings {
+        goal: Goal::Done,
         max_concurrent: 3,
         poll_interval: Duration::from_millis(1),
         settle: Duration::from_millis(2),
@@ -157,9 +169,9 @@ async fn drive_with(
         no_wait: false,
         keep_requests: false,
         keep_remote: false,
-    };
+    });
     let driver = Driver { client: &client, work, journal, settings, stop, progress: &progress, fetched: None };
-    let driven = tokio::time::timeout(Duration::from_secs(20), driver.drive(cut)).await;
+    let driven = tokio::time::timeout(Duration::from_secs(3600), driver.drive(cut)).await;
     driven.expect("it ends").expect("the disk holds")
 }
 
@@ -314,12 +326,7 @@ async fn a_refused_model_does_not_stop_the_others() {
 
 #[test]
 fn a_full_model_waits_and_others_go_on() {
-    let gate = Gate {
-        halted: Cell::new(false),
-        halted_models: RefCell::default(),
-        uploads: Semaphore::new(1),
-        downloads: Semaphore::new(1),
-    };
+    let gate = Gate::new();
     let mut floor = Floor::default();
     let limited = |limit| Queue { limit, ..Queue::default() };
     floor.models = [("full", limited(Some(10))), ("free", limited(None))].map(|(m, q)| (m.to_owned(), q)).into();
@@ -339,4 +346,291 @@ fn a_full_model_waits_and_others_go_on() {
     assert_eq!((floor.start(&gate, 3), floor.start(&gate, 3)), (Some(1), None));
     gate.halted_models.borrow_mut().insert("full".to_owned());
     assert_eq!((floor.waiting(&gate), floor.start(&gate, 9)), (0, None));
+}
+
+fn none() -> mpsc::Receiver<usize> {
+    mpsc::channel(1).1
+}
+
+/// A reply whose body breaks off, as when a connection is reset.
+fn reset() -> axum::response::Response {
+    let lost = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
+    axum::body::Body::from_stream(futures::stream::iter([Err::<bytes::Bytes, _>(lost)])).into_response()
+}
+
+/// A server with the creates of a test, which are counted as `create CHUNK`.
+fn creating<R: axum::response::IntoResponse + 'static>(
+    seen: &Seen,
+    answer: impl Fn(&Seen, &Value) -> R + Clone + Send + Sync + 'static,
+) -> Router {
+    let seen_here = seen.clone();
+    server(seen).route(
+        "/x/batches",
+        post(async move |Json(asked): Json<Value>| {
+            seen_here.call(format!("create {}", asked["metadata"]["chunk"].as_str().unwrap_or_default()));
+            answer(&seen_here, &asked)
+        }),
+    )
+}
+
+/// A server that shows no batch answered `{"status":"validating"}`: seven batches were made in 14 seconds.
+#[tokio::test]
+async fn r10_1_a_create_that_was_answered_without_an_id_is_never_sent_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let router = creating(&seen, |_, _| Json(json!({"object": "batch", "status": "validating"})));
+    for _ in 0..3 {
+        let end = drive(router.clone(), &work, &journal, Goal::Done).await;
+        let error = end.trouble.expect("held");
+        assert_eq!((error.kind(), seen.count("create")), (Kind::TryAgain, 1), "{error}");
+        assert!(error.to_string().contains("zbatch: run/a_batch_part1"), "{error}");
+    }
+    assert_eq!(journal.lock().expect("whole").state.spent(), (1, 1));
+    // The list shows it one day.
+    seen.add(json!({"id": "batch-1", "status": "completed", "input_file_id": "file-1"}));
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!((job(&journal, 0).step, seen.count("create"), seen.count("upload")), (Step::Fetched, 1, 1));
+}
+
+/// The same server reset connections: a chunk was created for as long as one waited.
+#[tokio::test]
+async fn r10_1_a_create_without_an_answer_is_sent_once_more_and_then_held() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let router = creating(&seen, |_, _| reset());
+    for _ in 0..3 {
+        let end = drive(router.clone(), &work, &journal, Goal::Done).await;
+        let error = end.trouble.expect("held");
+        assert_eq!((error.kind(), seen.count("create")), (Kind::TryAgain, 2), "{error}");
+        assert!(error.to_string().contains("--on-ambiguous again"), "{error}");
+    }
+    assert_eq!(journal.lock().expect("whole").state.spent(), (2, 2), "each may have been paid for");
+    // The user has looked, and says so: once more, and held again.
+    let again = |settings| JobSettings { on_ambiguous: OnAmbiguous::Again, ..settings };
+    let end = drive_as(router, &work, &journal, none(), again).await;
+    assert_eq!((end.trouble.map(|error| error.kind()), seen.count("create")), (Some(Kind::TryAgain), 3));
+    assert!(job(&journal, 0).held);
+}
+
+/// A server whose list is always empty, or shows batches without their input and metadata.
+#[tokio::test]
+async fn r10_1_a_list_that_cannot_show_our_batches_proves_nothing() {
+    for shown in [json!([]), json!([{"id": "batch-1", "status": "in_progress"}, {"id": "other", "status": "failed"}])] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 3);
+        let seen = Seen::default();
+        let router = creating(&seen, |seen, asked| {
+            if asked["metadata"]["chunk"] != "a_batch_part1" {
+                return reset();
+            }
+            let batch = json!({"id": "batch-1", "status": "completed", "input_file_id": asked["input_file_id"]});
+            seen.call("made");
+            Json(batch).into_response()
+        });
+        let listed = shown.clone();
+        let hidden = Router::new().route(
+            "/x/batches/{id}",
+            get(async || Json(json!({"id": "batch-1", "status": "completed", "request_counts": {"total": 0}}))),
+        );
+        // The first batch is known before the others are sent.
+        let hidden = hidden.route(
+            "/x/batches",
+            get(async move || Json(json!({"data": listed, "has_more": false}))).post(async || StatusCode::NOT_FOUND),
+        );
+        let one = |settings| JobSettings { max_concurrent: 1, ..settings };
+        let router = hide(router, hidden);
+        let end = drive_as(router.clone(), &work, &journal, none(), one).await;
+        assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::TryAgain));
+        assert_eq!((seen.count("create a_batch_part2"), job(&journal, 1).held), (1, true), "{shown}");
+        assert_eq!(seen.count("create a_batch_part3"), 0, "no more creates once one is held");
+        // The next command sends the third, once, and holds it at once.
+        drive_as(router, &work, &journal, none(), one).await;
+        assert_eq!((seen.count("create a_batch_part2"), seen.count("create a_batch_part3")), (1, 1), "{shown}");
+    }
+}
+
+/// Sends reads of batches to `shown`, all else to `router`.
+fn hide(router: Router, shown: Router) -> Router {
+    use tower::ServiceExt as _;
+    Router::new().fallback(async move |request: axum::extract::Request| {
+        let reads = request.method() == "GET" && request.uri().path().starts_with("/x/batches");
+        let to = if reads { shown } else { router };
+        let Ok(response) = to.oneshot(request).await;
+        response
+    })
+}
+
+/// Gateways answer with pages: a chunk was uploaded 45 times in 30 seconds, and a 401 page never became 77.
+#[tokio::test]
+async fn r10_1_a_refusal_that_cannot_be_read_ends_with_its_class() {
+    const PAGE: &str = "<html><body>no</body></html>";
+    for (status, body, kind) in [
+        (400, PAGE, Kind::Input),
+        (400, "", Kind::Input),
+        (401, PAGE, Kind::Key),
+        (403, "", Kind::Key),
+        (404, PAGE, Kind::Unavailable),
+        (413, PAGE, Kind::Input),
+        (302, "", Kind::Unavailable),
+        (307, PAGE, Kind::Unavailable),
+        (500, r#"{"error":{"code":"9999","message":"internal"}}"#, Kind::Unavailable),
+        (502, PAGE, Kind::Unavailable),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 9);
+        let seen = Seen::default();
+        let answer = move |_: &Seen, _: &Value| (StatusCode::from_u16(status).expect("a status"), body).into_response();
+        let router = creating(&seen, answer);
+        let end = drive(router, &work, &journal, Goal::Done).await;
+        let error = end.trouble.expect("refused");
+        assert_eq!(error.kind(), kind, "{status} {body}: {error}");
+        assert!(error.to_string().contains(&format!("HTTP {status}")), "{error}");
+        // Three chunks at once, each at most twice, and the others not at all.
+        assert!(seen.count("create") <= 6 && seen.count("upload") <= 6, "{status} {body}: {seen:?}");
+        assert!((1..=9).all(|part| seen.count(&format!("create a_batch_part{part}")) <= 2), "{seen:?}");
+    }
+}
+
+/// `--max-batches 1`, and seven batches.
+#[tokio::test]
+async fn r10_1_caps_count_every_create_that_was_sent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let router = creating(&seen, |_, _| reset());
+    let capped = |settings| JobSettings { max_batches: Some(1), ..settings };
+    let end = drive_as(router, &work, &journal, none(), capped).await;
+    let error = end.trouble.expect("capped");
+    assert_eq!((error.kind(), seen.count("create")), (Kind::Unavailable, 1), "{error}");
+    assert!(error.to_string().contains("--max-batches"), "{error}");
+}
+
+/// OpenAI: a batch over the enqueued token limit ends as `failed`, and its rows were given up.
+#[tokio::test(start_paused = true)]
+async fn r10_2_a_batch_that_found_the_queue_full_is_created_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 2);
+    let seen = Seen::default();
+    let router = creating(&seen, |seen, asked| {
+        let number = seen.batches().len() + 1;
+        let full = asked["metadata"]["chunk"] == "a_batch_part2" && number < 4;
+        let batch = if full {
+            json!({"id": format!("batch-{number}"), "status": "failed", "input_file_id": asked["input_file_id"],
+                "errors": {"data": [{"code": "token_limit_exceeded", "line": null,
+                    "message": "Enqueued token limit reached for gpt-4o in organization org-x."}]}})
+        } else {
+            json!({"id": format!("batch-{number}"), "status": "completed", "input_file_id": asked["input_file_id"]})
+        };
+        seen.add(batch.clone());
+        Json(batch)
+    });
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!((job(&journal, 0).step, job(&journal, 1).step), (Step::Fetched, Step::Fetched));
+    assert!(seen.count("create a_batch_part2") >= 2, "{seen:?}");
+    assert_eq!(journal.lock().expect("whole").state.spent(), (2, 2), "nothing ran of the others");
+}
+
+/// Other servers refuse the create for the same reason. It does not go on for ever.
+#[tokio::test(start_paused = true)]
+async fn r10_2_a_create_that_is_refused_for_a_full_queue_is_sent_later() {
+    for answers_at in [3, usize::MAX] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 1);
+        let seen = Seen::default();
+        let router = creating(&seen, move |seen, asked| {
+            if seen.count("create") < answers_at {
+                let words = "Please try again once some in_progress batches have been completed.";
+                let error = json!({"error": {"code": "token_limit_exceeded", "message": words}});
+                return (StatusCode::BAD_REQUEST, Json(error));
+            }
+            let batch = json!({"id": "batch-1", "status": "completed", "input_file_id": asked["input_file_id"]});
+            seen.add(batch.clone());
+            (StatusCode::OK, Json(batch))
+        });
+        let end = drive(router, &work, &journal, Goal::Submitted).await;
+        if answers_at == 3 {
+            assert!(end.trouble.is_none(), "{end:?}");
+            assert_eq!((seen.count("create"), seen.count("upload")), (3, 1));
+        } else {
+            assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
+            assert_eq!(seen.count("create"), FULL_QUEUES as usize + 1);
+        }
+    }
+}
+
+/// A server with one finished batch a chunk, whose output files `content` serves.
+fn finished(seen: &Seen, content: axum::routing::MethodRouter) -> Router {
+    let router = creating(seen, |seen, asked| {
+        let number = seen.batches().len() + 1;
+        let batch = json!({"id": format!("batch-{number}"), "status": "completed",
+            "input_file_id": asked["input_file_id"], "output_file_id": format!("output-{number}"),
+            "request_counts": {"total": 1, "completed": 1, "failed": 0}});
+        seen.add(batch.clone());
+        Json(batch)
+    });
+    router.route("/x/files/{id}/content", content)
+}
+
+/// A server that shows files a while after the end: all creates stopped with "choose a model that the provider takes".
+#[tokio::test(start_paused = true)]
+async fn r10_3_a_file_that_is_late_is_asked_for_again_and_stops_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 5);
+    let seen = Seen::default();
+    let reads = seen.clone();
+    let content = get(async move |Segment(id): Segment<String>| {
+        reads.call(format!("read {id}"));
+        if reads.count(&format!("read {id}")) < 5 {
+            let error = json!({"error": {"code": "1211", "message": "no such file yet"}});
+            return (StatusCode::NOT_FOUND, error.to_string());
+        }
+        (StatusCode::OK, "{\"custom_id\":\"a_0000\",\"response\":{}}\n".to_owned())
+    });
+    let router = finished(&seen, content);
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    for place in 0..5 {
+        let rows = job(&journal, place).rows.expect("fetched");
+        assert_eq!((rows.output, rows.absent, rows.short), (1, 0, false));
+    }
+}
+
+/// Deleted at the provider, or kept there for 30 days only: exit 69 each time, and "the same command" for ever.
+#[tokio::test(start_paused = true)]
+async fn r10_3_a_file_that_never_comes_leaves_absent_rows_and_no_trouble() {
+    for status in [StatusCode::NOT_FOUND, StatusCode::GONE] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 2);
+        let seen = Seen::default();
+        let router = finished(&seen, get(async move || status));
+        // A command that does not wait leaves it for later, a few times.
+        let no_wait = |settings| JobSettings { no_wait: true, ..settings };
+        let end = drive_as(router.clone(), &work, &journal, none(), no_wait).await;
+        assert!(end.trouble.is_none() && job(&journal, 0).step < Step::Fetched, "{end:?}");
+        let end = drive(router, &work, &journal, Goal::Done).await;
+        assert!(end.trouble.is_none(), "{end:?}");
+        for place in 0..2 {
+            let job = job(&journal, place);
+            let rows = job.rows.expect("fetched");
+            assert_eq!((rows.output, rows.absent, rows.short, job.cleaned), (0, 1, false, true));
+        }
+    }
+}
+
+/// A download that was refused ended all creates, and what they would have paid for was never made.
+#[tokio::test(start_paused = true)]
+async fn r10_20_a_refused_download_halts_no_create() {
+    for status in [401, 403, 429, 500] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 6);
+        let seen = Seen::default();
+        let router = finished(&seen, get(async move || StatusCode::from_u16(status).expect("a status")));
+        let end = drive(router, &work, &journal, Goal::Done).await;
+        assert!(end.trouble.is_some(), "{status}");
+        assert_eq!((seen.count("create"), journal.lock().expect("whole").state.at(Step::Ended)), (6, 6), "{status}");
+    }
 }
