@@ -319,6 +319,9 @@ impl Doctor<'_> {
         let (verdict, measured) = match refused {
             // It was faster than we.
             Some(error) if trial.batch.status == BatchStatus::Completed => (Verdict::Noted, error.to_string()),
+            Some(error) if is_lacking(&error) => {
+                (Verdict::NotMeasured, format!("the server does not have this call: {error}"))
+            }
             Some(error) => (Verdict::Differs, error.to_string()),
             None => (Verdict::of(trial.batch.status == BatchStatus::Cancelled), trial.history()),
         };
@@ -466,7 +469,7 @@ impl Doctor<'_> {
     ) -> Result<Option<T>, Halt> {
         match self.call(call).await? {
             Ok(answer) => Ok(Some(answer)),
-            Err(error) if matches!(error.status, Some(404 | 405 | 501)) => {
+            Err(error) if is_lacking(&error) => {
                 let measured = format!("the server does not have this call: {error}");
                 checks.iter().try_for_each(|check| self.findings.tell(*check, Verdict::NotMeasured, &measured))?;
                 Ok(None)
@@ -568,6 +571,11 @@ impl Doctor<'_> {
 /// At least six characters, and an analysis that nobody has.
 fn custom_id(name: &str) -> String {
     format!("doctor_{name}_0000")
+}
+
+/// The server does not have the call that failed so.
+fn is_lacking(error: &ApiError) -> bool {
+    matches!(error.status, Some(404 | 405 | 501))
 }
 
 fn is_known(status: &BatchStatus) -> bool {

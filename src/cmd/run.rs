@@ -32,7 +32,7 @@ use super::{
 use crate::{
     cli::RunArgs,
     console::Console,
-    emulator::{Emulator, Upstream},
+    emulator::{self, Emulator},
     error::{Error, Kind, Result},
     flow::{
         chunks::{Chunk, Limits},
@@ -93,12 +93,7 @@ impl<'a> Run<'a> {
     /// `provider` takes the place of the one that the arguments name.
     pub fn begin(args: &'a RunArgs, provider: Option<Client>, console: &'a Console) -> Result<Self> {
         let began = (Instant::now(), snapshots::now());
-        if let Some(flag) = args.emulator.typed().filter(|_| !args.emulate) {
-            return Err(Error::usage(format!(
-                "{flag} is of the emulator, and without --emulate the provider is asked"
-            ))
-            .fix(format!("add --emulate, or leave {flag} out")));
-        }
+        let emulator = emulator_settings(args)?;
         let config = Config::load(args.source.config.as_deref(), console)?;
         let rendering =
             Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
@@ -112,16 +107,14 @@ impl<'a> Run<'a> {
             None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
             given => given,
         };
-        let upstream = args.emulator.upstream.as_deref().map(Upstream::resolve).transpose()?;
-        let record = journal::Config {
-            upstream: upstream.map(|upstream| upstream.name().to_owned()),
-            ..rendering.record(args.emulate)
-        };
+        let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
+        let upstream = upstream.map(|upstream| upstream.name().to_owned());
+        let record = journal::Config { upstream, ..rendering.record(args.emulate) };
         let (work, mut journal) = claim(&dir, args.new, record, source.is_spooled(), console)?;
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
-            None => emulated(args, &work, &rendering, console)?,
+            None => emulated(emulator.unwrap_or_default(), &work, &rendering, console)?,
         };
         // Rows that are gone for good are absent faults of the join.
         let lost = find_lost_results(&journal.state, &work, console);
@@ -228,9 +221,20 @@ fn died(what: &str) -> Error {
     Error::input(format!("the thread that {what} died; run the same command again"))
 }
 
+/// How the embedded emulator is to behave, if it is wanted at all.
+fn emulator_settings(args: &RunArgs) -> Result<Option<emulator::Settings>> {
+    if args.emulate {
+        return settings(&args.emulator).map(Some);
+    }
+    match args.emulator.typed() {
+        None => Ok(None),
+        Some(flag) => Err(Error::usage(format!("{flag} is a flag of the emulator, and --emulate is not there"))
+            .fix(format!("add --emulate, or leave {flag} out: it would mean nothing to the provider"))),
+    }
+}
+
 /// A client that calls the emulator in this process.
-fn emulated(args: &RunArgs, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
-    let settings = settings(&args.emulator)?;
+fn emulated(settings: emulator::Settings, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
     match &settings.upstream {
         Some(upstream) => {
             console.note(format_args!("answers come from {}, asked by the embedded server", upstream.name()))

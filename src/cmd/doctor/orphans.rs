@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::MARK;
+use super::{MARK, is_lacking};
 use crate::{
     cli::{DoctorArgs, RemoteArgs},
     cmd::{
@@ -74,7 +74,7 @@ async fn list(client: &Client, known: &Known, console: &Console) -> Result<Orpha
     };
     match client.find_files(keep_file).await {
         Ok(_) => {}
-        Err(error) if matches!(error.status, Some(404 | 405 | 501)) => {
+        Err(error) if is_lacking(&error) => {
             console.always(format_args!("the server does not list files, so that only batches are shown: {error}"));
         }
         Err(error) => return Err(error.into()),
