@@ -83,6 +83,7 @@ fn flags_beat_environment_beats_file_beats_defaults() {
     let ran = with(&base, &["--provider=openai"]);
     assert_eq!(row(ran.text(), "batch.base_url"), pair("https://file/v4", file));
     assert!(row(ran.text(), "key").0.contains("OPENAI_API_KEY"));
+    assert_eq!(row(ran.text(), "batch.multimodal_model").0, "file", "the one that is named");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     lines::output::Output,
     provider::Dialect,
-    settings::{Config, Sourced},
+    settings::{Config, Origin, PROVIDER, Sourced},
 };
 
 pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
@@ -23,8 +23,10 @@ pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
     }
     let file = config.path().map_or("none".to_owned(), |path| path.display().to_string());
     row("config file", file, &"");
-    row("batch.model", text(&models.model), &models.model.origin);
-    row("batch.multimodal_model", text(&models.multimodal_model), &models.multimodal_model.origin);
+    for (key, model) in [("batch.model", &models.model), ("batch.multimodal_model", &models.multimodal_model)] {
+        let is_named = model.origin != Origin::Default || dialect.name == PROVIDER;
+        row(key, if is_named { text(model) } else { "none (--model)".to_owned() }, &model.origin);
+    }
     row("batch.temperature", text(&models.temperature), &models.temperature.origin);
     row("batch.provider", text(&models.provider), &models.provider.origin);
     match &models.base_url {
