@@ -70,6 +70,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(count * seconds).map_err(|_| "that is no time".to_owned())
 }
 
+/// `1 chunk`, `2 chunks`, `2 batches`: a number of things whose plural is regular.
+pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    let hisses = ["ch", "s", "x"].iter().any(|end| thing.ends_with(end));
+    match (number, hisses) {
+        (1, _) => format!("1 {thing}"),
+        (_, true) => format!("{number} {thing}es"),
+        (_, false) => format!("{number} {thing}s"),
+    }
+}
+
 /// A number of things, written in digits: at least 1 where `T` has no 0.
 pub fn parse_count<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     let text = text.trim();

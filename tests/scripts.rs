@@ -429,7 +429,7 @@ fn r10_5c_batches_made_elsewhere_that_have_not_ended() {
         Ran::of(command.env("ZHIPUAI_API_KEY", KEY).output().expect("the program starts"))
     };
     let ran = fetch(&["-o", "-", "--no-wait"]).exits(75);
-    assert!(ran.text().is_empty() && ran.stderr.contains(&format!("have not ended: {id}")), "{}", ran.stderr);
+    assert!(ran.text().is_empty() && ran.stderr.contains(&format!("not ended yet: {id}")), "{}", ran.stderr);
     fetch(&["-o", "one.jsonl", "--timeout", "300ms", "--poll-interval", "50ms"]).exits(75);
     assert!(!setup.work.exists("one.jsonl"));
 }

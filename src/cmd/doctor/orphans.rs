@@ -22,6 +22,7 @@ use crate::{
     lines::output::Output,
     provider::{Batch, Client, Dialect, FileId},
     settings::Config,
+    units::count,
 };
 
 /// What the directories given know.
@@ -171,7 +172,9 @@ impl Orphans {
     fn say_what_to_do(&self, base: &str, dialect: &Dialect, console: &Console) {
         let (batches, files) = (self.batches.len(), self.files.len());
         console.note(format_args!(
-            "{batches} batches, and {files} files without a batch, belong to no work directory given; nothing was deleted"
+            "of no work directory given: {}, and {} without a batch; nothing was deleted",
+            count(batches, "batch"),
+            count(files, "file")
         ));
         if batches + files == 0 {
             return;

@@ -20,6 +20,7 @@ use crate::{
     },
     provider::{Batch, BatchId, Client},
     settings::Config,
+    units::count,
 };
 
 /// What came of the batches so far.
@@ -68,11 +69,11 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         return Err(Error::new(Kind::Interrupted(number), "interrupted; the batches run on"));
     }
     let Fetcher { output, came, .. } = fetcher;
-    console.note(format_args!("{} result lines", came.lines));
+    console.note(count(came.lines, "result line"));
     if !waiting.is_empty() || came.short > 0 {
         let names: Vec<&str> = waiting.iter().map(BatchId::as_str).collect();
         if !names.is_empty() {
-            console.always(format_args!("these batches have not ended: {}", names.join(", ")));
+            console.always(format_args!("not ended yet: {}", names.join(", ")));
         }
         if !is_stdout(path) {
             console.always(format_args!("{} appears when all of them are there", path.display()));
@@ -121,7 +122,8 @@ impl Fetcher<'_> {
             }
             let (Some(pause), false) = (poll_interval, waiting.is_empty()) else { return Ok(None) };
             if !std::mem::replace(&mut told, true) {
-                self.console.note(format_args!("{} batches have not ended; they are asked for again", waiting.len()));
+                let open = count(waiting.len(), "batch");
+                self.console.note(format_args!("{open} not ended yet: asked for again until then"));
             }
             tokio::select! {
                 stop = stopped(stop) => return Ok(Some(stop)),
@@ -162,7 +164,8 @@ impl Fetcher<'_> {
         self.came.lines += lines;
         self.came.faults += absent + u64::from(total == 0 && lines == 0);
         let why = if batch.errors.is_empty() { String::new() } else { format!(": {}", batch.errors.join("; ")) };
-        self.console.note(format_args!("{}: {}, {lines} lines, {absent} absent{why}", batch.id, batch.status));
+        let lines = count(lines, "line");
+        self.console.note(format_args!("{}: {}, {lines}, {absent} absent{why}", batch.id, batch.status));
         Ok(())
     }
 
