@@ -35,11 +35,11 @@ use crate::{
 const EXAMPLE: &str = "zbatch parse results/*.jsonl, or zbatch fetch -d work -o - | zbatch parse";
 
 pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let set = config.analyses(&args.source)?;
     set.notes.iter().for_each(|note| console.note(note));
     check_inputs(args)?;
-    outputs::check(args.results.iter().map(PathBuf::as_path), args.output.as_deref(), &args.faults)?;
+    outputs::check(None, args.results.iter().map(PathBuf::as_path), args.output.as_deref(), &args.faults)?;
 
     let mut output = Output::create(args.output.as_deref())?;
     let mut faults = FaultLog::create(args.faults.faults.as_deref())?;

@@ -4,10 +4,12 @@
 mod gather;
 mod join;
 
+pub use join::OF_A_ROUND;
+
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -25,20 +27,22 @@ use super::{
     r#gen::{Seen, cut},
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
-    setup::{Rendering, Step as Rendered, claim},
-    source::Source,
+    setup::{Rendering, Step as Rendered, claim, forget_empty},
+    source::{Posts, Source},
 };
 use crate::{
     cli::RunArgs,
     console::Console,
-    emulator::Emulator,
+    emulator::{self, Emulator},
     error::{Error, Kind, Result},
     flow::{
         chunks::{Chunk, Limits},
+        columns::Columns,
         faults::FaultLog,
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
+        posts::PostReader,
     },
-    journal::{Event, Journal, Step, locked},
+    journal::{self, Event, Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
     progress::Progress,
     provider::{Client, ClientSettings, Dialect, Key},
@@ -55,13 +59,27 @@ const FETCHED_AHEAD: usize = 16;
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let run = Run::begin(args, None, console)?;
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let stop = watch_for_stops(&runtime, run.timeout)?;
     let overlapped = run.overlapped(&runtime, &stop);
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
     kept?;
-    let ended = run.join(&end, gathered, &stop)?;
-    finish(end, ended, &run.journal, console)
+    match run.join(&end, gathered, &stop) {
+        Ok(ended) => {
+            let ended = finish(end, ended, &run.journal, console)?;
+            forget_empty(&run.work, &run.journal, console)?;
+            Ok(ended)
+        }
+        // Also then it is said what remains of the batches; that has the last word.
+        Err(error) if error.kind() == Kind::Input => match finish(end, Ended::Finished, &run.journal, console) {
+            Ok(Ended::Finished) => Err(error),
+            left => {
+                console.always(&error);
+                left
+            }
+        },
+        Err(error) => Err(error),
+    }
 }
 
 /// One run of a work directory. Its parts may also be called in turn, on one thread: the simulator does that.
@@ -75,9 +93,10 @@ pub struct Run<'a> {
     client: Client,
     work: WorkDir,
     pub journal: Mutex<Journal>,
-    posts: PathBuf,
+    posts: Posts,
     progress: Progress,
     began: (Instant, String),
+    timeout: Option<Duration>,
 }
 
 impl<'a> Run<'a> {
@@ -85,32 +104,38 @@ impl<'a> Run<'a> {
     /// `provider` takes the place of the one that the arguments name.
     pub fn begin(args: &'a RunArgs, provider: Option<Client>, console: &'a Console) -> Result<Self> {
         let began = (Instant::now(), snapshots::now());
-        let config = Config::load(args.source.config.as_deref())?;
+        let emulator = emulator_settings(args)?;
+        let config = Config::load(args.source.config.as_deref(), console)?;
         let rendering =
             Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
         let dir = config.work_dir(args.work.work_dir.as_deref()).value;
         let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
         let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
         Output::probe(&output)?;
-        outputs::check(args.posts.as_deref(), Some(&output), &args.faults)?;
+        outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults)?;
         let source = Source::find(args, &config, &output)?;
         let remote = match provider {
             None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
             given => given,
         };
-        let (work, mut journal) = claim(&dir, args.new, rendering.record(args.emulate), source.is_spooled(), console)?;
+        let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
+        let upstream = upstream.map(|upstream| upstream.name().to_owned());
+        let record = journal::Config { upstream, ..rendering.record(args.emulate) };
+        let (work, mut journal) = claim(&dir, args.new, record, source.is_spooled(), console)?;
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
-            None => emulated(args, &work, &rendering, console)?,
+            None => emulated(emulator.unwrap_or_default(), &work, &rendering, console)?,
         };
+        // Rows that are gone for good are absent faults of the join.
         let lost = find_lost_results(&journal.state, &work, console);
-        lost.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
+        lost.again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
         let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
         let progress = Progress::new(*console, chunks);
-        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began })
+        let timeout = config.timeout(args.remote.timeout).map(|timeout| timeout.value);
+        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began, timeout })
     }
 
     /// Cuts, drives and gathers at the same time.
@@ -162,10 +187,13 @@ impl<'a> Run<'a> {
 
     /// Also after an error, which is told before any that comes of this.
     pub fn write_snapshots(&self) -> Result<()> {
-        let state = &locked(&self.journal)?.state;
-        snapshots::write_files_info(&self.work, state)?;
-        snapshots::write_batch_results(&self.work, state)?;
-        snapshots::write_download_info(&self.work, state)
+        let (state, console) = (&locked(&self.journal)?.state, self.console);
+        if state.is_empty() {
+            return Ok(());
+        }
+        snapshots::write_files_info(&self.work, state, console)?;
+        snapshots::write_batch_results(&self.work, state, console)?;
+        snapshots::write_download_info(&self.work, state, console)
     }
 
     /// Posts and answers → enhanced posts, faults, report.
@@ -180,7 +208,7 @@ impl<'a> Run<'a> {
             return Ok(Ended::Finished);
         }
         let (args, console) = (self.args, self.console);
-        let join = Join { args, rendering: &self.rendering, output: &self.output, stop, console };
+        let join = Join { args, rendering: &self.rendering, output: &self.output, posts: &self.posts, stop, console };
         let times = || {
             json!({
                 "started": self.began.1, "ended": snapshots::now(),
@@ -190,7 +218,7 @@ impl<'a> Run<'a> {
         let mut gathered = gathered;
         gathered.mark_pending(&self.rendering.set, &self.work, &self.journal)?;
         let Gathered { store, tally, .. } = gathered;
-        join.write(self.rendering.posts(Some(&self.posts))?, store.join(), tally, &self.work, &self.journal, &times)
+        join.write(store.join(), tally, &self.work, &self.journal, &times)
     }
 }
 
@@ -206,10 +234,26 @@ fn died(what: &str) -> Error {
     Error::input(format!("the thread that {what} died; run the same command again"))
 }
 
+/// How the embedded emulator is to behave, if it is wanted at all.
+fn emulator_settings(args: &RunArgs) -> Result<Option<emulator::Settings>> {
+    if args.emulate {
+        return settings(&args.emulator).map(Some);
+    }
+    match args.emulator.typed() {
+        None => Ok(None),
+        Some(flag) => Err(Error::usage(format!("{flag} is a flag of the emulator, and --emulate is not there"))
+            .fix(format!("add --emulate, or leave {flag} out: it would mean nothing to the provider"))),
+    }
+}
+
 /// A client that calls the emulator in this process.
-fn emulated(args: &RunArgs, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
-    console.note("answers come from the embedded emulator: they are invented");
-    let settings = settings(&args.emulator)?;
+fn emulated(settings: emulator::Settings, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
+    match &settings.upstream {
+        Some(upstream) => {
+            console.note(format_args!("answers come from {}, asked by the embedded server", upstream.name()))
+        }
+        None => console.note("answers come from the embedded emulator: they are invented"),
+    }
     let server = Emulator::open(settings, &work.join("emulator"), Arc::clone(&rendering.set))?;
     Client::new(ClientSettings {
         dialect: rendering.dialect,
@@ -225,7 +269,7 @@ fn emulated_path(dialect: &Dialect) -> &'static str {
 }
 
 /// Before anything more is paid for, or waited for: what was cut is found again in these posts.
-fn check_input(posts: &Path, rendering: &Rendering, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
+fn check_input(posts: &Posts, rendering: &Rendering, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
     let mut cutter = {
         let state = &locked(journal)?.state;
         if state.below(Step::Fetched) == 0 {
@@ -233,7 +277,7 @@ fn check_input(posts: &Path, rendering: &Rendering, work: &WorkDir, journal: &Mu
         }
         state.cutter(work.path(), rendering.limits)
     };
-    let read = rendering.posts(Some(posts))?.for_each(|place| {
+    let read = open(rendering, posts)?.for_each(|place| {
         if cutter.knows_the_input() {
             return Err(Error::new(Kind::ClosedPipe, "the rest is not needed"));
         }
@@ -246,10 +290,14 @@ fn check_input(posts: &Path, rendering: &Rendering, work: &WorkDir, journal: &Mu
     }
 }
 
+fn open<'r>(rendering: &'r Rendering, posts: &Posts) -> Result<PostReader<'r>> {
+    rendering.posts(Some(&posts.path), Some(&posts.name))
+}
+
 /// Before the first create: counts what the whole input will take, says it, and holds it against the caps. A broken input
 /// is found here, before it costs anything.
 fn plan(
-    posts: &Path,
+    posts: &Posts,
     rendering: &Rendering,
     journal: &Mutex<Journal>,
     settings: &JobSettings,
@@ -264,18 +312,25 @@ fn plan(
     }
     let mut groups = vec![[Planned::default(); 2]; rendering.set.list.len()];
     let mut renderer = rendering.renderer()?;
-    let reader = rendering.posts(Some(posts))?;
-    let name = reader.name().to_owned();
-    let counts = rendering.render(reader, &mut renderer, |step| {
-        if let Rendered::Request(request) = step
-            && let Some(group) = groups.get_mut(request.analysis)
-            && let Some(planned) = group.get_mut(usize::from(request.vision))
-        {
-            planned.add(request.bytes, rendering.limits);
+    let mut columns = Columns::new(&rendering.set);
+    let counts = rendering.render(open(rendering, posts)?, &mut renderer, |step| {
+        match step {
+            Rendered::Place(place) => columns.note(place),
+            Rendered::Request(request) => {
+                if let Some(group) = groups.get_mut(request.analysis)
+                    && let Some(planned) = group.get_mut(usize::from(request.vision))
+                {
+                    planned.add(request.bytes, rendering.limits);
+                }
+            }
+            Rendered::Fault(_) => {}
         }
         Ok(())
     })?;
-    counts.check(&name)?;
+    counts.check(&posts.name, console)?;
+    if let Some(note) = columns.judge(&posts.name)? {
+        console.note(note);
+    }
     let mut sum = Planned::default();
     for planned in groups.iter().flatten() {
         sum.chunks += planned.chunks + u64::from(planned.lines > 0);
@@ -314,7 +369,7 @@ impl Planned {
 
 /// Cuts the posts into chunks, no faster than the driver takes them.
 fn cut_all(
-    posts: &Path,
+    posts: &Posts,
     rendering: &Rendering,
     work: &WorkDir,
     journal: &Mutex<Journal>,
@@ -322,13 +377,13 @@ fn cut_all(
     console: &Console,
 ) -> Result<()> {
     // What is wrong with a post is told at the end, when its row is written.
-    let mut seen = Seen::new(rendering, FaultLog::create(None)?);
+    let mut seen = Seen::new(rendering, FaultLog::create(None)?, None);
     let mut send = |chunk: Chunk| {
         let place = locked(journal)?.state.place(&chunk.id).unwrap_or_default();
         // The driver takes no more: it was told to stop, or cannot go on. Its own end says why.
         cut_send.blocking_send(place).map_err(|_| Error::new(Kind::ClosedPipe, "no more chunks are taken"))
     };
-    match cut(rendering.posts(Some(posts))?, rendering, work, journal, &mut seen, &mut send) {
+    match cut(open(rendering, posts)?, rendering, work, journal, &mut seen, &mut send) {
         Ok((_, tally)) => {
             seen.tell(&tally, console);
             Ok(())

@@ -1,6 +1,9 @@
 //! The last pass of a run: the posts, each with its answers, its faults and its share of the report.
 
-use std::{path::Path, sync::Mutex};
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -11,7 +14,9 @@ use crate::{
         Ended,
         fetch::{came_short, totals},
         next::NextCommand,
+        outputs,
         setup::Rendering,
+        source::{Posts, holds_the_posts},
     },
     console::Console,
     error::{Error, Kind, Result},
@@ -21,16 +26,17 @@ use crate::{
         enhanced::{write_enhanced, write_unreadable},
         faults::FaultLog,
         jobs::Stop,
-        posts::{PostCounts, PostReader},
+        posts::PostCounts,
         requests::Rendered,
         tally::Tally,
     },
-    journal::{Job, Journal, Step, locked},
+    journal::{Config, Job, Journal, Step, locked},
     lines::{
-        output::{JsonWriter, Output, is_array_name, is_stream},
+        output::{JsonWriter, Output, is_array_name, is_stdout, is_stream},
         spill::{Cell, Joined},
     },
     report::Report,
+    units::shell_word,
     workdir::WorkDir,
 };
 
@@ -41,13 +47,16 @@ pub struct Join<'a> {
     pub args: &'a RunArgs,
     pub rendering: &'a Rendering,
     pub output: &'a Path,
+    pub posts: &'a Posts,
     pub stop: &'a watch::Receiver<Option<Stop>>,
     pub console: &'a Console,
 }
 
 /// What the pass over the posts came to, beside the tally.
-struct Passed {
+struct Passed<'a> {
     counts: PostCounts,
+    /// Where the posts are now.
+    output: &'a Path,
     /// Something is missing that another round would ask for.
     askable: bool,
 }
@@ -55,7 +64,6 @@ struct Passed {
 impl Join<'_> {
     pub fn write(
         &self,
-        posts: PostReader<'_>,
         mut joined: Joined,
         parsed: Tally,
         work: &WorkDir,
@@ -77,6 +85,7 @@ impl Join<'_> {
         let mut askable = false;
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
         let mut input = InputHash::default();
+        let posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
         let counts = posts.for_each(|place| {
             input.add(place.bytes);
             if let Some(Stop::Signal(number)) = *self.stop.borrow() {
@@ -177,21 +186,49 @@ impl Join<'_> {
             tally.unknown_labels = parsed.unknown_labels;
             tally.usage = parsed.usage;
         }
-        writer.commit()?;
+        let aside = match self.loses_posts(counts, work)? {
+            true => Some(writer.commit_aside()?),
+            false => writer.commit().map(|()| None)?,
+        };
         log.commit()?;
-        self.tell(&tally, &Passed { counts, askable }, &log, work, journal, times)
+        let passed = Passed { counts, askable, output: aside.as_deref().unwrap_or(self.output) };
+        let ended = self.tell(&tally, &passed, &log, work, journal, times)?;
+        match &aside {
+            None => Ok(ended),
+            Some(aside) => Err(outputs::kept_posts(self.output, aside, counts, &self.mend(work))),
+        }
+    }
+
+    /// The output would replace posts that could not be read, by the only copy of them that is the user's.
+    fn loses_posts(&self, counts: PostCounts, work: &WorkDir) -> Result<bool> {
+        Ok(counts.posts < counts.places && (self.posts.is_output || holds_the_posts(self.output, work)?))
+    }
+
+    /// How mended posts come to their answers, which are paid.
+    fn mend(&self, work: &WorkDir) -> String {
+        const GIVEN_HERE: [&str; 4] = ["output", "faults", "report", "max_faults"];
+        let with = |verb: &str| {
+            NextCommand::new(&format!("zbatch {verb}")).typed(verb, &self.args.typed, &GIVEN_HERE).into_text()
+        };
+        let output = shell_word(&self.output.display().to_string());
+        format!(
+            "take the output from there; or mend the lines in {output}, then: {} {}/*.jsonl | {} {output} - -o {output}",
+            with("parse"),
+            shell_word(&work.join("results").display().to_string()),
+            with("merge"),
+        )
     }
 
     fn tell(
         &self,
         tally: &Tally,
-        passed: &Passed,
+        passed: &Passed<'_>,
         log: &FaultLog,
         work: &WorkDir,
         journal: &Mutex<Journal>,
         times: &dyn Fn() -> serde_json::Value,
     ) -> Result<Ended> {
-        let Passed { counts, askable } = *passed;
+        let Passed { counts, output, askable } = *passed;
         let state = &locked(journal)?.state;
         let pending = tally.pending();
         // Also a chunk that was fetched a moment before a deadline, and read by nobody.
@@ -201,16 +238,16 @@ impl Join<'_> {
             analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
             tally,
             posts: Some((counts.places, counts.posts)),
-            batches: Some(batches(&state.jobs, self.args.emulate)),
+            batches: Some(batches(&state.jobs, state.config.as_ref())),
             times: Some(times()),
             next: match (remains, askable) {
                 (true, _) => Some("the same command; batches are not done yet".to_owned()),
                 // Another round would pay for rows that the provider may have.
                 (false, true) if came_short => Some(format!(
                     "the same command, which downloads again what came short; if rows stay absent: {}",
-                    self.next_command(work)
+                    self.next_command(output, work)
                 )),
-                (false, true) => Some(self.next_command(work)),
+                (false, true) => Some(self.next_command(output, work)),
                 (false, false) => None,
             },
         };
@@ -225,7 +262,7 @@ impl Join<'_> {
                 path
             }
         };
-        let name = if self.output == Path::new("-") { Path::new("stdout") } else { self.output };
+        let name = if output == Path::new("-") { Path::new("stdout") } else { output };
         self.console.note(format_args!("{}\n{}", name.display(), report.table()));
         self.console.note(format_args!("report: {}", path.display()));
         self.console.show_faults(log);
@@ -237,27 +274,39 @@ impl Join<'_> {
     }
 
     /// Asks for what is missing in the output, in a directory of its own.
-    fn next_command(&self, work: &WorkDir) -> String {
+    fn next_command(&self, output: &Path, work: &WorkDir) -> String {
         // What went down a pipe is somewhere, under a name that only the user knows.
-        let is_file = self.output != Path::new("-") && !is_stream(self.output);
-        let output = if is_file { self.output } else { Path::new("ENHANCED") };
-        let (stem, ending) = split_name(output);
+        let is_file = output != Path::new("-") && !is_stream(output);
+        let output = if is_file { output } else { Path::new("ENHANCED") };
         let work_name = work.path().file_name().unwrap_or_default().to_string_lossy();
-        let (source, model, remote) = (&self.args.source, &self.args.model, &self.args.remote);
-        let command = NextCommand::new("zbatch run --missing")
+        let named = |path: &Option<PathBuf>| path.clone().filter(|path| !is_stdout(path) && !is_stream(path));
+        let (faults, report) = (named(&self.args.faults.faults), named(&self.args.faults.report));
+        NextCommand::new("zbatch run --missing")
             .word(&output.display().to_string())
-            .path("-o", Some(&output.with_file_name(format!("{stem}.round2{ending}"))))
+            .path("-o", Some(&of_next_round(output)))
             .path("-d", Some(&work.path().with_file_name(format!("{work_name}-round2"))))
-            .paths("--skip", self.args.rows.skip.iter().chain(&self.args.faults.faults))
-            .source(source, self.args.input.start_index)
-            .flag("--model", model.model.as_deref())
-            .flag("--multimodal-model", model.multimodal_model.as_deref())
-            .flag("--provider", model.provider.provider.as_deref())
-            .flag("--base-url", model.provider.base_url.as_deref())
-            .path("--key-file", remote.key_file.as_deref())
-            .path("--ca-cert", remote.ca_cert.as_deref());
-        if self.args.emulate { command.word("--emulate") } else { command }.into_text()
+            .paths("--skip", self.args.rows.skip.iter().chain(&faults))
+            .path("--faults", faults.as_deref().map(of_next_round).as_deref())
+            .path("--report", report.as_deref().map(of_next_round).as_deref())
+            .typed("run", &self.args.typed, &OF_A_ROUND)
+            .into_text()
     }
+}
+
+/// The flags of `run` that the next round does not repeat as they were typed.
+pub const OF_A_ROUND: [&str; 8] = [
+    // It has a directory and files of its own.
+    "work_dir", "output", "faults", "report",  // Repeated, and the faults of this round are added.
+    "skip",    // It is what makes a round.
+    "missing", // It moved away what this round was not begun with.
+    "new",     // In the emulator it would strike the same lines again.
+    "fault",
+];
+
+/// `out/enhanced.json.gz` → `out/enhanced.round2.json.gz`.
+fn of_next_round(path: &Path) -> PathBuf {
+    let (stem, ending) = split_name(path);
+    path.with_file_name(format!("{stem}.round2{ending}"))
 }
 
 /// `enhanced.json.gz` → `enhanced`, `.json.gz`.
@@ -276,17 +325,23 @@ fn read_back(payload: &[u8]) -> Result<FaultLine> {
 }
 
 /// What became of the batches, without anything that differs from run to run.
-fn batches(jobs: &[Job], emulated: bool) -> serde_json::Value {
+fn batches(jobs: &[Job], config: Option<&Config>) -> serde_json::Value {
     let mut by_status = std::collections::BTreeMap::<&str, u64>::new();
     for job in jobs {
         let status = job.end.as_ref().map_or("unfinished", |end| end.status.as_str());
         *by_status.entry(status).or_default() += 1;
     }
     let rows = totals(jobs);
-    json!({
+    let upstream = config.and_then(|config| config.upstream.as_deref());
+    let mut told = json!({
         "chunks": jobs.len(), "by_status": by_status,
         "requests": jobs.iter().map(|job| job.chunk.lines).sum::<u64>(),
         "results": rows.output, "errors": rows.error, "absent": rows.absent, "foreign": rows.foreign,
-        "unreadable": rows.bad, "emulated": emulated,
-    })
+        "unreadable": rows.bad,
+        "emulated": upstream.is_none() && config.is_some_and(|config| config.emulate),
+    });
+    if let (Some(upstream), Some(told)) = (upstream, told.as_object_mut()) {
+        told.insert("upstream".to_owned(), upstream.into());
+    }
+    told
 }
