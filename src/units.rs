@@ -70,6 +70,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(count * seconds).map_err(|_| "that is no time".to_owned())
 }
 
+/// `1 chunk`, `2 chunks`, `2 batches`: a number of things whose plural is regular.
+pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    let hisses = ["ch", "s", "x"].iter().any(|end| thing.ends_with(end));
+    match (number, hisses) {
+        (1, _) => format!("1 {thing}"),
+        (_, true) => format!("{number} {thing}es"),
+        (_, false) => format!("{number} {thing}s"),
+    }
+}
+
 /// The candidate that looks most like `word`.
 pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> &'a str {
     let score = |candidate: &str| strsim::jaro_winkler(word, candidate);
@@ -103,6 +114,12 @@ mod tests {
         for bad in ["", "s", "-1s", "1y", "inf", "nan"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0_u64, 1, 2].map(|n| count(n, "chunk")), ["0 chunks", "1 chunk", "2 chunks"]);
+        assert_eq!([count(1_usize, "batch"), count(3_usize, "batch")], ["1 batch", "3 batches"]);
     }
 
     #[test]

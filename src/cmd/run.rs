@@ -16,6 +16,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
+pub use self::gather::Gathered;
 use self::{gather::read_results, join::Join};
 use super::{
     Ended,
@@ -38,7 +39,6 @@ use crate::{
         faults::FaultLog,
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
         posts::PostReader,
-        tally::Tally,
     },
     journal::{Event, Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
@@ -91,9 +91,6 @@ pub struct Run<'a> {
     progress: Progress,
     began: (Instant, String),
 }
-
-/// Answers that wait for their posts, and what was counted on the way.
-pub type Gathered = (AnswerStore, Tally);
 
 impl<'a> Run<'a> {
     /// All that comes before the first call: what can be refused is refused before anything is read or paid.
@@ -202,8 +199,10 @@ impl<'a> Run<'a> {
                 "seconds": (self.began.0.elapsed().as_secs_f64() * 100.0).round() / 100.0,
             })
         };
-        let (store, parsed) = gathered;
-        join.write(store.join(), parsed, &self.work, &self.journal, &times)
+        let mut gathered = gathered;
+        gathered.mark_pending(&self.rendering.set, &self.work, &self.journal)?;
+        let Gathered { store, tally, .. } = gathered;
+        join.write(store.join(), tally, &self.work, &self.journal, &times)
     }
 }
 

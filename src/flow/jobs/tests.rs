@@ -101,6 +101,7 @@ fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
         start_index: 0,
         missing: false,
         skip: None,
+        image_urls: cli::ImageUrls::All,
     };
     journal.append(&start("run".to_owned(), false, config)).expect("appended");
     for part in 1..=chunks {
