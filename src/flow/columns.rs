@@ -203,7 +203,7 @@ impl<'s> Columns<'s> {
         if let Some(wrapping) = wrapping.filter(|wrapping| wrapping.is_sure || self.posts == 1) {
             let inner: Vec<String> = wrapping.keys.iter().map(|key| short(key)).collect();
             return error.fix(format!(
-                "it is {} of {}; give zbatch what this prints: {}",
+                "it is {} (with {}); give zbatch what this prints: {}",
                 wrapping.what,
                 inner.join(", "),
                 self.jq(&wrapping.jq, input)
