@@ -620,4 +620,30 @@ mod tests {
             }
         }
     }
+
+    /// Wherever a read ends: all else comes through as it is, and an image is judged as if it were held.
+    #[test]
+    fn an_image_of_a_long_line_is_looked_at_and_not_held() {
+        let jpeg = |bytes: usize| STANDARD.encode([&[0xff, 0xd8, 0xff, 0xe0][..], &vec![7; bytes - 4]].concat());
+        let line = |image: &str| {
+            format!(r#"{{"a\"\\":"data:imag","b":["看\"图",""],"url":"data:image/jpeg;base64,{image}","c":1}}"#)
+        };
+        for (image, good) in
+            [(jpeg(9_000), true), (jpeg(9_001), true), (jpeg(9_000) + "=", false), (jpeg(9_000) + "看", false)]
+        {
+            let line = line(&image);
+            for step in [1, 7, 4096, 1 << 20] {
+                let mut cut = WithoutImages::new(io::empty());
+                line.as_bytes().chunks(step).for_each(|piece| cut.pass(piece));
+                let text = String::from_utf8(cut.ready).expect("UTF-8");
+                let url: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+                let url = url.get("url").and_then(serde_json::Value::as_str).expect("a URL");
+                assert!(url.len() < KEPT + 10 && text.len() + image.len() < line.len() + url.len());
+                assert_eq!(check_image(url).is_ok(), good, "{step}: {url:.60}");
+                let (before, after) =
+                    (line.find("data:image/").expect("there"), line.rfind("\",\"c\"").expect("there"));
+                assert!(text.starts_with(&line[..before]) && text.ends_with(&line[after..]), "{text}");
+            }
+        }
+    }
 }
