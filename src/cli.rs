@@ -1,12 +1,12 @@
 //! The command line as it is typed: clap structs and nothing else. `settings::resolve` turns them into
 //! checked values; parsing touches no file and no network. A flag's doc comment is its help.
 
-use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{ffi::OsString, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
 use serde::{Deserialize, Serialize};
 
-use crate::units::{MaxFaults, parse_bytes, parse_duration, parse_interval, parse_max_faults};
+use crate::units::{MaxFaults, parse_bytes, parse_count, parse_duration, parse_interval, parse_max_faults};
 
 #[derive(Debug, Parser)]
 #[command(name = "zbatch", version, about, long_about = LONG_ABOUT, max_term_width = 100, subcommand_required = true)]
@@ -44,6 +44,34 @@ pub enum Verb {
     Doctor(DoctorArgs),
     Emulate(EmulateArgs),
     Config(ConfigArgs),
+}
+
+/// The flags and arguments that stood on the command line, with their values as they were typed: what a next command
+/// repeats. It stands first in its verb's struct, since the fields after it take their values out of clap's matches.
+#[derive(Clone, Debug, Default)]
+pub struct Typed(pub Vec<(String, Vec<OsString>)>);
+
+impl FromArgMatches for Typed {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let typed = matches.ids().filter(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine));
+        let values = |id: &str| matches.try_get_raw(id).ok().flatten().into_iter().flatten().map(OsString::from);
+        Ok(Self(typed.map(|id| (id.to_string(), values(id.as_str()).collect())).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Typed {
+    fn augment_args(command: Command) -> Command {
+        command
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        command
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -120,6 +148,10 @@ pub struct ProviderArgs {
 /// Far beyond any input, and far enough below what a `u64` holds that no index overflows.
 const LAST_START: u64 = 1_000_000_000_000_000_000;
 
+fn parse_start(text: &str) -> Result<u64, String> {
+    parse_count(text).and_then(|n| if n <= LAST_START { Ok(n) } else { Err(format!("the last one is {LAST_START}")) })
+}
+
 /// How posts are read.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Input")]
@@ -128,7 +160,7 @@ pub struct InputArgs {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
     pub max_line: u64,
     /// Index of the first post, for a partition of a larger input
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=LAST_START))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_start)]
     pub start_index: u64,
 }
 
@@ -192,7 +224,7 @@ pub struct FaultArgs {
 #[command(next_help_heading = "Chunks")]
 pub struct LimitArgs {
     /// Most lines in a chunk file [default: 10000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count::<NonZeroU32>)]
     pub max_lines: Option<NonZeroU32>,
     /// Most bytes in a chunk file, e.g. 100MB or 64MiB [default: 500MB; the provider's cap binds when it is smaller]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
@@ -270,7 +302,7 @@ pub struct RemoteArgs {
 #[command(next_help_heading = "Money")]
 pub struct SpendArgs {
     /// Most batches that run at one time [default: 3]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count::<NonZeroU32>)]
     pub max_concurrent_tasks: Option<NonZeroU32>,
     /// How long a create without an answer is looked for before it is sent again [default: 120s]
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
@@ -280,10 +312,10 @@ pub struct SpendArgs {
     pub on_ambiguous: OnAmbiguous,
     /// Refuse before the first create if the work directory would take more batches than this; every create that was
     /// sent counts, over all commands, unless it was refused
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
     pub max_batches: Option<u64>,
     /// Refuse before the first create if the work directory would take more requests than this; counted in the same way
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
     pub max_requests: Option<u64>,
 }
 
@@ -399,6 +431,8 @@ pub struct ParseArgs {
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct MergeArgs {
+    #[command(flatten)]
+    pub typed: Typed,
     /// Posts: JSON Lines or one JSON array, plain or compressed; `-`: stdin
     pub posts: PathBuf,
     /// Answer files, in any order; `-` or nothing: stdin
@@ -427,6 +461,8 @@ pub struct MergeArgs {
 #[command(verbatim_doc_comment)]
 pub struct SubmitArgs {
     #[command(flatten)]
+    pub typed: Typed,
+    #[command(flatten)]
     pub work: WorkArgs,
     #[command(flatten)]
     pub source: SourceArgs,
@@ -445,11 +481,14 @@ pub struct SubmitArgs {
 ///   zbatch fetch -d work -o - | zbatch parse |
 ///     zbatch merge posts.jsonl - > enhanced.jsonl
 ///   zbatch fetch -d work --again failed
+///   zbatch fetch --batch batch_1,batch_2 -o - > results.jsonl
 ///
 /// Memory: at most 64 MiB.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct FetchArgs {
+    #[command(flatten)]
+    pub typed: Typed,
     #[command(flatten)]
     pub work: WorkArgs,
     /// Also write every verified result line here, `-` for stdout; .gz and .zst compress
@@ -458,6 +497,9 @@ pub struct FetchArgs {
     /// Download these chunks again, or `failed`: those whose download failed or came short, as every fetch does
     #[arg(long, value_name = "CHUNK", num_args = 1..)]
     pub again: Vec<String>,
+    /// Results of these batches, whoever made them, to -o [default: stdout]: no work directory is needed
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', conflicts_with_all = ["again", "work_dir"])]
+    pub batch: Vec<String>,
     #[command(flatten)]
     pub source: SourceArgs,
     #[command(flatten)]
@@ -478,6 +520,8 @@ pub struct FetchArgs {
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct RunArgs {
+    #[command(flatten)]
+    pub typed: Typed,
     /// Posts, plain or compressed; `-`: stdin, spooled [default: {data_dir}/posts.json]
     pub posts: Option<PathBuf>,
     #[command(flatten)]
@@ -569,6 +613,8 @@ pub struct VerifyArgs {
 #[command(verbatim_doc_comment)]
 pub struct CancelArgs {
     #[command(flatten)]
+    pub typed: Typed,
+    #[command(flatten)]
     pub work: WorkArgs,
     #[command(flatten)]
     pub source: SourceArgs,
@@ -584,12 +630,13 @@ pub struct CancelArgs {
 ///   zbatch doctor
 ///   zbatch doctor --json > findings.jsonl
 ///   zbatch doctor --provider openai --model gpt-4o-mini   three short requests are billed
+///   zbatch doctor --orphans -d work1 -d work2   what no directory knows; deletes nothing
 ///
 /// One line a finding on stdout: `as assumed`, `differs`, `noted` (nothing is built
 /// on it) or `not measured`. It uploads four files of one line, creates three
 /// batches of one request each, and at the end cancels and deletes what is left of them,
-/// also when it is stopped. Exit 0: all as assumed; 1: something differs; 75: not all
-/// could be measured before --timeout.
+/// also when it is stopped. Exit 0: nothing differs; 1: something differs; 75: not all
+/// could be measured before --timeout. A call that the server does not have is `not measured`.
 ///
 /// Memory: at most 32 MiB.
 #[derive(Debug, Args)]
@@ -617,6 +664,12 @@ pub struct DoctorArgs {
     /// Stop waiting after this long, and clean up
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = parse_duration)]
     pub timeout: Duration,
+    /// List batches and files of the account that carry zbatch's mark and belong to no work directory given
+    #[arg(long)]
+    pub orphans: bool,
+    /// With --orphans: a work directory whose batches and files are left out; may be given several times
+    #[arg(short = 'd', long = "work-dir", value_name = "DIR", requires = "orphans")]
+    pub work_dirs: Vec<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -635,7 +688,7 @@ pub struct DoctorArgs {
 #[command(verbatim_doc_comment, after_long_help = crate::emulator::faults::help())]
 pub struct EmulateArgs {
     /// Port on 127.0.0.1; 0 picks a free one
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_count::<u16>)]
     pub port: u16,
     /// Directory of the server's files and state, kept between runs [default: a temporary one]
     #[arg(long, value_name = "DIR")]
@@ -653,15 +706,29 @@ pub struct EmulatorArgs {
     /// Time a batch takes
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub latency: Option<Duration>,
-    /// Answers depend on this and the request line only
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// Answers depend on this and the request line only [default: 0]
+    #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
+    pub seed: Option<u64>,
     /// What goes wrong, e.g. invalid=1% or rate_limit=3; may be given several times; `zbatch emulate --help` has the list
     #[arg(long, value_name = "SPEC")]
     pub fault: Vec<String>,
     /// OpenAI-style chat server that answers each line (key from ZBATCH_UPSTREAM_KEY)
     #[arg(long, value_name = "URL")]
     pub upstream: Option<String>,
+}
+
+impl EmulatorArgs {
+    /// A flag of these that was typed, if one was.
+    pub fn typed(&self) -> Option<&'static str> {
+        [
+            ("--upstream", self.upstream.is_some()),
+            ("--fault", !self.fault.is_empty()),
+            ("--latency", self.latency.is_some()),
+            ("--seed", self.seed.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(flag, typed)| typed.then_some(flag))
+    }
 }
 
 /// Show what is in force and where each value came from

@@ -78,6 +78,9 @@ pub struct Config {
     pub skip: Option<String>,
     #[serde(default)]
     pub image_urls: ImageUrls,
+    /// The server behind the embedded one (`--upstream`): a directory's answers are all invented, or all its.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
 }
 
 impl Config {
@@ -101,8 +104,9 @@ impl Config {
             });
         }
         let (there, now) = (serde_json::to_value(self).ok()?, serde_json::to_value(now).ok()?);
-        let there = there.as_object()?.iter();
-        there.zip(now.as_object()?).find_map(|((key, there), (_, now))| {
+        // A value that is not there indexes as null.
+        there.as_object()?.keys().chain(now.as_object()?.keys()).find_map(|key| {
+            let (there, now) = (there.get(key).unwrap_or_default(), now.get(key).unwrap_or_default());
             (there != now).then(|| format!("its `{key}` is {there}; now it is {now}"))
         })
     }
@@ -309,6 +313,11 @@ impl State {
     pub fn cutter(&self, dir: &Path, limits: Limits) -> Cutter {
         let cut = self.jobs.iter().map(|job| (&job.chunk, &job.input));
         Cutter::new(dir.to_owned(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark))
+    }
+
+    /// The input was read to its end, and nothing was in it.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.posts.as_ref().is_some_and(|(_, mark)| mark.posts == 0)
     }
 
     /// Place of a chunk among all, from 0.
@@ -703,6 +712,7 @@ pub mod tests {
             missing: false,
             skip: None,
             image_urls: ImageUrls::All,
+            upstream: None,
         }
     }
 

@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{
+    CommandFactory as _, Parser as _,
+    error::{ContextKind, ContextValue},
+};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     layer::SubscriberExt as _,
@@ -13,12 +16,14 @@ use zbatch::{
     cmd,
     console::Console,
     error::{Error, Kind},
+    units::nearest,
 };
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            keep_near_hints(&mut error);
             // What clap repeats of the command line may be the name of a file that somebody else chose.
             let is_hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(char::is_control);
             if error.use_stderr() && std::env::args_os().any(is_hostile) {
@@ -38,6 +43,26 @@ fn main() -> ExitCode {
     match cmd::run(&cli) {
         Ok(ended) => ExitCode::from(ended.exit_code()),
         Err(error) => fail(&error, cli.output.progress),
+    }
+}
+
+/// clap suggests words that only look a little like what was typed, and for a short word that is misspelt none.
+fn keep_near_hints(error: &mut clap::Error) {
+    let cli = Cli::command();
+    let verbs: Vec<&str> = cli.get_subcommands().map(clap::Command::get_name).collect();
+    let typed = |kind| match error.get(kind) {
+        Some(ContextValue::String(typed)) => Some(typed.clone()),
+        _ => None,
+    };
+    if let Some(typed) = typed(ContextKind::InvalidSubcommand) {
+        error.remove(ContextKind::SuggestedSubcommand);
+        if let Some(meant) = nearest(&typed, &verbs) {
+            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![meant.to_owned()]));
+        }
+    } else if let (Some(typed), Some(meant)) = (typed(ContextKind::InvalidArg), typed(ContextKind::SuggestedArg))
+        && nearest(&typed, &[&meant]).is_none()
+    {
+        error.remove(ContextKind::SuggestedArg);
     }
 }
 

@@ -81,10 +81,33 @@ pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
     }
 }
 
-/// The candidate that looks most like `word`.
-pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> &'a str {
-    let score = |candidate: &str| strsim::jaro_winkler(word, candidate);
-    candidates.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).unwrap_or_default()
+/// A number of things, written in digits: at least 1 where `T` has no 0.
+pub fn parse_count<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    let text = text.trim();
+    text.parse().map_err(|_| {
+        let digits: String = text.chars().filter(|c| !matches!(c, ',' | '_' | ' ')).collect();
+        let (digits, factor) = match digits.char_indices().next_back() {
+            Some((at, 'k' | 'K')) => (digits.get(..at).unwrap_or_default(), 1_000),
+            Some((at, 'm' | 'M')) => (digits.get(..at).unwrap_or_default(), 1_000_000),
+            _ => (digits.as_str(), 1),
+        };
+        let meant = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(factor)).filter(|meant| *meant > 0);
+        format!("a whole number in digits is wanted, e.g. {}", meant.unwrap_or(10_000))
+    })
+}
+
+/// `did you mean …? ` for the candidate that `word` is a misspelling of; nothing if it is none of them.
+pub fn did_you_mean(word: &str, candidates: &[&str]) -> String {
+    nearest(word, candidates).map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default()
+}
+
+/// The candidate that `word` is a misspelling of: of three letters one may differ, and neither case nor `-` for `_` counts.
+pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let word = plain(word);
+    let far = |candidate: &str| strsim::damerau_levenshtein(&word, &plain(candidate));
+    let (best, edits) = candidates.iter().map(|candidate| (*candidate, far(candidate))).min_by_key(|(_, far)| *far)?;
+    (edits * 3 <= word.chars().count().max(best.chars().count())).then_some(best)
 }
 
 /// A word as a shell takes it, in quotes where it would read more into it.
@@ -128,5 +151,32 @@ mod tests {
         assert!(!percent.exceeded(1, 100) && percent.exceeded(2, 100));
         assert!(!MaxFaults::Rows(0).exceeded(0, 5) && MaxFaults::Rows(0).exceeded(1, 5));
         assert!(parse_max_faults("101%").is_err() && parse_max_faults("x").is_err());
+    }
+
+    #[test]
+    fn r10_18_only_a_misspelling_is_near() {
+        let verbs = ["gen", "submit", "cancel", "config"];
+        for (word, meant) in [
+            ("gne", Some("gen")),
+            ("Submitt", Some("submit")),
+            ("conifg", Some("config")),
+            ("label", None),
+            ("export", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, &verbs), meant, "{word}");
+        }
+        assert_eq!(nearest("batch.max-lines", &["batch.max_lines"]), Some("batch.max_lines"));
+    }
+
+    #[test]
+    fn r10_18_a_number_says_what_it_looks_like() {
+        assert_eq!(parse_count::<u64>(" 17 "), Ok(17));
+        for (text, meant) in [("10k", "10000"), ("2M", "2000000"), ("10,000", "10000"), ("ten", "10000"), ("", "10000")]
+        {
+            let told = parse_count::<u32>(text).expect_err(text);
+            assert!(told.ends_with(&format!("e.g. {meant}")), "{text}: {told}");
+        }
+        assert!(parse_count::<std::num::NonZeroU32>("0").is_err());
     }
 }

@@ -88,9 +88,9 @@ fn posts_become_chunk_files() {
     assert_eq!(info["total_files"], 8);
     assert_eq!(info["analysis_types"]["sentiment_polarity"]["file_count"], 4);
     let file = &info["analysis_types"]["sentiment_attribute"]["files"][0];
-    assert_eq!(file["path"], "w/requests/sentiment_attribute_batch_part1.jsonl");
-    assert_eq!(file["size_bytes"], dir.read(file["path"].as_str().expect("a path")).len());
-    assert!(info["total_size_bytes"].is_u64() && info["total_size_mb"].is_f64() && info["generation_time"].is_string());
+    assert_eq!(file["path"], "requests/sentiment_attribute_batch_part1.jsonl");
+    assert_eq!(file["size_bytes"], dir.read(&format!("w/{}", file["path"].as_str().expect("a path"))).len());
+    assert!(info["total_size_bytes"].is_u64() && info["total_size_mb"].is_f64() && info["generation_time"].is_u64());
 }
 
 #[test]
@@ -246,8 +246,7 @@ fn empty_input_makes_no_chunk() {
         }
     }
     assert!(chunks(&dir, "w").is_empty() && chunks(&dir, "c").is_empty());
-    let ran = dir.pipe(posts(1), &["gen", "-d", "w"]).exits(65);
-    assert!(ran.stderr.contains("it goes on after 0 lines"), "{}", ran.stderr);
+    dir.pipe(posts(1), &["gen", "-d", "w"]).exits(0);
 }
 
 #[test]
@@ -281,7 +280,7 @@ fn s5_the_same_again_changes_nothing_and_another_is_refused() {
         (&["--start-index=1"], "start_index"),
         (&["--missing"], "missing"),
         (&["--max-bytes=1MB"], "max_bytes"),
-        (&["--provider=openai"], "belongs to another job"),
+        (&["--provider=openai", "--model=m"], "belongs to another job"),
         (&["--only=topic_analysis"], "its analyses are sentiment_polarity, sentiment_attribute; now they are"),
     ] {
         let ran = dir.pipe(&input, &[&args[..], more].concat()).exits(65);

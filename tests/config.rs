@@ -83,6 +83,7 @@ fn flags_beat_environment_beats_file_beats_defaults() {
     let ran = with(&base, &["--provider=openai"]);
     assert_eq!(row(ran.text(), "batch.base_url"), pair("https://file/v4", file));
     assert!(row(ran.text(), "key").0.contains("OPENAI_API_KEY"));
+    assert_eq!(row(ran.text(), "batch.multimodal_model").0, "file", "the one that is named");
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn wrong_files_are_told_by_key() {
         (r#"{"batch":{"temperature":3}}"#, "a number from 0 to 2"),
         (r#"{"batch":{"model":""}}"#, "a non-empty string"),
         (r#"{"batch":{"max_bytes":"5 apples"}}"#, "100MB"),
-        (r#"{"batch":{"provider":"zhipuu"}}"#, "did you mean zhipu?"),
+        (r#"{"batch":{"provider":"zhipuu"}}"#, "did you mean `zhipu`?"),
         ("{", "config c.json"),
     ] {
         dir.write("c.json", text);
@@ -197,7 +198,7 @@ fn wrong_usage_is_64_and_names_what_was_meant() {
         (&["gen", "--new"], "--work-dir <DIR>"),
         (&["gen", "-d", "w", "-o", "x"], "cannot be used with"),
         (&["gen", "a", "b"], "unexpected argument 'b'"),
-        (&["gen", "--provider", "zhipo"], "did you mean zhipu?"),
+        (&["gen", "--provider", "zhipo"], "did you mean `zhipu`?"),
         (&["gen", "--base-url", " "], "the base URL is empty"),
         (&["merge"], "<POSTS>"),
         (&["run", "--api-key", "k"], "unexpected argument '--api-key'"),
@@ -239,4 +240,93 @@ fn values_that_no_provider_takes_are_refused() {
         let ran = dir.run(&["gen", "posts.jsonl", "--analyses=an", "--only=q"]).exits(65);
         assert!(ran.stderr.contains("an/q") && ran.stderr.contains("fix:"), "{key} {value}: {}", ran.stderr);
     }
+}
+
+/// A trial mistyped verbs, keys and numbers: the hints named words that were not near, and `10k` got "invalid digit".
+#[test]
+fn r10_18_hints_are_near_or_there_are_none() {
+    let dir = WorkDir::new();
+    dir.write("c.json", r#"{"batch":{"frobnicate":1}}"#);
+    for (args, code, hint) in [
+        (&["gne"][..], 64, Some("a similar subcommand exists: 'gen'")),
+        (&["conifg"], 64, Some("'config'")),
+        (&["label"], 64, None),
+        (&["export"], 64, None),
+        (&["gen", "--max-lnes", "3"], 64, Some("'--max-lines'")),
+        (&["gen", "--provider", "opnai"], 64, Some("did you mean `openai`?")),
+        (&["gen", "--provider", "mistral"], 64, None),
+        (&["gen", "--only", "topics_analysis"], 64, Some("did you mean `topic_analysis`?")),
+        (&["gen", "--only", "urgency"], 64, None),
+        (&["emulate", "--fault", "ratelimit=3"], 64, Some("did you mean `rate_limit`?")),
+        (&["emulate", "--fault", "nonsense"], 64, None),
+        (&["config", "--config", "c.json"], 65, None),
+    ] {
+        let ran = dir.run(args).exits(code);
+        match hint {
+            Some(hint) => assert!(ran.stderr.contains(hint), "{args:?}: {}", ran.stderr),
+            None => assert!(!ran.stderr.contains("did you mean") && !ran.stderr.contains("similar"), "{}", ran.stderr),
+        }
+    }
+}
+
+#[test]
+fn r10_18_numbers_say_what_they_look_like() {
+    let dir = WorkDir::new();
+    for (args, told) in [
+        (&["gen", "--max-lines", "10k"][..], "a whole number in digits is wanted, e.g. 10000"),
+        (&["gen", "--max-lines", "10,000"], "e.g. 10000"),
+        (&["gen", "--start-index", "1M"], "e.g. 1000000"),
+        (&["run", "--max-requests", "many"], "e.g. 10000"),
+        (&["run", "--max-batches", "2k"], "e.g. 2000"),
+        (&["run", "--max-concurrent-tasks", "0"], "a whole number in digits is wanted"),
+        (&["emulate", "--port", "http"], "a whole number in digits is wanted"),
+        (&["emulate", "--seed", "x"], "a whole number in digits is wanted"),
+    ] {
+        let ran = dir.run(args).exits(64);
+        assert!(ran.stderr.contains(told), "{args:?}: {}", ran.stderr);
+    }
+}
+
+/// An analysis of a trial had `"min": "1"`: the message named neither the file nor the key.
+#[test]
+fn r10_18_errors_in_an_analysis_name_the_file_and_the_key() {
+    let dir = WorkDir::new();
+    for (json, told) in [
+        (r#"{"name":"q","field":"f","rule":{"type":"integer","min":"1","max":5}}"#, "`rule`: "),
+        (r#"{"name":"q","field":"f","rule":{"type":"number"}}"#, "`rule`: unknown variant `number`"),
+        (r#"{"name":"q","field":"f","rule":{"type":"integer","max":5}}"#, "`rule`: missing field `min`"),
+        (r#"{"name":"q","field":"f","images":"no","rule":{"type":"integer","min":1,"max":5}}"#, "`images`: "),
+        (r#"{"name":"q","feild":"f","rule":{"type":"integer","min":1,"max":5}}"#, ": unknown field `feild`"),
+        (r#"{"name":"q","rule":{"type":"integer","min":1,"max":5}}"#, ": missing field `field`"),
+        (r#"{"name":"q","field":"f","rule":{"type":"label"}}"#, "`rule`: this rule needs a `reference` file"),
+        (r#"{"name":"q","field":"f","rule":{"type":"integer","min":1,"max":5},"max_tokens":0}"#, "`max_tokens` is 0"),
+        (
+            r#"{"name":"p","field":"f","rule":{"type":"integer","min":1,"max":5}}"#,
+            ": the folder is `q` but `name` is `p`",
+        ),
+        (r#"{"name":"q","field":"f","rule":{"type":"label"},"reference":{"file":"no.json"}}"#, "its `reference` "),
+        ("{", ": EOF while parsing"),
+    ] {
+        dir.write("an/q/analysis.json", json).write("an/q/prompt.txt", "{{content}}");
+        let ran = dir.pipe("{\"content\":\"a\"}\n", &["gen", "--analyses=an", "--only=q"]).exits(65);
+        let told = format!("an/q/analysis.json: {}", told.trim_start_matches(": "));
+        assert!(ran.stderr.contains(&told), "{json}:\n{}", ran.stderr);
+    }
+}
+
+/// A trial asked OpenAI for `glm-4-air`.
+#[test]
+fn r10_18_another_provider_needs_a_model() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\",\"image_urls\":[\"https://x/1.png\"]}\n");
+    for verb in [&["gen", "posts.jsonl"][..], &["run", "posts.jsonl", "-o", "o", "-d", "w", "--emulate"]] {
+        let ran = dir.run(&[verb, &["--provider", "openai"]].concat()).exits(64);
+        assert!(ran.stderr.contains("no model of openai is named") && ran.stderr.contains("--model"), "{}", ran.stderr);
+    }
+    assert!(!dir.exists("w"));
+    let one = dir.run(&["gen", "posts.jsonl", "--provider=openai", "--model=gpt-x", "--only=topic_analysis"]).exits(0);
+    assert!(one.text().contains("\"model\":\"gpt-x\"") && !one.text().contains("glm"), "{}", one.text());
+    dir.write("c.json", r#"{"batch":{"provider":"openai","model":"gpt-y"}}"#);
+    let ran = dir.run(&["gen", "posts.jsonl", "--config=c.json", "--only=topic_analysis"]).exits(0);
+    assert!(ran.text().contains("gpt-y"), "{}", ran.text());
 }

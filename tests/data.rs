@@ -182,6 +182,7 @@ fn the_example_analysis_joins_the_built_in_ones() {
         data_dir: Some(repository().join("data")),
         analyses_dir: Some(repository().join("examples/analyses")),
         only: Vec::new(),
+        files: Vec::new(),
     };
     let set = zbatch::analysis::AnalysisSet::load(&sources).expect("the example is sound");
     assert_eq!(set.names().len(), 7);

@@ -242,3 +242,70 @@ fn stopped_by_time_or_by_a_signal_it_cleans_up() {
     assert!(!ran.stderr.contains("has not ended") && !ran.stderr.contains("not deleted"), "{}", ran.stderr);
     clinic.nothing_is_left();
 }
+
+/// A server that has no list of files answered it with 405, and `doctor` measured nothing more.
+#[test]
+fn r10_18_a_call_that_the_server_does_not_have_is_not_measured() {
+    for (lacks, open) in [
+        ("GET /api/paas/v4/files?", &["deletion", "file_listed", "input_kept"][..]),
+        ("GET /api/paas/v4/batches?", &["key", "list_input", "list_lag", "list_metadata", "list_order"]),
+    ] {
+        let clinic = Clinic::new(&[]);
+        let base = crate::scripts::without_call(&clinic.server, lacks) + ROOT;
+        let mut command = clinic.work.command(&["doctor", "--base-url", &base, "--poll-interval", "10ms", "--json"]);
+        command.env("ZHIPUAI_API_KEY", KEY);
+        let ran = Ran::of(command.output().expect("the program starts")).exits(0);
+        let told: BTreeMap<String, Value> =
+            ran.json_lines().into_iter().map(|it| (it["finding"].as_str().expect("a name").to_owned(), it)).collect();
+        assert_eq!(told.len(), 17, "{told:#?}");
+        assert_eq!(with(&told, "not measured"), open, "{told:#?}");
+        assert_eq!(with(&told, "differs"), [""; 0]);
+        assert!(measured(&told, open[0]).starts_with("the server does not have this call: "), "{told:#?}");
+        clinic.nothing_is_left();
+    }
+}
+
+/// A work directory was lost with its batches running: nobody could say which of the account's were its.
+#[test]
+fn r10_5c_orphans_are_what_no_directory_given_knows() {
+    let setup = crate::jobs::Setup::new(&["--latency", "60s"]);
+    setup.run(&["submit", "--max-concurrent-tasks", "9"]).exits(0);
+    // Batches and files of others, which are not ours.
+    let line = "{\"custom_id\":\"abcdef_1\",\"method\":\"POST\",\"url\":\"/v4/chat/completions\",\
+                \"body\":{\"model\":\"glm-4-air\",\"messages\":[]}}\n";
+    let theirs = setup.server.upload(ROOT, line);
+    setup.server.create(ROOT, &theirs);
+    let lost = setup.server.upload_named(ROOT, "mood_vision_batch_part3.jsonl", "batch", line).json(200);
+    let before = (setup.files("batch"), setup.server.ledger());
+    let orphans = |args: &[&str]| {
+        let base = setup.server.base.as_str();
+        let mut command = setup.work.command(&[&["doctor", "--orphans", "--base-url", base], args].concat());
+        Ran::of(command.env("ZHIPUAI_API_KEY", KEY).output().expect("the program starts"))
+    };
+    let ran = orphans(&["--json"]).exits(0);
+    let told = ran.json_lines();
+    let batches: Vec<&Value> = told.iter().filter(|it| it["orphan"] == "batch").collect();
+    assert_eq!(batches.len(), 6, "{}", ran.text());
+    let status = setup.status();
+    for chunk in status["chunks"].as_array().expect("chunks") {
+        let batch = batches.iter().find(|it| it["id"] == chunk["batch_id"]).expect("listed");
+        assert!(batch["mark"].as_str().is_some_and(|mark| mark.ends_with(chunk["chunk"].as_str().expect("a name"))));
+        assert_eq!(batch["files"][0], chunk["file_id"]);
+    }
+    let files: Vec<&Value> = told.iter().filter(|it| it["orphan"] == "file").collect();
+    assert_eq!((files.len(), &files[0]["id"]), (1, &lost["id"]), "{}", ran.text());
+    for told in ["nothing was deleted", "zbatch fetch --batch ID -o -", "DELETE http://127.0.0.1:", "$ZHIPUAI_API_KEY"]
+    {
+        assert!(ran.stderr.contains(told), "{told}: {}", ran.stderr);
+    }
+    // The directory that has them is there after all.
+    let ran = orphans(&["-d", "w"]).exits(0);
+    assert_eq!(ran.text().lines().count(), 1, "{}", ran.text());
+    assert!(
+        ran.text().starts_with("file   ") && ran.text().contains("mood_vision_batch_part3.jsonl"),
+        "{}",
+        ran.text()
+    );
+    orphans(&["-d", "nowhere"]).exits(65);
+    assert_eq!((setup.files("batch"), setup.server.ledger()), before, "nothing was changed");
+}

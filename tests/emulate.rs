@@ -182,7 +182,8 @@ fn other_refusals() {
         ("GET", "/api/paas/v4/files/..%2F..%2Fstate.jsonl/content"),
         ("DELETE", "/api/paas/v4/files/1_2"),
         ("GET", "/api/paas/v4/batches?after=batch_1"),
-        ("GET", "/api/paas/v4/models"),
+        ("GET", "/api/paas/v4/files/1_2"),
+        ("GET", "/api/paas/v4/nothing"),
     ] {
         server.call(method, path, b"").json(404);
     }
@@ -533,4 +534,75 @@ fn r10_0_images_are_held_against_the_providers_limits() {
     let wanted = cases.iter().enumerate().filter_map(|(n, (_, why))| Some((format!("abcdef_{n}"), (*why)?.to_owned())));
     assert_eq!(refused, wanted.collect());
     assert_eq!(server.lines(ZHIPU, &ended["output_file_id"]).len(), 4);
+}
+
+/// Clients look at a file and at the list of models before they begin.
+#[test]
+fn r10_21_a_file_and_the_models_are_shown() {
+    let work = WorkDir::new();
+    let server = server(&work, &[]);
+    for root in [ZHIPU, OPENAI] {
+        let file = server.upload(root, &requests(root, 3));
+        let shown = server.get(&format!("{root}/files/{file}"));
+        assert_eq!(
+            (&shown["id"], &shown["object"], &shown["purpose"]),
+            (&json!(file), &json!("file"), &json!("batch"))
+        );
+        let listed = server.get(&format!("{root}/files?purpose=batch"));
+        assert_eq!(listed["data"][0], shown);
+        let models = server.get(&format!("{root}/models"));
+        assert_eq!(models["object"], "list");
+        let names: Vec<&str> =
+            models["data"].as_array().expect("models").iter().filter_map(|m| m["id"].as_str()).collect();
+        assert!(names.contains(&"glm-4-air") && models["data"][0]["object"] == "model", "{models}");
+        server.call("DELETE", &format!("{root}/files/{file}"), b"").json(200);
+        server.call("GET", &format!("{root}/files/{file}"), b"").json(404);
+        let reply = server.request("GET", &format!("{root}/models"), &[], b"").expect("a reply");
+        reply.json(401);
+    }
+}
+
+/// A trial's own analysis, with `zbatch emulate` that did not know of it: every answer was an echo, all of it faults.
+#[test]
+fn r10_21_prompts_of_unknown_analyses_are_answered_by_what_they_list() {
+    let work = WorkDir::new();
+    let mut command = work.command(&["emulate", "--port", "0", "--state", "state"]);
+    work.write("log", "");
+    let log = std::fs::File::options().append(true).open(work.join("log")).expect("opened");
+    command.stderr(log);
+    let server = Server::spawn_with_stderr(command);
+    let line = |id: &str, prompt: &str| {
+        let line = json!({"custom_id": id, "method": "POST", "url": "/v4/chat/completions",
+            "body": {"model": "glm-4-air", "messages": [{"role": "user", "content": prompt}]}});
+        line.to_string() + "\n"
+    };
+    let lines = [
+        line("urgency_0001", "候选级别：\n- 危急求救\n- 无需处置\n\n只选一个。\n<博文>\n晚霞真好看\n</博文>"),
+        line(
+            "mood_0002",
+            "Rate the mood of this review from 1 to 5. Answer with the number only.\n\nI love it, great!",
+        ),
+        line(
+            "tags_0003",
+            "Choose labels:\n- food\n- staff\n\nAnswer with a JSON array of strings.\n\nReview: the staff was kind",
+        ),
+        line("open_0004", "What is this review about?\n\nReview: soup"),
+        line("open_0005", "What is this review about?\n\nReview: bread"),
+    ];
+    let batch = server.create(ZHIPU, &server.upload(ZHIPU, &lines.concat()));
+    let (_, ended) = server.wait(ZHIPU, &batch);
+    let mut answers: Vec<(String, String)> = server
+        .lines(ZHIPU, &ended["output_file_id"])
+        .iter()
+        .map(|line| (text(&line["custom_id"]), text(&line["response"]["body"]["choices"][0]["message"]["content"])))
+        .collect();
+    answers.sort();
+    let answer = |at: usize| answers[at].1.as_str();
+    assert_eq!(answer(0), "5", "{answers:?}");
+    assert!(["危急求救", "无需处置"].contains(&answer(4)), "{answers:?}");
+    assert_eq!(answer(3), "[\"staff\"]");
+    server.terminate();
+    let said = work.read("log");
+    assert_eq!(said.matches("cannot be told from its prompt").count(), 1, "{said}");
+    assert!(said.contains("--analyses"), "{said}");
 }

@@ -273,7 +273,8 @@ fn models_temperature_and_max_tokens() {
     let both = bodies(&[&examples, "--only=urgency,sentiment_attribute"]);
     assert_eq!((&both["urgency_0000"].1, &both["sentiment_attribute_0000"].1), (&json!(0.1), &json!(1)));
 
-    let url = dir.pipe(post, &["gen", ONE, "--provider", "openai"]).exits(0).json_lines()[0]["url"].clone();
+    let url =
+        dir.pipe(post, &["gen", ONE, "--provider", "openai", "--model", "m"]).exits(0).json_lines()[0]["url"].clone();
     assert_eq!(url, "/v1/chat/completions");
 }
 

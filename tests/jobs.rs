@@ -157,9 +157,9 @@ fn the_whole_way_in_three_commands() {
         (&one["status"], one["successful_batches"].as_array().map(Vec::len)),
         (&json!("batches_created"), Some(3))
     );
-    assert_eq!(one["batch_results"][0]["description"], "topic_analysis_batch_part1");
+    assert_eq!(one["batch_results"][0]["description"], "topic_analysis analysis (Part 1)");
     let downloads: Value = serde_json::from_str(&setup.work.read("w/download_info.json")).expect("JSON");
-    let task = &downloads["completed_tasks"]["topic_analysis_topic_analysis_batch_part1"];
+    let task = &downloads["completed_tasks"]["topic_analysis_topic_analysis analysis (Part 1)"];
     assert_eq!(task["request_counts"], json!({"total": 4, "completed": 4, "failed": 0}));
     assert_eq!(downloads["downloaded_files"].as_object().map(serde_json::Map::len), Some(CHUNKS));
     assert_eq!(downloads["failed_tasks"], json!({}));
@@ -556,7 +556,7 @@ fn keep_remote_and_keep_requests() {
 
 #[test]
 fn another_provider() {
-    let openai = ["--max-lines", "4", "--provider", "openai"];
+    let openai = ["--max-lines", "4", "--provider", "openai", "--model", "m"];
     let setup = Setup::cut(&["--fault", "drop_create=1,truncate=1,blocked=20%"], &openai);
     let base = format!("http://{}/v1", setup.server.address);
     let run = |args: &[&str]| {

@@ -46,7 +46,13 @@ impl Server {
     }
 
     pub fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the emulator starts");
+        command.stderr(Stdio::null());
+        Self::spawn_with_stderr(command)
+    }
+
+    /// What it says goes where the command says.
+    pub fn spawn_with_stderr(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the emulator starts");
         let mut base = String::new();
         BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut base).expect("its first line");
         let base = base.trim_end().to_owned();

@@ -22,6 +22,7 @@ mod outputs;
 mod parse;
 mod prompts;
 mod run;
+mod scripts;
 mod secrets;
 mod server;
 mod signals;

@@ -11,7 +11,7 @@ mod template;
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::value::RawValue;
 
 pub use rule::{AnswerRule, LabelSet, LabelTree};
@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     flow::posts::{Fields, Slot},
     lines::input::read_small,
-    units::nearest,
+    units::did_you_mean,
 };
 
 /// A reference file, a prompt or an `analysis.json` larger than this is a mistake.
@@ -80,6 +80,8 @@ pub struct Sources {
     pub analyses_dir: Option<PathBuf>,
     /// `--only`; empty means all.
     pub only: Vec<String>,
+    /// Reference files that lie elsewhere than in the data dir: the name that an analysis knows, and the path.
+    pub files: Vec<(&'static str, PathBuf)>,
 }
 
 #[derive(Deserialize)]
@@ -87,6 +89,7 @@ pub struct Sources {
 struct Definition {
     name: String,
     field: String,
+    #[serde(deserialize_with = "named_rule")]
     rule: rule::RuleDefinition,
     reference: Option<Reference>,
     #[serde(default)]
@@ -95,6 +98,11 @@ struct Definition {
     fallback: Option<Box<RawValue>>,
     temperature: Option<serde_json::Number>,
     max_tokens: Option<u64>,
+}
+
+/// Of a rule's errors the parser does not know the place.
+fn named_rule<'d, D: Deserializer<'d>>(from: D) -> Result<rule::RuleDefinition, D::Error> {
+    rule::RuleDefinition::deserialize(from).map_err(|e| D::Error::custom(format_args!("`rule`: {e}")))
 }
 
 #[derive(Deserialize)]
@@ -153,9 +161,9 @@ impl AnalysisSet {
         }
         if let Some(unknown) = sources.only.iter().find(|name| !folders.iter().any(|f| f.name == **name)) {
             let names: Vec<&str> = folders.iter().map(|f| f.name.as_str()).collect();
-            return Err(Error::usage(format!("--only `{unknown}`: there is no such analysis")).fix(format!(
-                "did you mean `{}`? There are: {}",
-                nearest(unknown, &names),
+            return Err(Error::usage(format!("there is no analysis `{unknown}` (--only)")).fix(format!(
+                "{}There are: {}",
+                did_you_mean(unknown, &names),
                 names.join(", ")
             )));
         }
@@ -165,7 +173,7 @@ impl AnalysisSet {
             set.notes.push("no data dir: using the embedded reference data (--data-dir to use yours)".to_owned());
         }
         for folder in folders.iter().filter(|folder| wanted(&folder.name)) {
-            set.add(folder, sources.data_dir.as_deref())?;
+            set.add(folder, sources)?;
         }
         if !set.fewer_examples.is_empty() {
             set.prompt_notes.push(format!(
@@ -193,38 +201,42 @@ impl AnalysisSet {
         self.list.iter().map(|a| (a.name.clone(), a.fingerprint.to_hex().chars().take(32).collect())).collect()
     }
 
-    fn add(&mut self, folder: &Folder, data_dir: Option<&Path>) -> Result<()> {
+    fn add(&mut self, folder: &Folder, sources: &Sources) -> Result<()> {
         let here = folder.describe();
-        let definition: Definition = serde_json::from_str(&folder.json)
-            .map_err(|e| Error::input(format!("{here}: {e}")).fix("the README lists the keys of analysis.json"))?;
+        let file = folder.path.as_ref().map_or(here.clone(), |path| path.join("analysis.json").display().to_string());
+        let definition: Definition = serde_json::from_str(&folder.json).map_err(|e| {
+            let key = key_at(&folder.json, &e).map(|key| format!("`{key}`: "));
+            let key = key.filter(|key| !e.to_string().starts_with(key)).unwrap_or_default();
+            Error::input(format!("{file}: {key}{e}")).fix("the README lists the keys of analysis.json")
+        })?;
         if !is_name(&definition.name) {
-            return Err(Error::input(format!("{here}: `{}` cannot be an analysis' name", definition.name))
+            return Err(Error::input(format!("{file}: `name`: `{}` cannot be an analysis' name", definition.name))
                 .fix("[a-z][a-z0-9_]*, at most 40 bytes, not ending in _vision or _<digits>"));
         }
         if definition.name != folder.name {
             return Err(Error::input(format!(
-                "{here}: the folder is `{}` but the name in it is `{}`",
+                "{file}: the folder is `{}` but `name` is `{}`",
                 folder.name, definition.name
             ))
             .fix("give both the same name"));
         }
         if let Some(other) = self.list.iter().find(|other| other.field == definition.field) {
-            return Err(Error::input(format!("{here}: `{}` already writes the field `{}`", other.name, other.field))
+            return Err(Error::input(format!("{file}: `{}` already writes the `field` `{}`", other.name, other.field))
                 .fix("choose another `field`"));
         }
-        definition.check().map_err(|(what, fix)| Error::input(format!("{here}: {what}")).fix(fix))?;
+        definition.check().map_err(|(what, fix)| Error::input(format!("{file}: {what}")).fix(fix))?;
         let reference = match &definition.reference {
             None => None,
-            Some(reference) => match read_reference(&reference.file, folder, data_dir)? {
+            Some(reference) => match read_reference(&reference.file, folder, sources)? {
                 Some(found) => Some(found),
                 None if reference.optional => {
                     self.notes.push(format!("{}: left out, {} is not in the data dir", folder.name, reference.file));
                     return Ok(());
                 }
                 None => {
-                    let dir = data_dir.unwrap_or(Path::new("."));
+                    let dir = sources.data_dir.as_deref().unwrap_or(Path::new("."));
                     return Err(Error::input(format!(
-                        "{here}: its reference file {} is missing",
+                        "{file}: its `reference` {} is missing",
                         dir.join(&reference.file).display()
                     ))
                     .fix("add the file, or leave the analysis out with --only"));
@@ -242,7 +254,7 @@ impl AnalysisSet {
             .rule
             .resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str())))
             .map_err(|what| {
-                Error::input(format!("{here}: {what}"))
+                Error::input(format!("{file}: `rule`: {what}"))
                     .fix("mend its `rule` or its labels; the README says what both hold")
             })?;
         let template = self.compile(folder, &rule)?;
@@ -381,13 +393,27 @@ fn read_folders(dir: &Path) -> Result<Vec<Folder>> {
     Ok(folders)
 }
 
-/// Where it was found, and the text. Beside the analysis first, then in the data dir, then (without a data dir) among the embedded files.
-fn read_reference(file: &str, folder: &Folder, data_dir: Option<&Path>) -> Result<Option<(String, String)>> {
+/// The key of an object in whose value a parser found an error.
+fn key_at(json: &str, error: &serde_json::Error) -> Option<String> {
+    let keys: std::collections::HashMap<String, &RawValue> = serde_json::from_str(json).ok()?;
+    let line_start: usize = json.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
+    let place = json.as_ptr() as usize + line_start + error.column();
+    let holds = |value: &RawValue| {
+        let start = value.get().as_ptr() as usize;
+        start < place && place <= start + value.get().len()
+    };
+    keys.into_iter().find(|(_, value)| holds(value)).map(|(key, _)| key)
+}
+
+/// Where it was found, and the text. Beside the analysis first, then where the config says, then in the data dir, then (without a data dir) among the embedded files.
+fn read_reference(file: &str, folder: &Folder, sources: &Sources) -> Result<Option<(String, String)>> {
     if Path::new(file).components().count() != 1 {
         return Err(Error::input(format!("{}: the reference file `{file}` must be a plain name", folder.describe())));
     }
-    for dir in folder.path.as_deref().into_iter().chain(data_dir) {
-        let path = dir.join(file);
+    let beside = folder.path.as_deref().map(|dir| dir.join(file));
+    let named = sources.files.iter().find(|(name, _)| *name == file).map(|(_, path)| path.clone());
+    let in_data_dir = sources.data_dir.as_deref().map(|dir| dir.join(file));
+    for path in [beside, named, in_data_dir].into_iter().flatten() {
         if path.exists() {
             return Ok(Some((path.display().to_string(), read_small(&path, SMALL_FILE)?)));
         }
@@ -398,7 +424,7 @@ fn read_reference(file: &str, folder: &Folder, data_dir: Option<&Path>) -> Resul
             .find(|(name, _)| *name == file)
             .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
     };
-    Ok(if data_dir.is_none() { embedded() } else { None })
+    Ok(if sources.data_dir.is_none() { embedded() } else { None })
 }
 
 #[cfg(test)]

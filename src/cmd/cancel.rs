@@ -42,7 +42,7 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
             },
         }
     }
-    let next = command("fetch", &dir, &args.source, &args.provider, &args.remote);
+    let next = command("fetch", &dir, &args.typed);
     let unclear = journal.state.at(Step::Intended);
     if unclear > 0 {
         console.always(format_args!(

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, cap_note, claim, record_models, resolve_limits},
+    setup::{ChunkRecords, cap_note, claim, forget_empty, record_models, resolve_limits},
 };
 use crate::{
     analysis,
@@ -52,7 +52,7 @@ struct Body<'a> {
 }
 
 pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let models = config.models(&args.model)?;
     let dialect = Dialect::find(&models.provider.value)?;
     let limits = resolve_limits(&config, &args.limits, dialect);
@@ -128,7 +128,9 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
         if journal.state.posts.is_none() && !is_all_bad {
             journal.append(&Event::Posts { good, input: mark })?;
         }
-        snapshots::write_files_info(&work, &journal.state)?;
+    }
+    if !forget_empty(&work, &journal, console)? {
+        snapshots::write_files_info(&work, &locked(&journal)?.state, console)?;
     }
     log.commit()?;
     if let Some(path) = &args.faults.report {

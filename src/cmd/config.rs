@@ -7,11 +7,11 @@ use crate::{
     error::Result,
     lines::output::Output,
     provider::Dialect,
-    settings::{Config, Sourced},
+    settings::{Config, Origin, PROVIDER, Sourced},
 };
 
 pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let models = config.models(&args.model)?;
     let dialect = Dialect::find(&models.provider.value)?;
     let mut rows: Vec<(&str, String, String)> = Vec::new();
@@ -23,8 +23,10 @@ pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
     }
     let file = config.path().map_or("none".to_owned(), |path| path.display().to_string());
     row("config file", file, &"");
-    row("batch.model", text(&models.model), &models.model.origin);
-    row("batch.multimodal_model", text(&models.multimodal_model), &models.multimodal_model.origin);
+    for (key, model) in [("batch.model", &models.model), ("batch.multimodal_model", &models.multimodal_model)] {
+        let is_named = model.origin != Origin::Default || dialect.name == PROVIDER;
+        row(key, if is_named { text(model) } else { "none (--model)".to_owned() }, &model.origin);
+    }
     row("batch.temperature", text(&models.temperature), &models.temperature.origin);
     row("batch.provider", text(&models.provider), &models.provider.origin);
     match &models.base_url {
@@ -39,9 +41,17 @@ pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
     row("batch.max_lines", capped(lines.value, dialect.max_lines, dialect), &lines.origin);
     let bytes = config.max_bytes(args.limits.max_bytes);
     row("batch.max_bytes", capped(bytes.value, dialect.max_bytes, dialect), &bytes.origin);
+    let keep = config.keep_remote(false);
+    row("batch.keep_remote", text(&keep), &keep.origin);
+    if let Some(timeout) = config.timeout(None) {
+        row("batch.task_timeout", format!("{:?}", timeout.value), &timeout.origin);
+    }
     match config.data_dir(args.source.data_dir.as_deref())? {
         Some(dir) => row("paths.data_dir", dir.value.display().to_string(), &dir.origin),
         None => row("paths.data_dir", "embedded data".to_owned(), &"default"),
+    }
+    if let Some(posts) = config.posts(args.source.data_dir.as_deref())? {
+        row("posts", posts.value.display().to_string(), &posts.origin);
     }
     let output = config.enhanced_output();
     row("paths.enhanced_output", output.value.display().to_string(), &output.origin);

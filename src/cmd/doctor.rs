@@ -5,6 +5,7 @@
 //! Whatever ends it, the batches are cancelled and their files deleted; what could not be is named.
 
 mod findings;
+mod orphans;
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,7 @@ use tokio::{
 use self::findings::{Check, Findings, Verdict};
 use super::{
     Ended,
-    remote::{SETTLE, client, runtime, watch_for_stops},
+    remote::{SETTLE, client, runtime, stopped, watch_for_stops},
     setup::run_id,
 };
 use crate::{
@@ -63,7 +64,10 @@ impl From<ApiError> for Halt {
 }
 
 pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    if args.orphans {
+        return orphans::run(args, console);
+    }
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let (name, base_url) = config.provider(&args.provider)?;
     let dialect = Dialect::find(&name.value)?;
     let Some(model) = args.model.as_deref().or(dialect.free_model) else {
@@ -161,8 +165,9 @@ impl Doctor<'_> {
     async fn examine(&mut self) -> Result<(), Halt> {
         let client = self.client;
         let began = Instant::now();
-        self.call(client.find_batches(|_| false)).await??;
-        self.findings.tell(Check::Key, Verdict::AsAssumed, &format!("accepted in {}", seconds(began.elapsed())))?;
+        if self.ask(&[Check::Key], client.find_batches(|_| false)).await?.is_some() {
+            self.findings.tell(Check::Key, Verdict::AsAssumed, &format!("accepted in {}", seconds(began.elapsed())))?;
+        }
         let file = self.upload("watched").await?;
         self.wait_for_listing(&file).await?;
         self.create_without_input().await?;
@@ -195,7 +200,12 @@ impl Doctor<'_> {
 
     async fn wait_for_listing(&mut self, file: &FileId) -> Result<(), Halt> {
         let began = Instant::now();
-        while !self.call(self.client.lists_file(file)).await?? {
+        loop {
+            match self.ask(&[Check::FileListed], self.client.lists_file(file)).await? {
+                None => return Ok(()),
+                Some(true) => break,
+                Some(false) => {}
+            }
             if began.elapsed() >= self.settle {
                 let measured = format!("not after {}", seconds(began.elapsed()));
                 return Ok(self.findings.tell(Check::FileListed, Verdict::Differs, &measured)?);
@@ -209,7 +219,9 @@ impl Doctor<'_> {
     /// The fence before a chunk is paid for anew (`promises.md` M1).
     async fn create_without_input(&mut self) -> Result<(), Halt> {
         let file = self.upload("fence").await?;
-        self.call(self.client.delete(&file)).await??;
+        if self.ask(&[Check::CreateWithoutInput], self.client.delete(&file)).await?.is_none() {
+            return Ok(());
+        }
         let metadata = self.metadata("fence");
         let (verdict, measured) = match self.send_create(&file, &metadata).await? {
             Err(CreateError::Refused(error)) => (Verdict::AsAssumed, error.to_string()),
@@ -232,7 +244,13 @@ impl Doctor<'_> {
     /// Looks for our batches in a complete listing, as is done for a create without an answer.
     async fn look_at_list(&mut self, trials: &mut [Trial]) -> Result<(), Halt> {
         let ids: Vec<BatchId> = trials.iter().map(|trial| trial.batch.id.clone()).collect();
-        let shown = self.call(self.client.find_batches(|batch| ids.contains(&batch.id))).await??.found;
+        const CHECKS: [Check; 4] = [Check::ListLag, Check::ListInput, Check::ListMetadata, Check::ListOrder];
+        let Some(shown) = self.ask(&CHECKS, self.client.find_batches(|batch| ids.contains(&batch.id))).await? else {
+            // Nothing is waited for in a list that there is not.
+            trials.iter_mut().for_each(|trial| trial.listed = true);
+            return Ok(());
+        };
+        let shown = shown.found;
         for batch in &shown {
             let Some(trial) = trials.iter_mut().find(|trial| trial.batch.id == batch.id) else { continue };
             trial.listed = true;
@@ -302,6 +320,9 @@ impl Doctor<'_> {
         let (verdict, measured) = match refused {
             // It was faster than we.
             Some(error) if trial.batch.status == BatchStatus::Completed => (Verdict::Noted, error.to_string()),
+            Some(error) if is_lacking(&error) => {
+                (Verdict::NotMeasured, format!("the server does not have this call: {error}"))
+            }
             Some(error) => (Verdict::Differs, error.to_string()),
             None => (Verdict::of(trial.batch.status == BatchStatus::Cancelled), trial.history()),
         };
@@ -314,9 +335,10 @@ impl Doctor<'_> {
         let holds = trial.seen.iter().all(|(status, _)| is_known(status)) && batch.status == BatchStatus::Completed;
         let why = if batch.errors.is_empty() { String::new() } else { format!(": {}", batch.errors.join("; ")) };
         self.findings.tell(Check::Statuses, Verdict::of(holds), &format!("{}{why}", trial.history()))?;
-        let kept = self.call(client.lists_file(&trial.file)).await??;
-        let kept = if kept { (true, "it is listed after the end") } else { (false, "it is not listed after the end") };
-        self.findings.tell(Check::InputKept, Verdict::of(kept.0), kept.1)?;
+        if let Some(kept) = self.ask(&[Check::InputKept], client.lists_file(&trial.file)).await? {
+            let measured = if kept { "it is listed after the end" } else { "it is not listed after the end" };
+            self.findings.tell(Check::InputKept, Verdict::of(kept), measured)?;
+        }
         // Of a batch that did not run nothing more is promised.
         if batch.status != BatchStatus::Completed {
             return Ok(());
@@ -351,10 +373,12 @@ impl Doctor<'_> {
     async fn delete(&mut self, trial: &Trial, output: &FileId) -> Result<(), Halt> {
         let (client, path) = (self.client, self.path("deleted"));
         for file in [&trial.file, output] {
-            self.call(client.delete(file)).await??;
+            if self.ask(&[Check::Deletion], client.delete(file)).await?.is_none() {
+                return Ok(());
+            }
             self.files.remove(file);
         }
-        let listed = self.call(client.lists_file(&trial.file)).await??;
+        let Some(listed) = self.ask(&[Check::Deletion], client.lists_file(&trial.file)).await? else { return Ok(()) };
         let given = self.call(client.download(output, &path)).await?.err();
         let is_gone = given.as_ref().is_some_and(|error| error.class == Class::NotFound);
         let measured = format!(
@@ -435,6 +459,23 @@ impl Doctor<'_> {
             biased;
             stop = stopped(&mut stop) => Err(Halt::Stopped(stop)),
             answer = call => Ok(answer),
+        }
+    }
+
+    /// A call, or `None` where the server does not have it: then these are not measured, and the others go on.
+    async fn ask<T>(
+        &mut self,
+        checks: &[Check],
+        call: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<Option<T>, Halt> {
+        match self.call(call).await? {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if is_lacking(&error) => {
+                let measured = format!("the server does not have this call: {error}");
+                checks.iter().try_for_each(|check| self.findings.tell(*check, Verdict::NotMeasured, &measured))?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -533,15 +574,11 @@ fn custom_id(name: &str) -> String {
     format!("doctor_{name}_0000")
 }
 
-fn is_known(status: &BatchStatus) -> bool {
-    !matches!(status, BatchStatus::Unknown(_))
+/// The server does not have the call that failed so.
+fn is_lacking(error: &ApiError) -> bool {
+    matches!(error.status, Some(404 | 405 | 501))
 }
 
-async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
-    let reason = stop.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
-    match reason {
-        Some(reason) => reason,
-        // Nobody is left who could stop us.
-        None => std::future::pending().await,
-    }
+fn is_known(status: &BatchStatus) -> bool {
+    !matches!(status, BatchStatus::Unknown(_))
 }

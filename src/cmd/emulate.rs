@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_millis(500);
 
 pub fn run(args: &EmulateArgs, console: &Console) -> Result<Ended> {
     let settings = settings(&args.emulator)?;
-    let analyses = Arc::new(Config::load(args.source.config.as_deref())?.analyses(&args.source)?);
+    let analyses = Arc::new(Config::load(args.source.config.as_deref(), console)?.analyses(&args.source)?);
     let temporary = match &args.state {
         Some(_) => None,
         None => Some(tempfile::tempdir().map_err(|e| Error::io("create", "a temporary directory", &e))?),
@@ -75,7 +75,7 @@ fn ended_by(number: i32) -> Error {
 pub fn settings(args: &EmulatorArgs) -> Result<emulator::Settings> {
     Ok(emulator::Settings {
         latency: args.latency.unwrap_or_default(),
-        seed: args.seed,
+        seed: args.seed.unwrap_or_default(),
         faults: FaultPlan::parse(&args.fault)?,
         upstream: args.upstream.as_deref().map(Upstream::resolve).transpose()?,
         clock: Clock::System,

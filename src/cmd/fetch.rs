@@ -1,5 +1,7 @@
 //! Batches → results files.
 
+mod elsewhere;
+
 use std::{path::Path, sync::Mutex};
 
 use tokio::sync::mpsc;
@@ -23,25 +25,29 @@ use crate::{
     progress::Progress,
     snapshots,
     units::count,
-    workdir::{ResultFile, WorkDir},
+    workdir::{ResultFile, WorkDir, results_path},
 };
 
 /// Places of fetched chunks that the emitting thread has not come to.
 const AHEAD: usize = 16;
 
 pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
+    if !args.batch.is_empty() {
+        return elsewhere::run(args, console);
+    }
     let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
     // Not after the hours that the batches take.
     args.output.as_deref().map_or(Ok(()), Output::probe)?;
-    let mut again = find_lost_results(&journal.state, &work, console);
-    if args.again.is_empty() && again.is_empty() && all_is_here(&journal.state, args.remote.keep_remote) {
+    let Lost { mut again, gone } = find_lost_results(&journal.state, &work, console);
+    let keep_remote = config.keep_remote(args.remote.keep_remote).value;
+    if args.again.is_empty() && again.is_empty() && all_is_here(&journal.state, keep_remote) {
         // Nothing to ask a provider for, and so no key.
         let journal = Mutex::new(journal);
         let (_, none) = mpsc::channel(1);
         if let Some(path) = &args.output {
             emit_all(path, &work, &journal, none)?.commit()?;
         }
-        return Ok(tell(&locked(&journal)?.state, console));
+        return Ok(tell(&locked(&journal)?.state, gone, console));
     }
     let client = client(&config, &args.provider, &args.remote)?;
     again.extend(named_again(&args.again, &journal.state)?);
@@ -55,7 +61,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
     let journal = Mutex::new(journal);
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
     let (send, receive) = mpsc::channel(AHEAD);
     let fetched = args.output.is_some().then_some(send);
     let driver =
@@ -68,10 +74,10 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         let died = |_| Err(Error::input("the thread that writes the results died; run the same command again"));
         (end, emitter.map(|emitter| emitter.join().unwrap_or_else(died)).transpose())
     });
-    snapshots::write_download_info(&work, &locked(&journal)?.state)?;
+    snapshots::write_download_info(&work, &locked(&journal)?.state, console)?;
     let (end, output) = (end?, emitted?);
     let next = {
-        let next = |verb| command(verb, &dir, &args.source, &args.provider, &args.remote);
+        let next = |verb| command(verb, &dir, &args.typed);
         let all_created = locked(&journal)?.state.below(Step::Created) == 0;
         if all_created { next("fetch") } else { format!("{}, then {}", next("submit"), next("fetch")) }
     };
@@ -79,7 +85,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     if let Some(output) = output.filter(|_| ended == Ended::Finished) {
         output.commit()?;
     }
-    let found = tell(&locked(&journal)?.state, console);
+    let found = tell(&locked(&journal)?.state, gone, console);
     Ok(if ended == Ended::Finished { found } else { ended })
 }
 
@@ -88,8 +94,9 @@ fn all_is_here(state: &State, keep_remote: bool) -> bool {
     state.jobs.iter().all(|job| job.step == Step::Fetched && (job.cleaned || keep_remote))
 }
 
-/// Says how the rows balance; what is not a result or an error of a row is a fault.
-fn tell(state: &State, console: &Console) -> Ended {
+/// Says how the rows balance; what is not a result or an error of a row is a fault, and so is a results file that is gone
+/// for good.
+fn tell(state: &State, gone: usize, console: &Console) -> Ended {
     let rows = totals(&state.jobs);
     console.note(format_args!(
         "{}, {}, {}, {}, {}",
@@ -99,7 +106,7 @@ fn tell(state: &State, console: &Console) -> Ended {
         count(rows.foreign, "foreign line"),
         count(rows.bad, "unreadable line")
     ));
-    if rows.absent + rows.foreign + rows.bad > 0 { Ended::WithFaults } else { Ended::Finished }
+    if rows.absent + rows.foreign + rows.bad > 0 || gone > 0 { Ended::WithFaults } else { Ended::Finished }
 }
 
 /// The rows of all chunks together.
@@ -144,23 +151,32 @@ pub fn came_short(job: &Job) -> bool {
     job.rows.as_ref().is_some_and(|rows| rows.short) && !job.cleaned
 }
 
-/// The chunks whose results are to be downloaded once more: they came short, or are not here as they came. Of those that
-/// the provider does not have either, only says so.
-pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Vec<ChunkId> {
-    let mut lost = Vec::new();
+/// Results that are not here as they came.
+#[derive(Debug, Default)]
+pub struct Lost {
+    /// The chunks whose results are to be downloaded once more; those that came short are among them.
+    pub again: Vec<ChunkId>,
+    /// How many the provider does not have either.
+    pub gone: usize,
+}
+
+/// Looks for results that came short or are lost, and says which.
+pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Lost {
+    let mut lost = Lost::default();
     for job in &state.jobs {
         let id = &job.chunk.id;
-        match what_is_lost(job, work) {
-            Some(what) if job.cleaned => console.always(format_args!(
-                "{what}, and the provider's copy is deleted: rows that are not in it will be absent"
-            )),
+        match what_is_lost(job, work.path()) {
+            Some(what) if job.cleaned => {
+                lost.gone += 1;
+                console.always(format_args!("{what}, and {NO_COPY}: rows that are not in it will be absent"));
+            }
             Some(what) => {
                 console.note(format_args!("{what}; it is downloaded again"));
-                lost.push(id.clone());
+                lost.again.push(id.clone());
             }
             None if came_short(job) => {
                 console.note(format_args!("{id}: its results came short; they are downloaded again"));
-                lost.push(id.clone());
+                lost.again.push(id.clone());
             }
             None => {}
         }
@@ -168,11 +184,14 @@ pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Ve
     lost
 }
 
+/// Of results that are deleted there.
+pub const NO_COPY: &str = "the provider's copy is deleted";
+
 /// What is no longer as it was fetched, told by names and lengths alone; `zbatch verify` reads the files.
-fn what_is_lost(job: &Job, work: &WorkDir) -> Option<String> {
+pub fn what_is_lost(job: &Job, dir: &Path) -> Option<String> {
     let rows = job.rows.as_ref()?;
     ResultFile::BOTH.into_iter().enumerate().find_map(|(at, file)| {
-        let path = work.results(&job.chunk.id, file);
+        let path = results_path(dir, &job.chunk.id, file);
         let now = std::fs::metadata(&path).ok().map(|meta| meta.len());
         let path = path.display();
         let Some(marks) = &rows.files else {

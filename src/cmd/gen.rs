@@ -1,10 +1,14 @@
 //! Posts → request lines, as a filter or into chunk files.
 
-use std::{io::Write, path::Path, sync::Mutex};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, Rendering, Step, claim},
+    setup::{ChunkRecords, Rendering, Step, claim, forget_empty},
 };
 use crate::{
     cli::GenArgs,
@@ -27,11 +31,12 @@ use crate::{
 };
 
 pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let rendering =
         Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
-    outputs::check(None, args.posts.as_deref(), args.output.as_deref(), &args.faults)?;
-    let posts = rendering.posts(args.posts.as_deref(), None)?;
+    let posts = posts(args, &config, console)?;
+    outputs::check(None, posts.as_deref(), args.output.as_deref(), &args.faults)?;
+    let posts = rendering.posts(posts.as_deref(), None)?;
     let watch = Watch { columns: Columns::new(&rendering.set), input: posts.name().to_owned(), console };
     let mut seen = Seen::new(&rendering, FaultLog::create(args.faults.faults.as_deref())?, Some(watch));
     let name = posts.name().to_owned();
@@ -42,7 +47,9 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
             let journal = Mutex::new(journal);
             let mut records = ChunkRecords::create()?;
             let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk))?;
-            snapshots::write_files_info(&work, &locked(&journal)?.state)?;
+            if !forget_empty(&work, &journal, console)? {
+                snapshots::write_files_info(&work, &locked(&journal)?.state, console)?;
+            }
             done
         }
     };
@@ -54,6 +61,18 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     console.show_faults(&seen.log);
     counts.check(&name, console)?;
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), tally.requests + seen.log.total()))
+}
+
+/// A job without POSTS reads the file that `run` would read, if it is there; the filter reads stdin.
+fn posts(args: &GenArgs, config: &Config, console: &Console) -> Result<Option<PathBuf>> {
+    if args.posts.is_some() || args.work_dir.is_none() {
+        return Ok(args.posts.clone());
+    }
+    let found = config.posts(args.source.data_dir.as_deref())?.map(|posts| posts.value).filter(|path| path.exists());
+    if let Some(path) = &found {
+        console.note(format_args!("posts: {} (`-` reads stdin)", path.display()));
+    }
+    Ok(found)
 }
 
 /// Faults on their way to the log and the report.

@@ -37,7 +37,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
         return Err(Error::usage("merge: only one of its inputs can be stdin")
             .fix("name the others, e.g. zbatch merge posts.jsonl - < answers.jsonl"));
     }
-    let set = Config::load(args.source.config.as_deref())?.analyses(&args.source)?;
+    let set = Config::load(args.source.config.as_deref(), console)?.analyses(&args.source)?;
     for text in &set.notes {
         console.note(text);
     }
@@ -287,6 +287,6 @@ fn next_command(args: &MergeArgs, written: Option<&Path>) -> String {
     NextCommand::new("zbatch gen --missing")
         .word(&output.map_or("ENHANCED".to_owned(), |path| path.display().to_string()))
         .path("--skip", args.faults.faults.as_deref())
-        .source(&args.source, args.input.start_index)
+        .typed("gen", &args.typed, &["output", "faults", "report"])
         .into_text()
 }

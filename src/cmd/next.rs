@@ -2,7 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{cli::SourceArgs, units::shell_word};
+use clap::CommandFactory as _;
+
+use crate::{
+    cli::{Cli, Typed},
+    units::shell_word,
+};
 
 #[derive(Debug)]
 pub struct NextCommand(String);
@@ -36,15 +41,30 @@ impl NextCommand {
         paths.into_iter().fold(self, |command, path| command.path(name, Some(path)))
     }
 
-    /// The same analyses, from the same places, for the same indexes.
-    pub fn source(self, source: &SourceArgs, start_index: u64) -> Self {
-        let only = (!source.only.is_empty()).then(|| source.only.join(","));
-        let start_index = (start_index > 0).then(|| start_index.to_string());
-        self.path("--config", source.config.as_deref())
-            .path("--data-dir", source.data_dir.as_deref())
-            .path("--analyses", source.analyses.as_deref())
-            .flag("--only", only.as_deref())
-            .flag("--start-index", start_index.as_deref())
+    /// All flags of `verb` that were typed, but for `others`, which the caller gives or leaves out for a reason. So a flag
+    /// that is new is repeated until somebody decides otherwise.
+    pub fn typed(mut self, verb: &str, typed: &Typed, others: &[&str]) -> Self {
+        let cli = Cli::command();
+        for arg in cli.find_subcommand(verb).into_iter().flat_map(clap::Command::get_arguments) {
+            let id = arg.get_id().as_str();
+            let values = typed.0.iter().find(|(typed, _)| typed == id).map(|(_, values)| values.as_slice());
+            let (Some(long), Some(values)) = (arg.get_long(), values.filter(|_| !others.contains(&id))) else {
+                continue;
+            };
+            let flag = format!("--{long}");
+            let values = values.iter().map(|value| value.to_string_lossy());
+            self = match arg.get_value_delimiter() {
+                _ if !arg.get_action().takes_values() => self.word(&flag),
+                Some(delimiter) => {
+                    self.word(&flag).word(&values.collect::<Vec<_>>().join(delimiter.to_string().as_str()))
+                }
+                None => values.fold(self, |command, value| match value.strip_prefix('-') {
+                    Some(rest) if !rest.is_empty() => command.word(&format!("{flag}={value}")),
+                    _ => command.word(&flag).word(&value),
+                }),
+            };
+        }
+        self
     }
 
     pub fn into_text(self) -> String {
@@ -54,11 +74,49 @@ impl NextCommand {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::{cli::Verb, cmd::run::OF_A_ROUND};
 
     #[test]
     fn words_are_quoted_where_a_shell_would_read_more_into_them() {
         let command = NextCommand::new("zbatch gen").word("o'ut $x.jsonl").flag("--only", Some("a,b")).flag("-x", None);
         assert_eq!(command.into_text(), r"zbatch gen 'o'\''ut $x.jsonl' --only a,b");
+    }
+
+    /// Every flag of `run`, each with a value that it takes.
+    fn every_flag() -> Vec<(String, Vec<String>)> {
+        let cli = Cli::command();
+        let run = cli.find_subcommand("run").expect("a verb");
+        let flags = run.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
+        flags
+            .map(|(arg, long)| {
+                let flag = format!("--{long}");
+                if !arg.get_action().takes_values() {
+                    return (arg.get_id().to_string(), vec![flag]);
+                }
+                let words = arg.get_possible_values().into_iter().map(|value| value.get_name().to_owned());
+                let value = words
+                    .chain(["1", "1s", "x"].map(str::to_owned))
+                    .find(|value| Cli::try_parse_from(["zbatch", "run", "posts", &flag, value]).is_ok());
+                (arg.get_id().to_string(), vec![flag, value.expect("a value that it takes")])
+            })
+            .collect()
+    }
+
+    /// A trial ran the `next:` of a job with --upstream, and invented answers took the place of real ones.
+    #[test]
+    fn r10_5_every_flag_of_run_is_repeated_or_listed() {
+        let flags = every_flag();
+        assert!(flags.len() > 35, "{flags:?}");
+        let words = flags.iter().flat_map(|(_, words)| words.iter().map(String::as_str));
+        let cli = Cli::try_parse_from(["zbatch", "run", "posts"].into_iter().chain(words)).expect("parsed");
+        let Verb::Run(args) = cli.verb else { panic!("it is a run") };
+        let text = NextCommand::new("zbatch run").typed("run", &args.typed, &OF_A_ROUND).into_text() + " ";
+        for (id, words) in &flags {
+            let repeated = text.contains(&format!(" {} ", words.join(" ")));
+            assert_ne!(repeated, OF_A_ROUND.contains(&id.as_str()), "{id}: {text}");
+        }
     }
 }

@@ -35,7 +35,7 @@ use crate::{
 const EXAMPLE: &str = "zbatch parse results/*.jsonl, or zbatch fetch -d work -o - | zbatch parse";
 
 pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let set = config.analyses(&args.source)?;
     set.notes.iter().for_each(|note| console.note(note));
     check_inputs(args)?;

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{Ended, next::NextCommand, setup::open_journal};
 use crate::{
-    cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, WorkArgs},
+    cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, Typed, WorkArgs},
     console::Console,
     error::{Error, Kind, Result},
     flow::jobs::{Goal, JobSettings, JobsEnd, Stop},
@@ -61,7 +61,7 @@ pub struct Opened {
 /// # Errors
 /// The directory is none, is in use, or belongs to another provider.
 pub fn open(source: &SourceArgs, work: &WorkArgs, provider: &ProviderArgs, console: &Console) -> Result<Opened> {
-    let config = Config::load(source.config.as_deref())?;
+    let config = Config::load(source.config.as_deref(), console)?;
     let dir = config.work_dir(work.work_dir.as_deref()).value;
     let work = WorkDir::open(&dir)?;
     let journal = open_journal(&work, console)?;
@@ -106,7 +106,7 @@ pub fn job_settings(
         max_requests: spend.and_then(|spend| spend.max_requests),
         no_wait: remote.no_wait,
         keep_requests: remote.keep_requests,
-        keep_remote: remote.keep_remote,
+        keep_remote: config.keep_remote(remote.keep_remote).value,
     }
 }
 
@@ -145,6 +145,16 @@ pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<w
         }
     });
     Ok(stop)
+}
+
+/// Until the verb is told to stop.
+pub async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    let reason = stop.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
+    match reason {
+        Some(reason) => reason,
+        // Nobody is left who could stop us.
+        None => std::future::pending().await,
+    }
 }
 
 /// Within a runtime. `None`: what was ignored when we were started (`nohup`, a script's background job) stays ignored.
@@ -236,14 +246,11 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
     console.note(format_args!("to go on: {again}"));
 }
 
-/// The complete command that goes on with a directory.
-pub fn command(verb: &str, dir: &Path, source: &SourceArgs, provider: &ProviderArgs, remote: &RemoteArgs) -> String {
+/// The complete command that goes on with a directory, with what was typed for this one.
+pub fn command(verb: &str, dir: &Path, typed: &Typed) -> String {
+    // `--again` is in the journal.
     NextCommand::new(&format!("zbatch {verb}"))
         .path("-d", Some(dir))
-        .path("--config", source.config.as_deref())
-        .flag("--provider", provider.provider.as_deref())
-        .flag("--base-url", provider.base_url.as_deref())
-        .path("--key-file", remote.key_file.as_deref())
-        .path("--ca-cert", remote.ca_cert.as_deref())
+        .typed(verb, typed, &["work_dir", "again"])
         .into_text()
 }

@@ -4,10 +4,12 @@
 mod gather;
 mod join;
 
+pub use join::OF_A_ROUND;
+
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -25,13 +27,13 @@ use super::{
     r#gen::{Seen, cut},
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
-    setup::{Rendering, Step as Rendered, claim},
+    setup::{Rendering, Step as Rendered, claim, forget_empty},
     source::{Posts, Source},
 };
 use crate::{
     cli::RunArgs,
     console::Console,
-    emulator::Emulator,
+    emulator::{self, Emulator},
     error::{Error, Kind, Result},
     flow::{
         chunks::{Chunk, Limits},
@@ -40,7 +42,7 @@ use crate::{
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
         posts::PostReader,
     },
-    journal::{Event, Journal, Step, locked},
+    journal::{self, Event, Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
     progress::Progress,
     provider::{Client, ClientSettings, Dialect, Key},
@@ -57,13 +59,17 @@ const FETCHED_AHEAD: usize = 16;
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let run = Run::begin(args, None, console)?;
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let stop = watch_for_stops(&runtime, run.timeout)?;
     let overlapped = run.overlapped(&runtime, &stop);
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
     kept?;
     match run.join(&end, gathered, &stop) {
-        Ok(ended) => finish(end, ended, &run.journal, console),
+        Ok(ended) => {
+            let ended = finish(end, ended, &run.journal, console)?;
+            forget_empty(&run.work, &run.journal, console)?;
+            Ok(ended)
+        }
         // Also then it is said what remains of the batches; that has the last word.
         Err(error) if error.kind() == Kind::Input => match finish(end, Ended::Finished, &run.journal, console) {
             Ok(Ended::Finished) => Err(error),
@@ -90,6 +96,7 @@ pub struct Run<'a> {
     posts: Posts,
     progress: Progress,
     began: (Instant, String),
+    timeout: Option<Duration>,
 }
 
 impl<'a> Run<'a> {
@@ -97,7 +104,8 @@ impl<'a> Run<'a> {
     /// `provider` takes the place of the one that the arguments name.
     pub fn begin(args: &'a RunArgs, provider: Option<Client>, console: &'a Console) -> Result<Self> {
         let began = (Instant::now(), snapshots::now());
-        let config = Config::load(args.source.config.as_deref())?;
+        let emulator = emulator_settings(args)?;
+        let config = Config::load(args.source.config.as_deref(), console)?;
         let rendering =
             Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
         let dir = config.work_dir(args.work.work_dir.as_deref()).value;
@@ -110,19 +118,24 @@ impl<'a> Run<'a> {
             None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
             given => given,
         };
-        let (work, mut journal) = claim(&dir, args.new, rendering.record(args.emulate), source.is_spooled(), console)?;
+        let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
+        let upstream = upstream.map(|upstream| upstream.name().to_owned());
+        let record = journal::Config { upstream, ..rendering.record(args.emulate) };
+        let (work, mut journal) = claim(&dir, args.new, record, source.is_spooled(), console)?;
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
-            None => emulated(args, &work, &rendering, console)?,
+            None => emulated(emulator.unwrap_or_default(), &work, &rendering, console)?,
         };
+        // Rows that are gone for good are absent faults of the join.
         let lost = find_lost_results(&journal.state, &work, console);
-        lost.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
+        lost.again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
         let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
         let progress = Progress::new(*console, chunks);
-        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began })
+        let timeout = config.timeout(args.remote.timeout).map(|timeout| timeout.value);
+        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began, timeout })
     }
 
     /// Cuts, drives and gathers at the same time.
@@ -174,10 +187,13 @@ impl<'a> Run<'a> {
 
     /// Also after an error, which is told before any that comes of this.
     pub fn write_snapshots(&self) -> Result<()> {
-        let state = &locked(&self.journal)?.state;
-        snapshots::write_files_info(&self.work, state)?;
-        snapshots::write_batch_results(&self.work, state)?;
-        snapshots::write_download_info(&self.work, state)
+        let (state, console) = (&locked(&self.journal)?.state, self.console);
+        if state.is_empty() {
+            return Ok(());
+        }
+        snapshots::write_files_info(&self.work, state, console)?;
+        snapshots::write_batch_results(&self.work, state, console)?;
+        snapshots::write_download_info(&self.work, state, console)
     }
 
     /// Posts and answers → enhanced posts, faults, report.
@@ -218,10 +234,26 @@ fn died(what: &str) -> Error {
     Error::input(format!("the thread that {what} died; run the same command again"))
 }
 
+/// How the embedded emulator is to behave, if it is wanted at all.
+fn emulator_settings(args: &RunArgs) -> Result<Option<emulator::Settings>> {
+    if args.emulate {
+        return settings(&args.emulator).map(Some);
+    }
+    match args.emulator.typed() {
+        None => Ok(None),
+        Some(flag) => Err(Error::usage(format!("{flag} is a flag of the emulator, and --emulate is not there"))
+            .fix(format!("add --emulate, or leave {flag} out: it would mean nothing to the provider"))),
+    }
+}
+
 /// A client that calls the emulator in this process.
-fn emulated(args: &RunArgs, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
-    console.note("answers come from the embedded emulator: they are invented");
-    let settings = settings(&args.emulator)?;
+fn emulated(settings: emulator::Settings, work: &WorkDir, rendering: &Rendering, console: &Console) -> Result<Client> {
+    match &settings.upstream {
+        Some(upstream) => {
+            console.note(format_args!("answers come from {}, asked by the embedded server", upstream.name()))
+        }
+        None => console.note("answers come from the embedded emulator: they are invented"),
+    }
     let server = Emulator::open(settings, &work.join("emulator"), Arc::clone(&rendering.set))?;
     Client::new(ClientSettings {
         dialect: rendering.dialect,

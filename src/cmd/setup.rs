@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::SystemTime,
 };
 
@@ -17,10 +17,10 @@ use crate::{
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
     },
-    journal::{self, Journal, State},
+    journal::{self, Journal, State, locked},
     lines::{input::exists, output::Output},
     provider::Dialect,
-    settings::{Config, Models},
+    settings::{Config, Models, Origin, PROVIDER},
     units::count,
     workdir::WorkDir,
 };
@@ -56,6 +56,10 @@ impl Rendering {
         }
         let models = config.models(model)?;
         let dialect = Dialect::find(&models.provider.value)?;
+        if models.model.origin == Origin::Default && dialect.name != PROVIDER {
+            return Err(Error::usage(format!("no model of {} is named", dialect.name))
+                .fix("name one with --model, or as `batch.model` in the config"));
+        }
         for model in [&models.model.value, &models.multimodal_model.value] {
             if !dialect.lists_model(model) {
                 console.note(format_args!(
@@ -217,6 +221,7 @@ pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal:
         missing: false,
         skip: None,
         image_urls: ImageUrls::All,
+        upstream: None,
     }
 }
 
@@ -245,6 +250,12 @@ pub fn claim(
     if new && (journal.resumed || lost_journal || exists(&work.spool())?) {
         drop(journal);
         work = work.renew()?;
+        journal = work.journal()?;
+    }
+    // An empty input made no job.
+    if journal.state.is_empty() && journal.state.config.is_some() {
+        drop(journal);
+        work.forget(false)?;
         journal = work.journal()?;
     }
     if let Some(there) = &journal.state.config
@@ -289,6 +300,16 @@ fn say_what_is_left(state: &State, dir: &Path, difference: &str, console: &Conso
     if !uploaded.is_empty() {
         console.note(format_args!("files that were uploaded stay at the provider: {}", uploaded.join(", ")));
     }
+}
+
+/// An empty input makes no job: afterwards its directory is no work directory. Whether that is so.
+pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console) -> Result<bool> {
+    let is_empty = locked(journal)?.state.is_empty();
+    if is_empty {
+        console.note(format_args!("the input is empty: there is no job in {}", work.path().display()));
+        work.forget(false)?;
+    }
+    Ok(is_empty)
 }
 
 pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {

@@ -49,12 +49,12 @@ impl Source {
             Some(path) if path == Path::new("-") => return Ok(Self::Spooled(None)),
             Some(path) => path.clone(),
             None => {
-                let dir = config.data_dir(args.source.data_dir.as_deref())?;
-                let Some(dir) = dir else {
-                    return Err(Error::usage("no posts: there is no data dir with a posts.json")
-                        .fix("name a file: zbatch run posts.jsonl -o enhanced.jsonl"));
+                let posts = config.posts(args.source.data_dir.as_deref())?;
+                let no_dir = || {
+                    Error::usage("no posts: there is no data dir with a posts.json")
+                        .fix("name a file: zbatch run posts.jsonl -o enhanced.jsonl")
                 };
-                dir.value.join("posts.json")
+                posts.ok_or_else(no_dir)?.value
             }
         };
         let meta = std::fs::metadata(&path).map_err(|e| open_error(&path, &e))?;

@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use serde_json::json;
 
-use super::{Ended, fetch::totals};
+use super::{
+    Ended,
+    fetch::{NO_COPY, totals, what_is_lost},
+};
 use crate::{
     cli::StatusArgs,
     console::Console,
@@ -19,8 +22,8 @@ use crate::{
 /// Between two looks of `--watch`.
 const LOOK: Duration = Duration::from_secs(1);
 
-pub fn run(args: &StatusArgs, _console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+pub fn run(args: &StatusArgs, console: &Console) -> Result<Ended> {
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
     let mut shown = 0;
     loop {
@@ -33,11 +36,24 @@ pub fn run(args: &StatusArgs, _console: &Console) -> Result<Ended> {
             stdout.commit()?;
             let done = state.posts.is_some() && state.below(Step::Fetched) == 0;
             if !args.watch || done {
-                return Ok(Ended::Finished);
+                return Ok(if tell_what_is_lost(&dir, &state, console) { Ended::WithFaults } else { Ended::Finished });
             }
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Results that were fetched and are not here any more are what no step of a chunk shows.
+fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> bool {
+    let mut lost = false;
+    for job in &state.jobs {
+        if let Some(what) = what_is_lost(job, dir) {
+            let way = if job.cleaned { NO_COPY } else { "`zbatch fetch` downloads it again" };
+            console.always(format_args!("{what}; {way}"));
+            lost = true;
+        }
+    }
+    lost
 }
 
 /// In the order of a chunk's way.

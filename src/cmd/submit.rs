@@ -36,14 +36,14 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
     let journal = Mutex::new(journal);
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, args.remote.timeout)?;
+    let stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
     let driver =
         Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched: None };
     // All chunks are in the journal: none comes later.
     let (_, none) = mpsc::channel(1);
     let end = runtime.block_on(driver.drive(none));
-    snapshots::write_batch_results(&work, &locked(&journal)?.state)?;
-    let next = |verb| command(verb, &dir, &args.source, &args.provider, &args.remote);
+    snapshots::write_batch_results(&work, &locked(&journal)?.state, console)?;
+    let next = |verb| command(verb, &dir, &args.typed);
     let ended = conclude(end?, &journal, Goal::Submitted, &next("submit"), console)?;
     if ended == Ended::Finished {
         if locked(&journal)?.state.posts.is_none() {

@@ -35,7 +35,7 @@ const LONGEST_HASH: u64 = 1 << 10;
 const RESTORE: &str = "put it back from a backup; without one, begin again with --new";
 
 pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
-    let config = Config::load(args.source.config.as_deref())?;
+    let config = Config::load(args.source.config.as_deref(), console)?;
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
     let journal::Replay { mut state, whole, torn, damage } = journal::examine(&dir)?;
     if torn > 0 {

@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::faults::{LineKey, Lot};
-use crate::analysis::{Analysis, AnalysisSet, AnswerRule, LabelSet};
+use super::{
+    faults::{LineKey, Lot},
+    guess::Guess,
+};
+use crate::analysis::{Analysis, AnalysisSet, AnswerRule};
 
 /// What our prompts put around the post.
 const OPEN: &str = "<博文>";
@@ -20,12 +23,39 @@ const BAD: [&str; 16] = [
 const BARE: u64 = 60;
 const FENCED: u64 = 30;
 
-/// The answer to a question of ours, acceptable to its rule; a short echo for any other.
-pub fn answer(analyses: &AnalysisSet, custom_id: &str, text: &str, line: &LineKey) -> String {
+/// The answer to a question, acceptable to its rule. `None`: the analysis is not one of these, and the prompt does not
+/// say what it wants.
+pub fn answer(analyses: &AnalysisSet, custom_id: &str, text: &str, line: &LineKey) -> Option<String> {
     let post = post_of(text);
     match analysis_of(analyses, custom_id) {
-        Some(analysis) => dress(&value(&analysis.rule, post, line), &analysis.rule, line),
-        None => format!("收到：{}", post.chars().take(20).collect::<String>()),
+        Some(analysis) => Some(dress(&value(&analysis.rule, post, line), &analysis.rule, line)),
+        None => {
+            let prompt = text.rsplit_once(OPEN).map_or(text, |(before, _)| before);
+            Guess::of(prompt).map(|guess| guessed(&guess, post, line))
+        }
+    }
+}
+
+/// What is said to a prompt that does not say what it wants.
+pub fn echo(text: &str) -> String {
+    format!("收到：{}", post_of(text).chars().take(20).collect::<String>())
+}
+
+fn guessed(guess: &Guess, post: &str, line: &LineKey) -> String {
+    match guess {
+        Guess::Integer { min, max } => integer(*min, *max, post, line).to_string(),
+        Guess::Label { labels } => best(labels, post, line, 1).first().copied().unwrap_or_default().to_owned(),
+        Guess::Labels { labels } => json!(best(labels, post, line, 1)).to_string(),
+        Guess::Pairs { parent, child, child_list, tree } => {
+            let of_family = |(name, children): &(String, Vec<String>)| {
+                let label = best(children, post, line, 1).first().copied().unwrap_or_default().to_owned();
+                (likeness(&label, post), name.clone(), label)
+            };
+            let families = tree.iter().map(of_family);
+            let Some((_, name, label)) = families.max_by(|a, b| a.0.total_cmp(&b.0)) else { return "[]".to_owned() };
+            let label = if *child_list { json!([label]) } else { json!(label) };
+            json!([{parent.as_str(): name, child.as_str(): label}]).to_string()
+        }
     }
 }
 
@@ -62,10 +92,12 @@ fn post_of(text: &str) -> &str {
 fn value(rule: &AnswerRule, post: &str, line: &LineKey) -> String {
     match rule {
         AnswerRule::Integer { min, max, .. } => integer(*min, *max, post, line).to_string(),
-        AnswerRule::Label { labels } => best(labels, post, line, 1).first().copied().unwrap_or_default().to_owned(),
+        AnswerRule::Label { labels } => {
+            best(labels.names(), post, line, 1).first().copied().unwrap_or_default().to_owned()
+        }
         AnswerRule::Labels { labels, min, max } => {
             let most = labels.names().len().min(*max);
-            json!(best(labels, post, line, how_many(line, (*min).max(1), most))).to_string()
+            json!(best(labels.names(), post, line, how_many(line, (*min).max(1), most))).to_string()
         }
         AnswerRule::Pairs { parent, child, child_list, tree, min, max } => {
             let mut pairs: Vec<(f64, u64, &str, &str)> = Vec::new();
@@ -134,10 +166,10 @@ fn how_many(line: &LineKey, min: usize, max: usize) -> usize {
 }
 
 /// The labels most like the post, a draw among equals.
-fn best<'a>(labels: &'a LabelSet, post: &str, line: &LineKey, count: usize) -> Vec<&'a str> {
+fn best<'a>(labels: &'a [String], post: &str, line: &LineKey, count: usize) -> Vec<&'a str> {
     let mut lot = Lot::draw(line);
     let mut ranked: Vec<(f64, u64, &str)> =
-        labels.names().iter().map(|label| (likeness(label, post), lot.turn(), label.as_str())).collect();
+        labels.iter().map(|label| (likeness(label, post), lot.turn(), label.as_str())).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     ranked.into_iter().take(count).map(|(.., label)| label).collect()
 }
@@ -200,7 +232,8 @@ mod tests {
         for analysis in &set.list {
             for (n, post) in posts.iter().cycle().take(200).enumerate() {
                 let id = format!("{}_{n:04}", analysis.name);
-                let text = answer(&set, &id, &format!("例：<博文>别的</博文>\n<博文>\n{post}\n</博文>"), &key(&id));
+                let text = answer(&set, &id, &format!("例：<博文>别的</博文>\n<博文>\n{post}\n</博文>"), &key(&id))
+                    .expect("known");
                 let value = undressed(&text);
                 let good = match &analysis.rule {
                     AnswerRule::Integer { min, max, keys } => {
@@ -236,10 +269,13 @@ mod tests {
     #[test]
     fn the_post_is_what_decides() {
         let set = AnalysisSet::load(&Sources::default()).expect("embedded data");
-        let say = |id: &str, post: &str| undressed(&answer(&set, id, &format!("<博文>\n{post}\n</博文>"), &key(id)));
+        let say = |id: &str, post: &str| {
+            undressed(&answer(&set, id, &format!("<博文>\n{post}\n</博文>"), &key(id)).unwrap_or_default())
+        };
         assert_eq!(say("publisher_analysis_0001", "我是一名退休人员"), json!("退休人员"));
         assert_eq!(say("topic_analysis_0001", "洪涝救援")[0]["sub_topic"], json!("洪涝救援"));
-        assert_eq!(say("unknown_0001", "你好"), json!("收到：你好"));
+        assert_eq!(say("unknown_0001", "你好"), json!(""));
+        assert_eq!(echo("<博文>你好</博文>"), "收到：你好");
     }
 
     #[test]
@@ -247,7 +283,7 @@ mod tests {
         let set = AnalysisSet::load(&Sources::default()).expect("embedded data");
         let all: Vec<String> = (0..500)
             .map(|n| format!("topic_analysis_{n:04}"))
-            .map(|id| answer(&set, &id, "<博文>地铁</博文>", &key(&id)))
+            .filter_map(|id| answer(&set, &id, "<博文>地铁</博文>", &key(&id)))
             .collect();
         let count = |test: fn(&String) -> bool| all.iter().filter(|text| test(text)).count();
         assert!((250..350).contains(&count(|text| text.starts_with('['))));

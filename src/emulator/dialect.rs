@@ -124,9 +124,9 @@ impl Dialect {
         self == Self::OpenAi || ZHIPU_MODELS.contains(&name)
     }
 
-    /// The models that a refusal lists.
-    pub fn models(self) -> String {
-        ZHIPU_MODELS.join(", ")
+    /// The models that are listed; OpenAI's dialect takes any other too.
+    pub fn model_names() -> &'static [&'static str] {
+        &ZHIPU_MODELS
     }
 
     /// OpenAI counts seconds.

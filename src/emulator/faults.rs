@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    units::{nearest, parse_duration},
+    units::{did_you_mean, parse_duration},
 };
 
 /// How a fault is written after its name.
@@ -214,7 +214,7 @@ impl FaultPlan {
     /// Reads `name`, `name=value`, also several in one with commas.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Usage`], naming the nearest fault there is.
+    /// [`crate::error::Kind::Usage`], naming the did_you_mean fault there is.
     pub fn parse(specs: &[String]) -> Result<Self> {
         let mut plan = Self::default();
         for spec in specs.iter().flat_map(|spec| spec.split(',')).map(str::trim).filter(|spec| !spec.is_empty()) {
@@ -225,7 +225,7 @@ impl FaultPlan {
             let Some(&(name, takes, _)) = TABLE.iter().find(|(known, ..)| *known == name) else {
                 let names = TABLE.map(|(name, ..)| name);
                 return Err(Error::usage(format!("--fault {spec}: there is no such fault"))
-                    .fix(format!("did you mean `{}`? `zbatch emulate --help` lists them", nearest(name, &names))));
+                    .fix(format!("{}`zbatch emulate --help` lists them", did_you_mean(name, &names))));
             };
             plan.add(name, takes, value)
                 .map_err(|what| Error::usage(format!("--fault {spec}: {what}")).fix("see `zbatch emulate --help`"))?;

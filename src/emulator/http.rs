@@ -16,7 +16,7 @@ use axum::{
     extract::{DefaultBodyLimit, FromRequest as _, Multipart, Path as Segment, Query, Request, State as Handle},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
-    routing::{delete, get, post},
+    routing::{get, post},
 };
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
@@ -58,12 +58,13 @@ pub fn router(server: &Emulator) -> Router {
     let routes = |dialect| {
         Router::new()
             .route("/files", post(upload).get(list_files))
-            .route("/files/{id}", delete(delete_file))
+            .route("/files/{id}", get(show_file).delete(delete_file))
             .route("/files/{id}/content", get(download))
             .route("/links/{id}", get(link))
             .route("/batches", post(create).get(list_batches))
             .route("/batches/{id}", get(poll))
             .route("/batches/{id}/cancel", post(cancel))
+            .route("/models", get(list_models))
             .with_state(Api { server: server.clone(), dialect })
     };
     Router::new()
@@ -414,6 +415,29 @@ async fn list_files(Handle(api): Handle<Api>, Query(page): Query<Page>, headers:
     });
     let done = listed.await.map(|(data, ids, more): (Vec<Value>, Vec<String>, bool)| list(data, &ids, more));
     api.after(Call::ListFiles, done).await
+}
+
+async fn show_file(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::ListFiles, &headers).await {
+        return refused;
+    }
+    let dialect = api.dialect;
+    let shown = api.server.step(move |server, core| match core.state.file(&id) {
+        Some(file) => Ok(Json(dialect.file(file, server.faults())).into_response()),
+        None => Err(Refusal::not_found("file", &id)),
+    });
+    api.after(Call::ListFiles, shown.await).await
+}
+
+/// Clients ask it to see whether the server is there.
+async fn list_models(Handle(api): Handle<Api>, headers: HeaderMap) -> Response {
+    if let Some(refused) = api.before(Call::ListFiles, &headers).await {
+        return refused;
+    }
+    let names = Dialect::model_names();
+    let data = names.iter().map(|name| json!({"id": name, "object": "model", "created": 0, "owned_by": "zbatch"}));
+    let data: Vec<Value> = data.collect();
+    api.after(Call::ListFiles, Ok(Json(json!({"object": "list", "data": data})).into_response())).await
 }
 
 async fn download(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {

@@ -129,7 +129,10 @@ pub fn check(path: &Path, rules: Rules) -> Result<Checked, Refused> {
             return refuse("body.model is missing".to_owned());
         };
         if !rules.any_model && !rules.dialect.allows_model(&name) {
-            return refuse(format!("the model `{name}` is not supported in batches; {}", rules.dialect.models()));
+            return refuse(format!(
+                "the model `{name}` is not supported in batches; {}",
+                Dialect::model_names().join(", ")
+            ));
         }
         if model.as_ref().is_some_and(|model| *model != name) {
             return refuse("all lines of a file must name the same model".to_owned());

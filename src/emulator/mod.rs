@@ -11,6 +11,7 @@
 mod answers;
 mod dialect;
 pub mod faults;
+mod guess;
 mod http;
 mod input;
 pub mod ledger;
@@ -37,7 +38,7 @@ use self::{
     dialect::Refusal,
     faults::FaultPlan,
     log::Log,
-    results::Job,
+    results::{Job, Model},
     schedule::Schedule,
     state::{Create, Event, Fate, Look, Metadata, Millis, State, Status, StoredFile, Work},
 };
@@ -94,7 +95,7 @@ pub struct Emulator(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
-    analyses: Arc<AnalysisSet>,
+    model: Model,
     files: PathBuf,
     core: Mutex<Core>,
     workers: Arc<Semaphore>,
@@ -131,9 +132,10 @@ impl Emulator {
         state.note_restart();
         sweep(&files, &state)?;
         let core = Core { state, log, working: HashMap::new(), trouble: HashMap::new() };
+        let model = Model { analyses, seed: settings.seed, said_so: AtomicBool::new(false) };
         Ok(Self(Arc::new(Inner {
             settings,
-            analyses,
+            model,
             files,
             core: Mutex::new(core),
             workers: Arc::new(Semaphore::new(WORKERS)),
@@ -353,8 +355,7 @@ impl Emulator {
             None => {
                 let server = self.clone();
                 let made = blocking::run(move || {
-                    let settings = &server.0.settings;
-                    drill::spared(|| results::produce(&job, &server.0.analyses, settings.seed, &settings.faults))
+                    drill::spared(|| results::produce(&job, &server.0.model, &server.0.settings.faults))
                 });
                 made.await.map_err(|e| Refusal::of(&e))
             }

@@ -4,6 +4,10 @@
 use std::{
     io::{BufWriter, Write},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde::Serialize;
@@ -19,6 +23,7 @@ use super::{
 use crate::{
     analysis::AnalysisSet,
     error::{Error, Result},
+    flow::faults::escape_control,
     lines::output::AtomicFile,
 };
 
@@ -256,8 +261,33 @@ impl Side {
     }
 }
 
+/// The emulated model.
+#[derive(Debug)]
+pub struct Model {
+    pub analyses: Arc<AnalysisSet>,
+    pub seed: u64,
+    /// That it does not know what some prompt wants was said.
+    pub said_so: AtomicBool,
+}
+
+impl Model {
+    fn say(&self, id: &str, text: &str, key: &LineKey) -> String {
+        answers::answer(&self.analyses, id, text, key).unwrap_or_else(|| {
+            if !self.said_so.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "emulator: what {} wants cannot be told from its prompt: the answers to such requests are only an \
+                     echo; --analyses DIR names the folders of your analyses",
+                    escape_control(id)
+                );
+            }
+            answers::echo(text)
+        })
+    }
+}
+
 /// Answers every line of a job with the emulated model. Blocks.
-pub fn produce(job: &Job, analyses: &AnalysisSet, seed: u64, faults: &FaultPlan) -> Result<Work> {
+pub fn produce(job: &Job, model: &Model, faults: &FaultPlan) -> Result<Work> {
+    let seed = model.seed;
     let failed = |e: std::io::Error| Error::io("read", &job.input, &e);
     let order = shuffled(&job.input, seed, &job.input_blake3).map_err(failed)?;
     let mut lines = LineFile::open(&job.input).map_err(failed)?;
@@ -279,7 +309,7 @@ pub fn produce(job: &Job, analyses: &AnalysisSet, seed: u64, faults: &FaultPlan)
         let outcome = if job.share < WHOLE && !key.within("share", job.share) {
             Outcome::NotRun
         } else {
-            ask(&question, job, analyses, &key, faults)
+            ask(&question, job, model, &key, faults)
         };
         results.put(&question.custom_id, outcome, &key, faults)?;
     }
@@ -291,7 +321,7 @@ struct OnlyId {
     custom_id: String,
 }
 
-fn ask<'a>(question: &Question, job: &Job, analyses: &AnalysisSet, key: &LineKey, faults: &FaultPlan) -> Outcome<'a> {
+fn ask<'a>(question: &Question, job: &Job, speaker: &Model, key: &LineKey, faults: &FaultPlan) -> Outcome<'a> {
     let has = |fault| faults.strikes(fault, key);
     let (id, model, message) = (&question.custom_id, &question.body.model, &question.body.messages);
     let text = &message.text;
@@ -305,9 +335,9 @@ fn ask<'a>(question: &Question, job: &Job, analyses: &AnalysisSet, key: &LineKey
         return Outcome::Failed { status: 400, code, message, body: json!({ "model": model, "detail": why }) };
     }
     let mut content = if has(LineFault::Invalid) {
-        answers::unacceptable(analyses, id, key)
+        answers::unacceptable(&speaker.analyses, id, key)
     } else {
-        answers::answer(analyses, id, text, key)
+        speaker.say(id, text, key)
     };
     let mut finish = "stop";
     if has(LineFault::Length) {

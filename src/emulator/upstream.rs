@@ -48,6 +48,7 @@ const KEY_VARIABLE: &str = "ZBATCH_UPSTREAM_KEY";
 #[derive(Debug)]
 pub struct Upstream {
     client: reqwest::Client,
+    name: String,
     url: String,
     key: Option<Key>,
 }
@@ -80,6 +81,11 @@ impl Upstream {
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(bad("not an http URL".to_owned()).fix("e.g. http://127.0.0.1:8080/v1"));
         }
+        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+            // It is named in messages and in the report.
+            return Err(Error::usage("--upstream: the URL holds a user name, a password or a query")
+                .fix(format!("put the key into {KEY_VARIABLE}")));
+        }
         let key = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.trim().is_empty());
         let loopback = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
         if key.is_some() && url.scheme() == "http" && !loopback {
@@ -97,8 +103,14 @@ impl Upstream {
             client = client.no_proxy();
         }
         let client = client.build().map_err(|e| Error::new(Kind::Unavailable, format!("no HTTP client: {e}")))?;
-        let url = format!("{}/chat/completions", base.trim_end_matches('/'));
-        Ok(Self { client, url, key: key.map(|key| Key::parse(&key, &format!("${KEY_VARIABLE}"))).transpose()? })
+        let name = base.trim_end_matches('/').to_owned();
+        let url = format!("{name}/chat/completions");
+        Ok(Self { client, name, url, key: key.map(|key| Key::parse(&key, &format!("${KEY_VARIABLE}"))).transpose()? })
+    }
+
+    /// Its base URL, which holds no secret.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Answers the lines of a job until they are done or the job is stopped.

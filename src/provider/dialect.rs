@@ -5,7 +5,7 @@
 use super::Class;
 use crate::{
     error::{Error, Result},
-    units::nearest,
+    units::did_you_mean,
 };
 
 /// One provider's API.
@@ -222,8 +222,8 @@ impl Dialect {
         Self::ALL.into_iter().find(|dialect| dialect.name == name).ok_or_else(|| {
             let names = Self::ALL.map(|dialect| dialect.name);
             Error::usage(format!("unknown provider {name:?}")).fix(format!(
-                "did you mean {}? Known: {}; another server of the same API: --base-url",
-                nearest(name, &names),
+                "{}Known: {}; another server of the same API: --base-url",
+                did_you_mean(name, &names),
                 names.join(", ")
             ))
         })
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(Dialect::find("zhipu").expect("known").max_bytes, 100_000_000);
         let error = Dialect::find("zipu").expect_err("unknown");
         assert_eq!(error.kind(), crate::error::Kind::Usage);
-        assert!(error.to_string().contains("did you mean zhipu?"), "{error}");
+        assert!(error.to_string().contains("did you mean `zhipu`?"), "{error}");
     }
 
     #[test]

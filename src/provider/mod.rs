@@ -247,11 +247,19 @@ impl Client {
 
     /// Whether the listing of the account's input files shows a file.
     pub async fn lists_file(&self, file: &FileId) -> Result<bool, ApiError> {
+        Ok(!self.find_files(|id, _| id == file).await?.is_empty())
+    }
+
+    /// The account's input files that are wanted, by id and name. A name is as it came: to be compared, not to be shown.
+    pub async fn find_files(&self, wanted: impl Fn(&FileId, &str) -> bool) -> Result<Vec<(FileId, String)>, ApiError> {
         let read = |file: &Value| {
             let id: FileId = batch::parse_id(file.get("id"), &self.0.key)?;
-            Some((id.to_string(), id))
+            let name = file.get("filename").and_then(Value::as_str).unwrap_or_default().to_owned();
+            Some((id.to_string(), (id, name)))
         };
-        Ok(!self.find("list the files", "files?purpose=batch&", read, |id| id == file).await?.found.is_empty())
+        self.find("list the files", "files?purpose=batch&", read, |(id, name)| wanted(id, name))
+            .await
+            .map(|listing| listing.found)
     }
 
     /// Pages to the end of a listing. `read` gives an object with its id.

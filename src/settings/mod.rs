@@ -13,12 +13,14 @@ use std::{
 use crate::{
     analysis::{AnalysisSet, Sources},
     cli::{ModelArgs, ProviderArgs, SourceArgs},
-    error::{Error, Result},
+    console::Console,
+    error::{Error, Kind, Result},
 };
 
 const MODEL: &str = "glm-4-air";
 const MULTIMODAL_MODEL: &str = "glm-4v-plus";
-const PROVIDER: &str = "zhipu";
+/// The provider whose models are the default ones.
+pub const PROVIDER: &str = "zhipu";
 const TEMPERATURE: f64 = 0.7;
 const MAX_CONCURRENT_TASKS: NonZeroU32 = NonZeroU32::new(3).expect("3 is not 0");
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
@@ -76,17 +78,24 @@ impl Config {
     ///
     /// # Errors
     /// [`crate::error::Kind::Input`] for a named file that is missing, and for one that is wrong.
-    pub fn load(flag: Option<&Path>) -> Result<Self> {
+    pub fn load(flag: Option<&Path>, console: &Console) -> Result<Self> {
+        let Some(path) = Self::find(flag)? else { return Ok(Self::default()) };
+        let file = file::ConfigFile::read(&path)?;
+        file.notes.iter().for_each(|note| console.note(note));
+        Ok(Self { file, path: Some(path) })
+    }
+
+    fn find(flag: Option<&Path>) -> Result<Option<PathBuf>> {
         let variable = std::env::var_os("ZBATCH_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
         if let Some(path) = flag.map(Path::to_owned).or(variable) {
-            return Ok(Self { file: file::ConfigFile::read(&path)?, path: Some(path) });
+            return Ok(Some(path));
         }
         for path in ["batch/config.json", "config.json"].map(PathBuf::from) {
             if path.is_file() && (path.starts_with("batch") || file::looks_like_ours(&path)?) {
-                return Ok(Self { file: file::ConfigFile::read(&path)?, path: Some(path) });
+                return Ok(Some(path));
             }
         }
-        Ok(Self::default())
+        Ok(None)
     }
 
     pub fn path(&self) -> Option<&Path> {
@@ -107,18 +116,18 @@ impl Config {
                 );
             }
         }
-        Ok(Models {
-            model: self.text("--model", flags.model.as_ref(), batch.model.as_ref(), MODEL),
-            multimodal_model: self.text(
-                "--multimodal-model",
-                flags.multimodal_model.as_ref(),
-                batch.multimodal_model.as_ref(),
-                MULTIMODAL_MODEL,
-            ),
-            provider,
-            base_url,
-            temperature,
-        })
+        let model = self.text("--model", flags.model.as_ref(), batch.model.as_ref(), MODEL);
+        let mut multimodal_model = self.text(
+            "--multimodal-model",
+            flags.multimodal_model.as_ref(),
+            batch.multimodal_model.as_ref(),
+            MULTIMODAL_MODEL,
+        );
+        // Both defaults are Zhipu's: elsewhere the one model that was named looks at images too.
+        if provider.value != PROVIDER && multimodal_model.origin == Origin::Default {
+            multimodal_model = model.clone();
+        }
+        Ok(Models { model, multimodal_model, provider, base_url, temperature })
     }
 
     /// The provider's name and, if it is not the provider's own, the base URL.
@@ -179,6 +188,24 @@ impl Config {
         }
     }
 
+    /// Posts, where none are named: what the config says, else `posts.json` in the data dir. `None`: there is no data dir.
+    pub fn posts(&self, data_dir: Option<&Path>) -> Result<Option<Sourced<PathBuf>>> {
+        if let Some(named) = self.file.paths.posts.as_ref().filter(|_| data_dir.is_none()) {
+            return Ok(Some(self.in_file(self.in_data_dir(named)?)));
+        }
+        Ok(self.data_dir(data_dir)?.map(|dir| Sourced { value: dir.value.join("posts.json"), origin: dir.origin }))
+    }
+
+    /// How long is waited for batches; `None`: until they end.
+    pub fn timeout(&self, flag: Option<Duration>) -> Option<Sourced<Duration>> {
+        let filed = self.file.batch.timeout.map(|timeout| self.in_file(timeout));
+        flag.map(|value| Sourced { value, origin: Origin::Flag("--timeout") }).or(filed)
+    }
+
+    pub fn keep_remote(&self, flag: bool) -> Sourced<bool> {
+        self.pick("--keep-remote", flag.then_some(true), self.file.batch.keep_remote, false)
+    }
+
     pub fn max_concurrent(&self, flag: Option<NonZeroU32>) -> Sourced<NonZeroU32> {
         self.pick("--max-concurrent-tasks", flag, self.file.batch.max_concurrent_tasks, MAX_CONCURRENT_TASKS)
     }
@@ -197,11 +224,38 @@ impl Config {
 
     /// The analyses in force; all verbs resolve the same set by this rule.
     pub fn analyses(&self, flags: &SourceArgs) -> Result<AnalysisSet> {
-        AnalysisSet::load(&Sources {
+        let filed = flags.only.is_empty() && !self.file.only.is_empty();
+        let labels = self.file.paths.labels.iter().filter(|_| flags.data_dir.is_none());
+        let sources = Sources {
             data_dir: self.data_dir(flags.data_dir.as_deref())?.map(|dir| dir.value),
             analyses_dir: flags.analyses.clone(),
-            only: flags.only.clone(),
+            only: if filed { self.file.only.clone() } else { flags.only.clone() },
+            files: labels.map(|(name, path)| self.label_file(name, path)).collect::<Result<_>>()?,
+        };
+        AnalysisSet::load(&sources).map_err(|error| match (error.kind(), &self.path) {
+            // The only usage that can be wrong is a name.
+            (Kind::Usage, Some(path)) if filed => {
+                Error::input(format!("config {}: `analysis_types`: {}", path.display(), error.line()))
+            }
+            _ => error,
         })
+    }
+
+    fn label_file(&self, name: &'static str, named: &Path) -> Result<(&'static str, PathBuf)> {
+        let path = self.in_data_dir(named)?;
+        let config = self.path.as_deref().unwrap_or(Path::new("config.json")).display();
+        if !path.is_file() {
+            return Err(Error::input(format!("config {config}: `files` names {}, which is not there", path.display()))
+                .fix("mend the path, which is relative to the config file, or leave the key out"));
+        }
+        Ok((name, path))
+    }
+
+    /// A file that the config names: beside it, or in the data dir if it is there.
+    fn in_data_dir(&self, named: &Path) -> Result<PathBuf> {
+        let beside = self.beside(named);
+        let within = self.data_dir(None)?.map(|dir| dir.value.join(named));
+        Ok(within.filter(|within| !beside.exists() && within.exists()).unwrap_or(beside))
     }
 
     /// Paths in a config file are relative to it.
@@ -251,7 +305,7 @@ mod tests {
             br#"{"batch":{"model":"m1","poll_interval":"2m"},"paths":{"work_dir":"w"}}"#,
         )
         .expect("written");
-        let config = Config::load(Some(&path)).expect("a config");
+        let config = Config::load(Some(&path), &Console::silent()).expect("a config");
         let flags = ModelArgs { model: Some("m2".to_owned()), ..Default::default() };
         let models = config.models(&flags).expect("models");
         assert_eq!(models.model, Sourced { value: "m2".to_owned(), origin: Origin::Flag("--model") });

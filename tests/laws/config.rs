@@ -10,7 +10,7 @@ pub fn check(data: &[u8]) {
     let refused = |error: &zbatch::error::Error| {
         assert!(matches!(error.kind(), Kind::Input | Kind::Usage), "{error}");
     };
-    let config = match Config::load(Some(&path)) {
+    let config = match Config::load(Some(&path), &zbatch::console::Console::silent()) {
         Ok(config) => config,
         Err(error) => return refused(&error),
     };

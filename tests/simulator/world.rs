@@ -352,6 +352,7 @@ impl World {
             data_dir: None,
             analyses_dir: Some(at("analyses")),
             only: vec!["mood".to_owned(), "kind".to_owned()],
+            files: Vec::new(),
         };
         let plan = FaultPlan::parse(&[job.line_faults().to_owned()]).expect("a plan");
         let settings = Settings {
@@ -500,6 +501,10 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     paths.filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))).collect()
 }
 
+/// Flags that not every run of a job has, or not with the same value.
+const GIVEN_TO_SOME: [&str; 5] =
+    [" --base-url ", " --max-concurrent-tasks ", " --poll-interval ", " --settle ", " --on-ambiguous "];
+
 /// Removes what differs from run to run: times, the directory, excerpts (which show ids and times of the server).
 fn strip(value: &mut Value, dir: &str) {
     match value {
@@ -511,10 +516,12 @@ fn strip(value: &mut Value, dir: &str) {
         Value::Array(list) => list.iter_mut().for_each(|value| strip(value, dir)),
         Value::String(text) => {
             *text = text.replace(dir, "DIR");
-            // The next command names the server, and over a socket its port.
-            if let Some((before, after)) = text.split_once(" --base-url ") {
-                let after = after.split_once(char::is_whitespace).map_or("", |(_, after)| after);
-                *text = format!("{before} {after}").trim_end().to_owned();
+            // The next command names the server, over a socket its port, and repeats what only this run was given.
+            for flag in GIVEN_TO_SOME {
+                if let Some((before, after)) = text.split_once(flag) {
+                    let after = after.split_once(char::is_whitespace).map_or("", |(_, after)| after);
+                    *text = format!("{before} {after}").trim_end().to_owned();
+                }
             }
         }
         _ => {}

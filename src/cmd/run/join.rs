@@ -1,6 +1,9 @@
 //! The last pass of a run: the posts, each with its answers, its faults and its share of the report.
 
-use std::{path::Path, sync::Mutex};
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -27,9 +30,9 @@ use crate::{
         requests::Rendered,
         tally::Tally,
     },
-    journal::{Job, Journal, Step, locked},
+    journal::{Config, Job, Journal, Step, locked},
     lines::{
-        output::{JsonWriter, Output, is_array_name, is_stream},
+        output::{JsonWriter, Output, is_array_name, is_stdout, is_stream},
         spill::{Cell, Joined},
     },
     report::Report,
@@ -203,13 +206,16 @@ impl Join<'_> {
 
     /// How mended posts come to their answers, which are paid.
     fn mend(&self, work: &WorkDir) -> String {
-        let with = |verb: &str| NextCommand::new(verb).source(&self.args.source, 0).into_text();
+        const GIVEN_HERE: [&str; 4] = ["output", "faults", "report", "max_faults"];
+        let with = |verb: &str| {
+            NextCommand::new(&format!("zbatch {verb}")).typed(verb, &self.args.typed, &GIVEN_HERE).into_text()
+        };
         let output = shell_word(&self.output.display().to_string());
         format!(
             "take the output from there; or mend the lines in {output}, then: {} {}/*.jsonl | {} {output} - -o {output}",
-            with("zbatch parse"),
+            with("parse"),
             shell_word(&work.join("results").display().to_string()),
-            with("zbatch merge"),
+            with("merge"),
         )
     }
 
@@ -232,7 +238,7 @@ impl Join<'_> {
             analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
             tally,
             posts: Some((counts.places, counts.posts)),
-            batches: Some(batches(&state.jobs, self.args.emulate)),
+            batches: Some(batches(&state.jobs, state.config.as_ref())),
             times: Some(times()),
             next: match (remains, askable) {
                 (true, _) => Some("the same command; batches are not done yet".to_owned()),
@@ -272,23 +278,35 @@ impl Join<'_> {
         // What went down a pipe is somewhere, under a name that only the user knows.
         let is_file = output != Path::new("-") && !is_stream(output);
         let output = if is_file { output } else { Path::new("ENHANCED") };
-        let (stem, ending) = split_name(output);
         let work_name = work.path().file_name().unwrap_or_default().to_string_lossy();
-        let (source, model, remote) = (&self.args.source, &self.args.model, &self.args.remote);
-        let command = NextCommand::new("zbatch run --missing")
+        let named = |path: &Option<PathBuf>| path.clone().filter(|path| !is_stdout(path) && !is_stream(path));
+        let (faults, report) = (named(&self.args.faults.faults), named(&self.args.faults.report));
+        NextCommand::new("zbatch run --missing")
             .word(&output.display().to_string())
-            .path("-o", Some(&output.with_file_name(format!("{stem}.round2{ending}"))))
+            .path("-o", Some(&of_next_round(output)))
             .path("-d", Some(&work.path().with_file_name(format!("{work_name}-round2"))))
-            .paths("--skip", self.args.rows.skip.iter().chain(&self.args.faults.faults))
-            .source(source, self.args.input.start_index)
-            .flag("--model", model.model.as_deref())
-            .flag("--multimodal-model", model.multimodal_model.as_deref())
-            .flag("--provider", model.provider.provider.as_deref())
-            .flag("--base-url", model.provider.base_url.as_deref())
-            .path("--key-file", remote.key_file.as_deref())
-            .path("--ca-cert", remote.ca_cert.as_deref());
-        if self.args.emulate { command.word("--emulate") } else { command }.into_text()
+            .paths("--skip", self.args.rows.skip.iter().chain(&faults))
+            .path("--faults", faults.as_deref().map(of_next_round).as_deref())
+            .path("--report", report.as_deref().map(of_next_round).as_deref())
+            .typed("run", &self.args.typed, &OF_A_ROUND)
+            .into_text()
     }
+}
+
+/// The flags of `run` that the next round does not repeat as they were typed.
+pub const OF_A_ROUND: [&str; 8] = [
+    // It has a directory and files of its own.
+    "work_dir", "output", "faults", "report",  // Repeated, and the faults of this round are added.
+    "skip",    // It is what makes a round.
+    "missing", // It moved away what this round was not begun with.
+    "new",     // In the emulator it would strike the same lines again.
+    "fault",
+];
+
+/// `out/enhanced.json.gz` → `out/enhanced.round2.json.gz`.
+fn of_next_round(path: &Path) -> PathBuf {
+    let (stem, ending) = split_name(path);
+    path.with_file_name(format!("{stem}.round2{ending}"))
 }
 
 /// `enhanced.json.gz` → `enhanced`, `.json.gz`.
@@ -307,17 +325,23 @@ fn read_back(payload: &[u8]) -> Result<FaultLine> {
 }
 
 /// What became of the batches, without anything that differs from run to run.
-fn batches(jobs: &[Job], emulated: bool) -> serde_json::Value {
+fn batches(jobs: &[Job], config: Option<&Config>) -> serde_json::Value {
     let mut by_status = std::collections::BTreeMap::<&str, u64>::new();
     for job in jobs {
         let status = job.end.as_ref().map_or("unfinished", |end| end.status.as_str());
         *by_status.entry(status).or_default() += 1;
     }
     let rows = totals(jobs);
-    json!({
+    let upstream = config.and_then(|config| config.upstream.as_deref());
+    let mut told = json!({
         "chunks": jobs.len(), "by_status": by_status,
         "requests": jobs.iter().map(|job| job.chunk.lines).sum::<u64>(),
         "results": rows.output, "errors": rows.error, "absent": rows.absent, "foreign": rows.foreign,
-        "unreadable": rows.bad, "emulated": emulated,
-    })
+        "unreadable": rows.bad,
+        "emulated": upstream.is_none() && config.is_some_and(|config| config.emulate),
+    });
+    if let (Some(upstream), Some(told)) = (upstream, told.as_object_mut()) {
+        told.insert("upstream".to_owned(), upstream.into());
+    }
+    told
 }
