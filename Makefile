@@ -93,8 +93,9 @@ $(VENV)/peers:
 	-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check duckdb orjson
 	touch $@
 
-bombs: ## The tests with input bombs, each of a gibibyte
+bombs: ## The tests with input bombs, each of a gibibyte, and 1,000 posts with five images of 4 MB each (27 GB of requests)
 	ZBATCH_BOMB_MIB=1024 $(CARGO) test --locked --test tests bombs -- --test-threads=1
+	ZBATCH_IMAGE_POSTS=1000 $(CARGO) test --locked --test tests five_large_images -- --nocapture
 
 FUZZ_TARGETS := answer_ladder api_bodies config custom_id journal_replay posts result_lines
 SECONDS ?= 60

@@ -4,6 +4,7 @@
 use std::{ffi::OsString, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
+use serde::{Deserialize, Serialize};
 
 use crate::units::{MaxFaults, parse_bytes, parse_count, parse_duration, parse_interval, parse_max_faults};
 
@@ -136,6 +137,10 @@ pub struct ProviderArgs {
     #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,
     /// Base URL of the API, with or without a trailing slash; https, or http on a loopback address
+    ///
+    /// Proxies are taken from the environment: HTTPS_PROXY, else ALL_PROXY (http:// and https:// proxies, also with
+    /// USER:PASSWORD@), and NO_PROXY for hosts that are reached directly; each also in lower case. A loopback address is
+    /// always reached directly.
     #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
 }
@@ -168,9 +173,13 @@ pub struct RowArgs {
     pub missing: bool,
     /// A faults file: leave out its rows that will not get better (blocked, prompt_too_long, too_large, bad_post, bad_request)
     ///
-    /// May be given several times, once for each round before.
+    /// A row that the provider refused for an image is asked again without its images. May be given several times,
+    /// once for each round before.
     #[arg(long, value_name = "FILE")]
     pub skip: Vec<PathBuf>,
+    /// Which image URLs are passed on to the provider, whose servers then fetch them
+    #[arg(long, value_enum, default_value_t = ImageUrls::All)]
+    pub image_urls: ImageUrls,
     /// What a post that cannot be read does
     #[arg(long, value_enum, default_value_t = OnBadPost::Fault)]
     pub on_bad_post: OnBadPost,
@@ -181,6 +190,18 @@ pub enum OnBadPost {
     #[default]
     Fault,
     Stop,
+}
+
+/// A URL that is passed on is fetched by the model's server: it tells others what is looked at, and from where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageUrls {
+    /// None: images below the data dir only
+    None,
+    Https,
+    /// http and https
+    #[default]
+    All,
 }
 
 /// What happens to rows that went wrong.

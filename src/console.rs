@@ -8,6 +8,7 @@ use std::{
 use crate::{
     cli::Progress,
     flow::faults::{FaultLog, escape_control},
+    units::count,
 };
 
 /// What is said on stderr. A stderr that is closed is not worth stopping for.
@@ -70,7 +71,7 @@ impl Console {
             return;
         }
         if let Some(path) = log.path() {
-            self.note(format_args!("{} faults: {}", log.total(), path.display()));
+            self.note(format_args!("{}: {}", count(log.total(), "fault"), path.display()));
             return;
         }
         for fault in log.first() {
@@ -78,7 +79,7 @@ impl Console {
         }
         let shown = log.first().len() as u64;
         if log.total() > shown {
-            self.note(format_args!("… and {} more faults; --faults FILE keeps them all", log.total() - shown));
+            self.note(format_args!("… and {}; --faults FILE keeps them all", count(log.total() - shown, "more fault")));
         }
     }
 }

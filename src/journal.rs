@@ -13,6 +13,7 @@
 //! | `held` | no listing settles whether that create made a batch: the chunk is not created again unless the user says so | |
 //! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone | [`Step::Cut`] |
 //! | `created` | the batch exists | [`Step::Created`] |
+//! | `cancelling` | the provider was asked to cancel the batch, and took it | |
 //! | `full` | the batch failed before any of its requests ran, since the account's queue was full: nothing is billed | [`Step::Cut`] |
 //! | `ended` | the batch is terminal; its result files (a second one: where they are after all) | [`Step::Ended`] |
 //! | `fetched` | its results are on disk, verified and synced; how its rows balance, length and hash of each file | [`Step::Fetched`] |
@@ -34,6 +35,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cli::ImageUrls,
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::{
@@ -72,11 +74,13 @@ pub struct Config {
     pub max_bytes: u64,
     pub start_index: u64,
     pub missing: bool,
-    /// Hash of the rows that `--skip` leaves out.
+    /// Hash of the rows that `--skip` leaves out, and of those that it asks without images.
     pub skip: Option<String>,
     /// The server behind the embedded one (`--upstream`): a directory's answers are all invented, or all its.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
+    #[serde(default)]
+    pub image_urls: ImageUrls,
 }
 
 impl Config {
@@ -173,6 +177,9 @@ pub enum Event {
         #[serde(default)]
         adopted: bool,
     },
+    Cancelling {
+        chunk: ChunkId,
+    },
     Ended {
         chunk: ChunkId,
         #[serde(flatten)]
@@ -252,6 +259,8 @@ pub struct Job {
     pub file_id: Option<String>,
     pub attempt: u32,
     pub batch_id: Option<String>,
+    /// The provider was asked to cancel the batch.
+    pub cancelling: bool,
     pub end: Option<BatchEnd>,
     pub rows: Option<RowBalance>,
     pub cleaned: bool,
@@ -380,6 +389,7 @@ impl State {
                     file_id: None,
                     attempt: 0,
                     batch_id: None,
+                    cancelling: false,
                     end: None,
                     rows: None,
                     cleaned: false,
@@ -445,6 +455,7 @@ impl Job {
             }
             (Step::Intended, Event::Created { batch_id, .. }) => {
                 self.batch_id = Some(batch_id.clone());
+                self.cancelling = false;
                 self.trouble = None;
                 self.settle(Step::Created);
             }
@@ -453,6 +464,7 @@ impl Job {
                 (self.batch_id, self.file_id) = (None, None);
                 self.step = Step::Cut;
             }
+            (Step::Created, Event::Cancelling { .. }) => self.cancelling = true,
             // Once more, when it had not said where its results are.
             (Step::Created | Step::Ended, Event::Ended { end, .. }) => {
                 self.end = Some(end.clone());
@@ -496,6 +508,7 @@ impl Event {
             | Self::Lost { chunk, .. }
             | Self::Full { chunk, .. }
             | Self::Created { chunk, .. }
+            | Self::Cancelling { chunk }
             | Self::Ended { chunk, .. }
             | Self::Fetched { chunk, .. }
             | Self::Missing { chunk, .. }
@@ -517,6 +530,7 @@ impl Event {
             Self::Lost { .. } => "lost",
             Self::Full { .. } => "full",
             Self::Created { .. } => "created",
+            Self::Cancelling { .. } => "cancelling",
             Self::Ended { .. } => "ended",
             Self::Fetched { .. } => "fetched",
             Self::Missing { .. } => "missing",
@@ -698,6 +712,7 @@ pub mod tests {
             missing: false,
             skip: None,
             upstream: None,
+            image_urls: ImageUrls::All,
         }
     }
 

@@ -13,6 +13,7 @@ use crate::{
     cli,
     console::Console,
     journal::{State, Step},
+    units::count,
 };
 
 /// Between two plain lines.
@@ -30,7 +31,7 @@ impl Progress {
     pub fn new(console: Console, chunks: Option<u64>) -> Self {
         let bar = console.has_bars().then(|| {
             let bar = ProgressBar::with_draw_target(chunks, ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{elapsed_precise} {bar:30} {pos}/{len} chunks  {msg}");
+            let style = ProgressStyle::with_template("{elapsed_precise} {bar:30} chunks {pos}/{len}  {msg}");
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         Self { console, bar, last: Mutex::new(Instant::now()) }
@@ -78,7 +79,8 @@ impl Progress {
             if last.elapsed() >= QUIET {
                 *last = Instant::now();
                 self.console.note(format_args!(
-                    "{chunks} chunks: {waiting} waiting, {running} running, {ended} ended, {fetched} fetched"
+                    "{}: {waiting} waiting, {running} running, {ended} ended, {fetched} fetched",
+                    count(chunks, "chunk")
                 ));
             }
         }

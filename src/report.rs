@@ -13,6 +13,7 @@ use crate::{
         tally::{AnalysisTally, FaultCounts, Tally},
     },
     lines::output::{Output, write_private},
+    units::count,
 };
 
 /// A field under this share of posts is an issue.
@@ -52,6 +53,7 @@ impl AnalysisTally {
                 _ if rate >= COMPLETE => "completed",
                 _ => "incomplete",
             };
+            map.insert("pending".to_owned(), self.pending.into());
             map.insert("total_posts".to_owned(), posts.into());
             map.insert("processed_posts".to_owned(), self.filled.into());
             map.insert("missing_posts".to_owned(), self.missing.into());
@@ -103,6 +105,10 @@ impl Report<'_> {
         if !kinds.is_empty() {
             let list: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {}", kind.as_str())).collect();
             let _infallible = write!(text, "\nfaults: {}", list.join(", "));
+        }
+        let pending = self.tally.pending();
+        if pending > 0 {
+            let _infallible = write!(text, "\npending: {}, of batches that are not done", count(pending, "row"));
         }
         if let Some(next) = &self.next {
             let _infallible = write!(text, "\nnext: {next}");

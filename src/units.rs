@@ -131,6 +131,12 @@ mod tests {
     }
 
     #[test]
+    fn one_is_not_many() {
+        assert_eq!([0_u64, 1, 2].map(|n| count(n, "chunk")), ["0 chunks", "1 chunk", "2 chunks"]);
+        assert_eq!([count(1_usize, "batch"), count(3_usize, "batch")], ["1 batch", "3 batches"]);
+    }
+
+    #[test]
     fn a_share_of_faults() {
         let percent = parse_max_faults("1%").expect("valid");
         assert!(!percent.exceeded(1, 100) && percent.exceeded(2, 100));

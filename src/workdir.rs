@@ -127,12 +127,16 @@ impl WorkDir {
         Self::create(&dir)
     }
 
-    /// Forgets a job of which nothing was cut.
-    pub fn forget(&self) -> Result<()> {
+    /// Forgets a job for which no batch was created. `keeps_posts`: they were piped in, and this may be the only copy.
+    pub fn forget(&self, keeps_posts: bool) -> Result<()> {
+        let mut paths = list(&self.join("requests"))?;
+        paths.extend(list(&self.join("rows"))?);
+        if !keeps_posts {
+            paths.extend([self.spool(), self.spool_hash()]);
+        }
         // The journal last: without one, rows mean that it was lost.
-        let rows = list(&self.join("rows"))?;
-        let others = [self.spool(), self.spool_hash(), self.join(journal::FILE)];
-        for path in rows.into_iter().chain(others) {
+        paths.push(self.join(journal::FILE));
+        for path in paths {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, &e)),
                 _ => {}

@@ -42,9 +42,24 @@ def prompts():
                 for entry in entries
             ]
             prompt = prompt.replace("{{labels}}", "\n".join(labels))
+        before, _, rest = prompt.partition("{% for example in examples -%}\n")
+        loop, _, after = rest.partition("{% endfor -%}\n")
+        lines = (folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+        prompt = before + "".join(shown(loop, number, json.loads(line)) for number, line in enumerate(lines, 1)) + after
         # A template engine drops the line feed at a text's end.
         texts[name] = prompt.removesuffix("\n")
     return texts
+
+
+def shown(loop, number, example):
+    """One example as the prompt's loop has it."""
+    answer = example["answer"]
+    names = {f"example.post.{name}": text for name, text in example["post"].items()}
+    names["loop.index"] = str(number)
+    names["example.answer"] = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    for name, text in names.items():
+        loop = loop.replace("{{" + name + "}}", text)
+    return loop
 
 
 class Run:

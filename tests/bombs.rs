@@ -22,7 +22,10 @@ fn size() -> u64 {
 }
 
 /// Runs a command with what `feed` writes on its stdin; its peak of memory too.
-fn measure(mut command: Command, feed: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static) -> (Ran, u64) {
+pub fn measure(
+    mut command: Command,
+    feed: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+) -> (Ran, u64) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program starts");
     let mut stdin = child.stdin.take().expect("a pipe");

@@ -255,6 +255,11 @@ fn s5_the_same_again_changes_nothing_and_another_is_refused() {
     let input = posts(9);
     let args = ["gen", TWO, "-d", "w", "--max-lines", "2"];
     dir.pipe(&input, &args).exits(0);
+    // From the first create on the directory keeps its settings.
+    let (chunk, file_id) = ("sentiment_attribute_batch_part1", "file-1");
+    let uploaded = json!({"event": "uploaded", "chunk": chunk, "file_id": file_id});
+    let intent = json!({"event": "intent", "chunk": chunk, "file_id": file_id, "attempt": 1, "blake3": ""});
+    dir.write("w/journal.jsonl", format!("{}{uploaded}\n{intent}\n", dir.read("w/journal.jsonl")));
     let (files, journal) = (chunks(&dir, "w"), dir.read("w/journal.jsonl"));
     let ran = dir.pipe(&input, &args).exits(0);
     assert_eq!(ran.text(), "", "nothing was cut");

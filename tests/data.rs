@@ -59,11 +59,18 @@ fn beliefs() -> BTreeMap<String, BTreeSet<String>> {
     tree("believe_system_common.json", "category", "subcategories")
 }
 
-/// What the examples of a built-in prompt answer: the rest of each line after `输出：`.
+/// What the examples of a built-in analysis answer, as a prompt shows it.
 fn examples(analysis: &str) -> Vec<String> {
-    let prompt = text(&format!("analyses/{analysis}/prompt.txt"));
-    let answers: Vec<String> =
-        prompt.lines().filter_map(|line| line.strip_prefix("输出：")).map(str::to_owned).collect();
+    let lines = text(&format!("analyses/{analysis}/examples.jsonl"));
+    let answers: Vec<String> = lines
+        .lines()
+        .map(|line| {
+            let example = json(analysis, line);
+            assert!(example.pointer("/post/content").is_some_and(Value::is_string), "{line}");
+            let answer = example.get("answer").unwrap_or_else(|| panic!("{line}"));
+            answer.as_str().map_or_else(|| answer.to_string(), str::to_owned)
+        })
+        .collect();
     assert!(answers.len() >= 3, "{analysis}: {} examples", answers.len());
     answers
 }

@@ -111,7 +111,7 @@ fn what_is_found_as_json() {
     assert_eq!(with(&told, "noted"), ["input_deleted_while_queued", "list_order"]);
     assert_eq!(measured(&told, "list_order"), "newest first");
     let ends = measured(&told, "input_deleted_while_queued");
-    assert!(ends.starts_with("validating 0.0 s, in_progress ") && ends.ends_with("1 of 1 requests done"), "{ends}");
+    assert!(ends.starts_with("validating 0.0 s, in_progress ") && ends.ends_with("1 of 1 request done"), "{ends}");
     let statuses = measured(&told, "statuses");
     for word in ["validating ", "in_progress ", "finalizing ", "completed "] {
         assert!(statuses.contains(word), "{statuses}");

@@ -332,11 +332,10 @@ fn p3_no_image_path_leaves_the_data_dir_or_hangs() {
         "FILE:in/a.png",
         "~/secret.png",
         "$HOME/secret.png",
-        "in/a.png ",
         &long_name,
         &long_path,
     ];
-    let taken = ["in/a.png", "./in/a.png", "in/../in/a.png", "inner.png", "%2e%2e/b.png"];
+    let taken = ["in/a.png", "./in/a.png", "in/../in/a.png", "inner.png", "%2e%2e/b.png", "in/a.png ", "in\\a.png"];
     let post = |path: &str| json!({"content": "a", "image_urls": [path]}).to_string() + "\n";
     dir.write("posts.jsonl", refused.iter().chain(&taken).map(|path| post(path)).collect::<String>());
     for (list, prompt) in [

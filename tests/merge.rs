@@ -157,7 +157,7 @@ fn what_is_missing_is_named_and_asked_for_again() {
     );
     for text in [
         "3 posts, 4 fields missing",
-        "sentiment_polarity: 1 filled, 2 missing (1 absent, 1 faults)",
+        "sentiment_polarity: 1 filled, 2 missing (1 absent, 1 fault)",
         "topic_analysis: 1 filled, 2 missing (2 absent)",
         r"next: zbatch gen --missing 'o'\''ut.jsonl' --skip 'f s' --only sentiment_polarity,topic_analysis",
         "3 faults: f s",

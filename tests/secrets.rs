@@ -391,7 +391,7 @@ fn k1_a_key_file_that_others_can_read_is_refused_before_any_call() {
         assert!(ran.stderr.contains("chmod 600 key"), "{}", ran.stderr);
     }
     for (bad, why) in
-        [("", "it is empty"), (&*format!("{KEY}\n{KEY}\n"), "no key has"), (&*format!("{KEY}é"), "no key has")]
+        [("", "it is empty"), (&*format!("{KEY}\n{KEY}\n"), "line break"), (&*format!("{KEY}é"), "no key has")]
     {
         dir.write("key", bad);
         std::fs::set_permissions(dir.join("key"), Permissions::from_mode(0o600)).expect("set");

@@ -6,6 +6,7 @@ macro_rules! folder {
             $name,
             include_str!(concat!("../../data/analyses/", $name, "/analysis.json")),
             include_str!(concat!("../../data/analyses/", $name, "/prompt.txt")),
+            include_str!(concat!("../../data/analyses/", $name, "/examples.jsonl")),
         )
     };
 }
@@ -16,8 +17,8 @@ macro_rules! reference {
     };
 }
 
-/// Name, `analysis.json`, `prompt.txt`; in the order in which requests are rendered and fields are added.
-pub const ANALYSES: [(&str, &str, &str); 6] = [
+/// Name, `analysis.json`, `prompt.txt`, `examples.jsonl`; in the order in which requests are rendered and fields are added.
+pub const ANALYSES: [(&str, &str, &str, &str); 6] = [
     folder!("sentiment_polarity"),
     folder!("sentiment_attribute"),
     folder!("topic_analysis"),

@@ -1,9 +1,11 @@
 //! An analysis is one question put to the model about every post. It is data: a folder with `analysis.json`
-//! and `prompt.txt`, and for most a reference file with the labels that may be answered.
+//! and `prompt.txt`, for some `examples.jsonl`, and for most a reference file with the labels that may be answered.
 //!
 //! This module finds and checks them, once, at start; everything it yields is immutable afterwards.
 
+mod bound;
 mod builtin;
+mod examples;
 mod rule;
 mod template;
 
@@ -53,7 +55,7 @@ pub struct Analysis {
 }
 
 /// The analyses in force, in the order of the table: built-in ones first, then added ones by name.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AnalysisSet {
     pub list: Vec<Analysis>,
     /// Every post field that some prompt, image list or answer names.
@@ -62,6 +64,10 @@ pub struct AnalysisSet {
     pub image_slot: Option<Slot>,
     /// What the user should know: embedded data in use, an optional analysis left out.
     pub notes: Vec<String>,
+    /// The same, for the verbs that render prompts: examples or labels that are not shown.
+    pub prompt_notes: Vec<String>,
+    /// Analyses whose built-in examples are not all shown.
+    fewer_examples: Vec<String>,
 }
 
 /// Where analyses and their reference data are looked for.
@@ -106,13 +112,15 @@ struct Reference {
     optional: bool,
 }
 
-/// The two texts of an analysis folder and where they came from.
+/// The texts of an analysis folder and where they came from.
 struct Folder {
     /// `None`: embedded.
     path: Option<PathBuf>,
     name: String,
     json: String,
     prompt: String,
+    /// `examples.jsonl`, if it has one.
+    examples: Option<String>,
 }
 
 /// `[a-z][a-z0-9_]*`, at most 40 bytes, not ending in `_vision` or `_<digits>`: then a chunk name and a
@@ -134,11 +142,12 @@ impl AnalysisSet {
     pub fn load(sources: &Sources) -> Result<Self> {
         let mut folders: Vec<Folder> = builtin::ANALYSES
             .iter()
-            .map(|&(name, json, prompt)| Folder {
+            .map(|&(name, json, prompt, examples)| Folder {
                 path: None,
                 name: name.to_owned(),
                 json: json.to_owned(),
                 prompt: prompt.to_owned(),
+                examples: Some(examples.to_owned()),
             })
             .collect();
         if let Some(dir) = &sources.analyses_dir {
@@ -158,12 +167,18 @@ impl AnalysisSet {
             )));
         }
         let wanted = |name: &str| sources.only.is_empty() || sources.only.iter().any(|only| only == name);
-        let mut set = Self { list: Vec::new(), fields: Fields::default(), image_slot: None, notes: Vec::new() };
+        let mut set = Self::default();
         if sources.data_dir.is_none() {
             set.notes.push("no data dir: using the embedded reference data (--data-dir to use yours)".to_owned());
         }
         for folder in folders.iter().filter(|folder| wanted(&folder.name)) {
             set.add(folder, sources)?;
+        }
+        if !set.fewer_examples.is_empty() {
+            set.prompt_notes.push(format!(
+                "built-in examples left out of the prompts, since their labels are not in your lists: {}",
+                set.fewer_examples.join(", ")
+            ));
         }
         if set.list.is_empty() {
             return Err(Error::input("no analysis is left to run")
@@ -228,7 +243,10 @@ impl AnalysisSet {
             },
         };
         let mut hasher = blake3::Hasher::new();
-        for text in [folder.json.as_str(), &folder.prompt, reference.as_ref().map_or("", |(_, text)| text.as_str())] {
+        let reference_text = reference.as_ref().map_or("", |(_, text)| text.as_str());
+        let texts = [folder.json.as_str(), &folder.prompt, reference_text];
+        // A folder without examples keeps the fingerprint that it had before there were any.
+        for text in texts.into_iter().chain(folder.examples.as_deref()) {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
         let required: Vec<String> = definition.requires().map(str::to_owned).collect();
@@ -239,10 +257,7 @@ impl AnalysisSet {
                 Error::input(format!("{file}: `rule`: {what}"))
                     .fix("mend its `rule` or its labels; the README says what both hold")
             })?;
-        let template = Template::compile(&folder.prompt, &rule.labels_text(), &mut self.fields).map_err(|what| {
-            Error::input(format!("{here}, prompt.txt: {what}"))
-                .fix("mend the prompt; in it `{{name}}` is a field of the post and `{{labels}}` the labels")
-        })?;
+        let template = self.compile(folder, &rule)?;
         let requires = required.into_iter().map(|name| (name.clone(), self.fields.slot(&name))).collect();
         if definition.images {
             self.image_slot = Some(self.fields.slot(IMAGE_FIELD));
@@ -267,6 +282,41 @@ impl AnalysisSet {
             fingerprint: hasher.finalize(),
         });
         Ok(())
+    }
+
+    /// The prompt with its labels and examples, and notes on what it leaves out.
+    fn compile(&mut self, folder: &Folder, rule: &AnswerRule) -> Result<Template> {
+        let (here, name) = (folder.describe(), &folder.name);
+        let text = folder.examples.as_deref().unwrap_or_default();
+        // The built-in examples have the built-in labels, and the user's own data dir may have others.
+        let (examples, left_out) = examples::read(text, rule, folder.path.is_none()).map_err(|what| {
+            Error::input(format!("{here}, examples.jsonl: {what}")).fix("mend the example, or take its line out")
+        })?;
+        let bound = bound::bound(rule, &examples);
+        let template = Template::compile(&folder.prompt, &bound, &mut self.fields).map_err(|what| {
+            Error::input(format!("{here}, prompt.txt: {what}")).fix(
+                "mend the prompt; in it `{{name}}` is a field of the post, `{{labels}}` the labels and `{{examples}}` the examples",
+            )
+        })?;
+        let uses = |name: &str| template.uses.contains(&name);
+        if left_out > 0 {
+            self.fewer_examples.push(format!("{name} {left_out} of {}", examples.len() + left_out));
+        }
+        if !uses("labels") && !matches!(rule, AnswerRule::Integer { .. }) {
+            self.prompt_notes
+                .push(format!("{name}: its prompt has no {{{{labels}}}}, so it must name the labels itself"));
+        }
+        if uses("examples") && folder.examples.is_none() {
+            return Err(Error::input(format!(
+                "{here}, prompt.txt: it has {{{{examples}}}}, and there is no examples.jsonl"
+            ))
+            .fix(r#"write the file, one {"post":{…},"answer":…} a line, or take {{examples}} out"#));
+        }
+        if !uses("examples") && folder.examples.is_some() {
+            self.prompt_notes
+                .push(format!("{name}: its prompt has no {{{{examples}}}}, so examples.jsonl is not shown"));
+        }
+        Ok(template)
     }
 }
 
@@ -320,8 +370,10 @@ fn read_folders(dir: &Path) -> Result<Vec<Folder>> {
         let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
             return Err(Error::input(format!("analysis {}: its name is not UTF-8", path.display())));
         };
+        let examples = path.join("examples.jsonl");
         folders.push(Folder {
             name,
+            examples: examples.exists().then(|| read_small(&examples, SMALL_FILE)).transpose()?,
             json: read_small(&path.join("analysis.json"), SMALL_FILE)?,
             prompt: read_small(&path.join("prompt.txt"), SMALL_FILE)?,
             path: Some(path),

@@ -1,16 +1,17 @@
 //! A prompt, compiled: constant text that is already JSON-escaped, and slots for the post's fields.
 //!
-//! The template logic runs once, here, with every post field bound to a marker that no text contains.
-//! What a post holds is spliced between the constants later and is never looked at as a template, so it
-//! cannot break out (`promises.md` P2).
+//! The template logic runs once, here, with a marker that no text contains in the place of every `{{field}}`. What a post
+//! holds is spliced between the constants later and is never looked at as a template, so it cannot break out
+//! (`docs/reliability.md`, P2). A post's field can only be placed: a filter, a test or a loop on it would run before there
+//! is a post, so the prompt is refused.
 
 use std::collections::BTreeMap;
 
-use minijinja::{Environment, UndefinedBehavior, Value};
+use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
 use crate::flow::posts::{Fields, Slot};
 
-/// The markers are noncharacters-by-agreement: private use, so that filters such as `upper` leave them alone.
+/// The markers are private-use characters, so no text has them.
 const OPEN: char = '\u{f8f0}';
 const CLOSE: char = '\u{f8f1}';
 /// A slot's number is written in these ten.
@@ -27,56 +28,124 @@ pub struct Piece {
 #[derive(Debug)]
 pub struct Template {
     pub pieces: Vec<Piece>,
+    /// Which of the names that are no field of a post the prompt uses.
+    pub uses: Vec<&'static str>,
 }
 
+const ONLY_PLACED: &str = "that would run once, before there is a post. A field of the post can only be placed, as \
+                           `{{content}}` is, with nothing else between the braces";
+
 impl Template {
-    /// Renders `prompt` once. Every variable other than `labels` is a field of the post.
-    pub fn compile(prompt: &str, labels: &str, fields: &mut Fields) -> Result<Self, String> {
+    /// Renders `prompt` once. `bound` are the names that are no field of a post, with what they stand for.
+    pub fn compile(prompt: &str, bound: &BTreeMap<&'static str, Value>, fields: &mut Fields) -> Result<Self, String> {
         if prompt.chars().any(is_marker) {
             return Err("private-use characters U+F8E0 to U+F8F1 are reserved".to_owned());
         }
         let mut env = Environment::new();
         env.set_undefined_behavior(UndefinedBehavior::Strict);
-        let template = env.template_from_str(prompt).map_err(|e| describe(&e))?;
-        let mut names: Vec<String> = template.undeclared_variables(false).into_iter().collect();
-        names.retain(|name| name != "labels" && env.globals().all(|(global, _)| global != name));
+        let as_written = env.template_from_str(prompt).map_err(|e| describe(&e))?;
+        let mut names: Vec<String> = as_written.undeclared_variables(false).into_iter().collect();
+        let uses = bound.keys().copied().filter(|bound| names.iter().any(|name| name == bound)).collect();
+        names.retain(|name| !bound.contains_key(name.as_str()) && env.globals().all(|(global, _)| global != name));
         names.sort();
-        let render = |value: &dyn Fn(usize) -> String| {
-            let bound = names.iter().enumerate().map(|(at, name)| (name.clone(), Value::from(value(at))));
-            let context: BTreeMap<String, Value> = bound.chain([("labels".to_owned(), Value::from(labels))]).collect();
-            template.render(context).map_err(|e| describe(&e))
-        };
-        let marked = render(&marker)?;
-        let empty = render(&|_| String::new())?;
 
-        let mut pieces = Vec::new();
-        let mut seen = vec![false; names.len()];
-        let mut rest = marked.as_str();
-        while let Some((constant, after)) = rest.split_once(OPEN) {
-            let broken = || "a post field can only be placed, `{{content}}`, not cut or computed with".to_owned();
-            let (number, after) = after.split_once(CLOSE).ok_or_else(broken)?;
-            let at = number
-                .chars()
-                .try_fold(0usize, |n, c| Some(n * 10 + (c as u32).checked_sub(DIGITS).filter(|d| *d < 10)? as usize));
-            let (name, seen) = at.and_then(|at| Some((names.get(at)?, seen.get_mut(at)?))).ok_or_else(broken)?;
-            *seen = true;
-            pieces.push(Piece { constant: escape_json(constant), slot: Some(fields.slot(name)) });
-            rest = after;
+        let marked = mark_places(prompt, &names);
+        let template = env.template_from_str(&marked).map_err(|e| describe(&e))?;
+        let left = template.undeclared_variables(false);
+        if let Some(name) = names.iter().find(|name| left.contains(*name)) {
+            return Err(format!("`{name}` is used in a filter, a test, a loop or the like; {ONLY_PLACED}"));
         }
-        pieces.push(Piece { constant: escape_json(rest), slot: None });
-
-        let constants: String = pieces.iter().map(|piece| piece.constant.as_str()).collect();
-        if constants != escape_json(&empty) {
-            return Err("its logic depends on a post field; template logic runs once, before any post".to_owned());
+        let text = template.render(bound).map_err(|e| match e.kind() {
+            // minijinja does not see the name in `name[:3]`; nothing but a field of the post is unbound here.
+            ErrorKind::UndefinedError => format!("{}; {ONLY_PLACED}", describe(&e)),
+            _ => describe(&e),
+        })?;
+        let mut all: BTreeMap<&str, Value> = bound.clone();
+        all.extend(names.iter().enumerate().map(|(at, name)| (name.as_str(), Value::from(marker(at)))));
+        if as_written.render(all).map_err(|e| describe(&e))? != text {
+            return Err(
+                "a loop or `set` gives the name of a post field another meaning; choose another name".to_owned()
+            );
         }
-        if let Some(unplaced) = names.iter().zip(seen).find_map(|(name, seen)| (!seen).then_some(name)) {
-            return Err(format!("`{unplaced}` is used but never placed; a post field can only be placed"));
-        }
+        let pieces = cut(&text, &names, fields)?;
         if pieces.len() == 1 {
             return Err("it names no field of the post; did you mean to write {{content}}?".to_owned());
         }
-        Ok(Self { pieces })
+        Ok(Self { pieces, uses })
     }
+}
+
+/// Cuts the rendered prompt at its markers.
+fn cut(text: &str, names: &[String], fields: &mut Fields) -> Result<Vec<Piece>, String> {
+    let mut pieces = Vec::new();
+    let mut seen = vec![false; names.len()];
+    let mut rest = text;
+    while let Some((constant, after)) = rest.split_once(OPEN) {
+        let broken = || format!("a field of the post is cut or computed with; {ONLY_PLACED}");
+        let (number, after) = after.split_once(CLOSE).ok_or_else(broken)?;
+        let at = number
+            .chars()
+            .try_fold(0usize, |n, c| Some(n * 10 + (c as u32).checked_sub(DIGITS).filter(|d| *d < 10)? as usize));
+        let (name, seen) = at.and_then(|at| Some((names.get(at)?, seen.get_mut(at)?))).ok_or_else(broken)?;
+        *seen = true;
+        pieces.push(Piece { constant: escape_json(constant), slot: Some(fields.slot(name)) });
+        rest = after;
+    }
+    pieces.push(Piece { constant: escape_json(rest), slot: None });
+    match names.iter().zip(seen).find_map(|(name, seen)| (!seen).then_some(name)) {
+        Some(unplaced) => Err(format!("`{unplaced}` is used but never placed; a post field can only be placed")),
+        None => Ok(pieces),
+    }
+}
+
+/// The prompt with a marker, as a constant, in every `{{name}}`. Where a block catches what it holds (`filter`, `macro`, `call`,
+/// `set` without a value) names stay: who knows what becomes of it. Comments and `raw` stay as they are.
+fn mark_places(prompt: &str, names: &[String]) -> String {
+    let mut out = String::with_capacity(prompt.len());
+    let (mut rest, mut caught) = (prompt, 0usize);
+    while let Some(at) = rest.find('{') {
+        let (before, tag) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        out.push_str(before);
+        let close = match tag.as_bytes().get(1) {
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            Some(b'#') => "#}",
+            _ => {
+                out.push('{');
+                rest = tag.get(1..).unwrap_or_default();
+                continue;
+            }
+        };
+        let end = tag.find(close).map_or(tag.len(), |end| end + close.len());
+        let (tag, after) = tag.split_at_checked(end).unwrap_or((tag, ""));
+        rest = after;
+        let inner = tag.get(2..).and_then(|tag| tag.strip_suffix(close)).unwrap_or_default();
+        let word = inner.trim_matches(['-', '+']).trim();
+        match close {
+            "}}" => match names.iter().position(|name| name == word).filter(|_| caught == 0) {
+                Some(place) => out.push_str(&tag.replacen(word, &format!("'{}'", marker(place)), 1)),
+                None => out.push_str(tag),
+            },
+            "%}" => {
+                let verb = word.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+                match verb {
+                    "filter" | "macro" | "call" => caught += 1,
+                    "set" if !word.contains('=') => caught += 1,
+                    "endfilter" | "endmacro" | "endcall" | "endset" => caught = caught.saturating_sub(1),
+                    _ => {}
+                }
+                out.push_str(tag);
+                if verb == "raw" {
+                    let (raw, after) =
+                        rest.split_at_checked(rest.find("endraw").unwrap_or(rest.len())).unwrap_or((rest, ""));
+                    out.push_str(raw);
+                    rest = after;
+                }
+            }
+            _ => out.push_str(tag),
+        }
+    }
+    out + rest
 }
 
 fn marker(at: usize) -> String {
@@ -108,7 +177,8 @@ mod tests {
 
     fn compile(prompt: &str) -> Result<Vec<(String, Option<String>)>, String> {
         let mut fields = Fields::default();
-        let template = Template::compile(prompt, "- 甲\n- \"乙\"", &mut fields)?;
+        let bound = [("labels", Value::from("- 甲\n- \"乙\""))].into();
+        let template = Template::compile(prompt, &bound, &mut fields)?;
         Ok(template
             .pieces
             .into_iter()
@@ -131,7 +201,15 @@ mod tests {
 
     #[test]
     fn logic_runs_at_start_on_constants_only() {
-        assert!(compile("{% for i in range(3) %}{{i}}{% endfor %}{{content}}").is_ok());
+        for good in [
+            "{% for i in range(3) %}{{i}}{% endfor %}{{content}}",
+            "{% if 1 %}{{- content -}}{% endif %}",
+            "{# {{nothing|upper}} #}{% raw %}{{content|upper}} {% {% endraw %}{{content}}",
+            "{ {{content}} }{",
+            "{% set x = 'y' %}{{x|upper}}{{content}}{{ '{{content}}' }}",
+        ] {
+            compile(good).unwrap_or_else(|e| panic!("{good}: {e}"));
+        }
         for bad in [
             "no field",
             "{{content",
@@ -140,6 +218,16 @@ mod tests {
             "{% if location %}x{% endif %}{{content}}",
             "{{ nosuch(1) }}{{content}}",
             "\u{f8f0}{{content}}",
+            "{{content|upper}}",
+            "{{content|default('x')}}",
+            "{% if content == 'x' %}a{% endif %}{{content}}",
+            "{% if content is defined %}a{% endif %}{{content}}",
+            "{{ 'x' if 'a' in content else 'y' }}{{content}}",
+            "{% for c in content %}{{c}}{% endfor %}",
+            "{% filter upper %}{{content}}{% endfilter %}",
+            "{% set x %}{{content}}{% endset %}{{x|upper}}",
+            "{% macro m(x) %}{{content}}{% endmacro %}{{m(1)|upper}}",
+            "{% for content in ['a'] %}{{content}}{% endfor %}{{content}}",
         ] {
             assert!(compile(bad).is_err(), "{bad}");
         }

@@ -4,29 +4,39 @@ use super::{
     Ended,
     remote::{Opened, client, command, open, runtime},
 };
-use crate::{cli::CancelArgs, console::Console, error::Result, journal::Step, provider::BatchId};
+use crate::{
+    cli::CancelArgs,
+    console::Console,
+    error::Result,
+    flow::ChunkId,
+    journal::{Event, Step},
+    provider::BatchId,
+    units::count,
+};
 
 pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
-    let Opened { config, dir, work: _held, journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let Opened { config, dir, work: _held, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
     let client = client(&config, &args.provider, &args.remote)?;
     let runtime = runtime()?;
     let running = journal.state.jobs.iter().filter(|job| job.step == Step::Created);
-    let (mut asked, mut trouble) = (0, None);
-    for job in running {
-        let Some(id) = &job.batch_id else { continue };
+    let running: Vec<(ChunkId, String)> =
+        running.filter_map(|job| Some((job.chunk.id.clone(), job.batch_id.clone()?))).collect();
+    let (mut asked, mut trouble) = (0_u64, None);
+    for (chunk, id) in running {
         let id: BatchId = id.parse()?;
         match runtime.block_on(client.cancel(&id)) {
             Ok(batch) => {
                 asked += 1;
-                console.note(format_args!("{}: {id} is {}", job.chunk.id, batch.status.as_str()));
+                console.note(format_args!("{chunk}: {id} is {}", batch.status.as_str()));
+                journal.append(&Event::Cancelling { chunk })?;
             }
             // It may have ended before we knew.
             Err(error) => match runtime.block_on(client.batch(&id)) {
                 Ok(batch) if batch.status.is_terminal() => {
-                    console.note(format_args!("{}: {id} is {} already", job.chunk.id, batch.status.as_str()));
+                    console.note(format_args!("{chunk}: {id} is {} already", batch.status.as_str()));
                 }
                 _ => {
-                    console.always(format_args!("{}: {error}", job.chunk.id));
+                    console.always(format_args!("{chunk}: {error}"));
                     trouble.get_or_insert(error);
                 }
             },
@@ -36,9 +46,10 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let unclear = journal.state.at(Step::Intended);
     if unclear > 0 {
         console.always(format_args!(
-            "{unclear} creates have no known answer, and what they made is not cancelled; `{next}` finds it, then cancel again"
+            "no answer is known to {}, and what that made is not cancelled; `{next}` finds it, then cancel again",
+            count(unclear, "create")
         ));
     }
-    console.note(format_args!("{asked} batches asked to cancel; next: {next}"));
+    console.note(format_args!("asked to cancel: {}; next: {next}", count(asked, "batch")));
     trouble.map_or(Ok(Ended::Finished), |error| Err(error.into()))
 }

@@ -28,6 +28,7 @@ use crate::{
     report::Report,
     settings::Config,
     snapshots,
+    units::count,
 };
 
 /// What cutting needs to know of a request line.
@@ -140,7 +141,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     }
     console.show_faults(&log);
     if is_all_bad {
-        return Err(Error::input(format!("{}: none of its {lines} lines is a request", reader.name()))
+        return Err(Error::input(format!("{}: none of its {} is a request", reader.name(), count(lines, "line")))
             .fix("give it what `zbatch gen` writes, one request a line (`jq -c`); posts go to `zbatch gen -d`"));
     }
     Ok(Ended::judge(args.faults.max_faults, log.total(), lines))

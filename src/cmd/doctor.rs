@@ -33,6 +33,7 @@ use crate::{
     lines::{input::read_small, output::write_private},
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId},
     settings::Config,
+    units::count,
 };
 
 /// The key of a mark, as in a job.
@@ -310,7 +311,7 @@ impl Doctor<'_> {
         let counts = trial.batch.request_counts;
         let measured = match refused {
             Some(error) => format!("the deletion is refused: {error}"),
-            None => format!("{}; {} of {} requests done", trial.history(), counts.completed, counts.total),
+            None => format!("{}; {} of {} done", trial.history(), counts.completed, count(counts.total, "request")),
         };
         self.findings.tell(Check::InputDeletedWhileQueued, Verdict::Noted, &measured)
     }
@@ -359,9 +360,9 @@ impl Doctor<'_> {
         let answered = ours.iter().filter(|line| line.content.is_ok()).count();
         let feed = if text.ends_with('\n') { "with" } else { "without" };
         let measured = format!(
-            "{} bytes, {} lines, {} of them ours, {answered} with an answer, {feed} a last line feed",
+            "{} bytes, {}, {} of them ours, {answered} with an answer, {feed} a last line feed",
             download.bytes,
-            lines.len(),
+            count(lines.len(), "line"),
             ours.len()
         );
         let holds = (lines.len(), ours.len(), answered) == (1, 1, 1);

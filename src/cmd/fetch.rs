@@ -24,6 +24,7 @@ use crate::{
     lines::{blocks::Block, input::exists, output::Output},
     progress::Progress,
     snapshots,
+    units::count,
     workdir::{ResultFile, WorkDir, results_path},
 };
 
@@ -53,7 +54,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     again.sort_unstable();
     again.dedup();
     if !args.again.is_empty() {
-        console.note(format_args!("{} chunks are downloaded again", again.len()));
+        console.note(format_args!("downloading again: {}", count(again.len(), "chunk")));
     }
     again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
     let settings = job_settings(&config, Goal::Fetched, &args.remote, None, false);
@@ -98,8 +99,12 @@ fn all_is_here(state: &State, keep_remote: bool) -> bool {
 fn tell(state: &State, gone: usize, console: &Console) -> Ended {
     let rows = totals(&state.jobs);
     console.note(format_args!(
-        "{} results, {} errors, {} absent rows, {} foreign lines, {} unreadable lines",
-        rows.output, rows.error, rows.absent, rows.foreign, rows.bad
+        "{}, {}, {}, {}, {}",
+        count(rows.output, "result"),
+        count(rows.error, "error"),
+        count(rows.absent, "absent row"),
+        count(rows.foreign, "foreign line"),
+        count(rows.bad, "unreadable line")
     ));
     if rows.absent + rows.foreign + rows.bad > 0 || gone > 0 { Ended::WithFaults } else { Ended::Finished }
 }

@@ -89,13 +89,15 @@ impl<'s> Seen<'s> {
 
     /// What was changed or left out without being a fault.
     pub fn tell(&self, tally: &RenderTally, console: &Console) {
-        for (count, what) in [
-            (tally.images_dropped, "images left out: a request holds at most 5"),
-            (tally.surrogates, "lone surrogates became U+FFFD"),
-            (tally.skipped, "rows left out by --skip"),
+        for (count, noun, rest) in [
+            (tally.images_dropped, "image", "left out: a request holds at most 5"),
+            (tally.urls_withheld, "image URL", "left out by --image-urls"),
+            (tally.surrogates, "lone surrogate", "became U+FFFD"),
+            (tally.skipped, "row", "left out by --skip"),
+            (tally.without_images, "row", "asked without images, which the provider refused (--skip)"),
         ] {
             if count > 0 {
-                console.note(format_args!("{count} {what}"));
+                console.note(format_args!("{count} {noun}{} {rest}", if count == 1 { "" } else { "s" }));
             }
         }
         if let Some(cap) = self.rendering.cap.as_ref().filter(|_| self.bytes_bind) {

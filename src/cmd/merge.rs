@@ -24,6 +24,7 @@ use crate::{
     },
     report::Report,
     settings::Config,
+    units::count,
 };
 
 pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
@@ -61,7 +62,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     let bad = seen.tally.unplaced.count(FaultKind::BadLine);
     if rank > 0 && bad == rank {
         let first = seen.log.first().first().map(FaultLine::describe).unwrap_or_default();
-        return Err(Error::input(format!("none of {rank} lines is an answer; {first}")).fix(
+        return Err(Error::input(format!("none of {} is an answer; {first}", count(rank, "line"))).fix(
             "results go through `zbatch parse` first: zbatch parse results/*.jsonl | zbatch merge posts.jsonl -",
         ));
     }
@@ -226,18 +227,23 @@ fn write_posts(
 fn summarize(args: &MergeArgs, set: &AnalysisSet, tally: &Tally, counts: PostCounts, console: &Console) {
     let unreadable = counts.places - counts.posts;
     let missing: u64 = tally.analyses.iter().map(|analysis| analysis.missing).sum();
-    let fields = set.list.len();
+    let (fields, posts) = (set.list.len(), count(counts.places, "post"));
     console.note(match (unreadable, missing) {
-        (0, 0) => format!("{} posts, all {fields} fields filled", counts.places),
-        (0, _) => format!("{} posts, {missing} fields missing", counts.places),
-        _ => format!("{} posts ({unreadable} unreadable), {missing} fields missing", counts.places),
+        (0, 0) if fields == 1 => format!("{posts}, its field filled"),
+        (0, 0) => format!("{posts}, all {fields} fields filled"),
+        (0, _) => format!("{posts}, {} missing", count(missing, "field")),
+        _ => format!("{posts} ({unreadable} unreadable), {} missing", count(missing, "field")),
     });
     for (analysis, seen) in set.list.iter().zip(&tally.analyses).filter(|(_, seen)| seen.missing > 0) {
         let absent = seen.faults.count(FaultKind::Absent);
         // What is neither absent nor unreadable was answered by a fault, which `parse` counted.
         let faulted = seen.missing.saturating_sub(absent + unreadable);
-        let of = [(absent, "absent"), (faulted, "faults"), (unreadable, "unreadable")];
-        let of: Vec<String> = of.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        let of = [
+            (absent, format!("{absent} absent")),
+            (faulted, count(faulted, "fault")),
+            (unreadable, format!("{unreadable} unreadable")),
+        ];
+        let of: Vec<String> = of.into_iter().filter(|(n, _)| *n > 0).map(|(_, said)| said).collect();
         let name = &analysis.name;
         console.note(format_args!("{name}: {} filled, {} missing ({})", seen.filled, seen.missing, of.join(", ")));
     }

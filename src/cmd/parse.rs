@@ -29,6 +29,7 @@ use crate::{
     },
     report::write_filter_report,
     settings::Config,
+    units::count,
 };
 
 const EXAMPLE: &str = "zbatch parse results/*.jsonl, or zbatch fetch -d work -o - | zbatch parse";
@@ -67,8 +68,11 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     readers.iter().for_each(|reader| tally.add(&reader.tally));
     if lines > 0 && placed == 0 {
         let first = faults.first().first().map(FaultLine::describe).unwrap_or_default();
-        return Err(Error::input(format!("none of {lines} lines has a custom_id that can be read; {first}"))
-            .fix("are these result files? Each line is {\"custom_id\":…,\"response\":…}"));
+        return Err(Error::input(format!(
+            "none of {} has a custom_id that can be read; {first}",
+            count(lines, "line")
+        ))
+        .fix("are these result files? Each line is {\"custom_id\":…,\"response\":…}"));
     }
     output.commit()?;
     faults.commit()?;

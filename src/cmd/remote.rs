@@ -22,6 +22,7 @@ use crate::{
     lines::input::read_small,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
+    units::count,
     workdir::WorkDir,
 };
 
@@ -184,7 +185,7 @@ pub fn announce(console: &Console, chunks: u64, requests: u64, bytes: u64, setti
 
     #[expect(clippy::cast_precision_loss, reason = "megabytes for people to read")]
     let megabytes = bytes as f64 / 1e6;
-    console.note(format_args!("{chunks} chunks, {requests} requests, {megabytes:.1} MB"));
+    console.note(format_args!("{}, {}, {megabytes:.1} MB", count(chunks, "chunk"), count(requests, "request")));
     let at_once = settings.max_concurrent as u64;
     if chunks > MANY_ROUNDS * at_once {
         console.note(format_args!("{chunks} chunks, {at_once} at once; --max-concurrent-tasks raises it"));
@@ -199,6 +200,10 @@ pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str,
         Goal::Fetched | Goal::Done => state.below(Step::Fetched),
     };
     if unfinished > 0 {
+        // An error that ends the jobs is told by itself.
+        if end.trouble.is_none() {
+            end.waits.iter().for_each(|wait| console.note(format_args!("still waiting at the end: {wait}")));
+        }
         say_what_runs(state, again, console);
     }
     if let Some(Stop::Signal(number)) = end.stopped {
@@ -229,12 +234,13 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
     }
     let waiting = state.below(Step::Intended);
     if waiting > 0 {
-        console.note(format_args!("{waiting} chunks have no batch yet"));
+        console.note(format_args!("without a batch yet: {}", count(waiting, "chunk")));
     }
     let unclear = state.at(Step::Intended);
     if unclear > 0 {
         console.note(format_args!(
-            "{unclear} creates have no known answer; they are looked up before anything is sent again"
+            "no answer is known to {}; the next run looks for the batch before it sends anything again",
+            count(unclear, "create")
         ));
     }
     console.note(format_args!("to go on: {again}"));

@@ -18,6 +18,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
+pub use self::gather::Gathered;
 use self::{gather::read_results, join::Join};
 use super::{
     Ended,
@@ -38,7 +39,6 @@ use crate::{
         chunks::{Chunk, Limits},
         faults::FaultLog,
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
-        tally::Tally,
     },
     journal::{self, Event, Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
@@ -84,9 +84,6 @@ pub struct Run<'a> {
     began: (Instant, String),
     timeout: Option<Duration>,
 }
-
-/// Answers that wait for their posts, and what was counted on the way.
-pub type Gathered = (AnswerStore, Tally);
 
 impl<'a> Run<'a> {
     /// All that comes before the first call: what can be refused is refused before anything is read or paid.
@@ -204,8 +201,10 @@ impl<'a> Run<'a> {
                 "seconds": (self.began.0.elapsed().as_secs_f64() * 100.0).round() / 100.0,
             })
         };
-        let (store, parsed) = gathered;
-        join.write(self.rendering.posts(Some(&self.posts))?, store.join(), parsed, &self.work, &self.journal, &times)
+        let mut gathered = gathered;
+        gathered.mark_pending(&self.rendering.set, &self.work, &self.journal)?;
+        let Gathered { store, tally, .. } = gathered;
+        join.write(self.rendering.posts(Some(&self.posts))?, store.join(), tally, &self.work, &self.journal, &times)
     }
 }
 

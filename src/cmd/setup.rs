@@ -8,19 +8,20 @@ use std::{
 
 use crate::{
     analysis::AnalysisSet,
-    cli::{InputArgs, LimitArgs, ModelArgs, OnBadPost, RowArgs, SourceArgs},
+    cli::{ImageUrls, InputArgs, LimitArgs, ModelArgs, OnBadPost, RowArgs, SourceArgs},
     console::Console,
     error::{Error, Kind, Result},
     flow::{
         FaultKind, FaultLine,
         chunks::{Chunk, Limits},
         posts::{Place, PostCounts, PostReader},
-        requests::{Rendered, Renderer, Rows, read_skip},
+        requests::{Rendered, Renderer, Rows, Skip, read_skip},
     },
-    journal::{self, Journal, locked},
-    lines::output::Output,
+    journal::{self, Journal, State, locked},
+    lines::{input::exists, output::Output},
     provider::Dialect,
     settings::{Config, Models, Origin, PROVIDER},
+    units::count,
     workdir::WorkDir,
 };
 
@@ -50,7 +51,7 @@ impl Rendering {
         console: &Console,
     ) -> Result<Self> {
         let set = config.analyses(source)?;
-        for note in &set.notes {
+        for note in set.notes.iter().chain(&set.prompt_notes) {
             console.note(note);
         }
         let models = config.models(model)?;
@@ -67,16 +68,10 @@ impl Rendering {
                 ));
             }
         }
-        let mut skip = Vec::new();
-        for path in &rows.skip {
-            skip.extend(read_skip(path, &set)?);
-        }
-        skip.sort_unstable();
-        skip.dedup();
         Ok(Self {
             limits: resolve_limits(config, limits, dialect),
             cap: cap_note(config, limits, dialect),
-            rows: Rows { missing: rows.missing, skip },
+            rows: Rows { missing: rows.missing, skip: read_skip(&rows.skip, &set)?, image_urls: rows.image_urls },
             data_dir: config.data_dir(source.data_dir.as_deref())?.map(|dir| dir.value),
             on_bad_post: rows.on_bad_post,
             input: input.clone(),
@@ -130,10 +125,19 @@ impl Rendering {
     }
 
     pub fn record(&self, emulate: bool) -> journal::Config {
-        let skip = (!self.rows.skip.is_empty()).then(|| {
+        let Skip { rows, images } = &self.rows.skip;
+        let skip = (!rows.is_empty() || !images.is_empty()).then(|| {
             let mut hasher = blake3::Hasher::new();
-            for (index, at) in &self.rows.skip {
-                hasher.update(&index.to_le_bytes()).update(&(*at as u64).to_le_bytes());
+            let mut add = |list: &[(u64, usize)]| {
+                for (index, at) in list {
+                    hasher.update(&index.to_le_bytes()).update(&(*at as u64).to_le_bytes());
+                }
+            };
+            add(rows);
+            if !images.is_empty() {
+                // Between the lists stands what no row has as its index.
+                add(&[(u64::MAX, 0)]);
+                add(images);
             }
             hasher.finalize().to_hex().to_string()
         });
@@ -144,6 +148,7 @@ impl Rendering {
             start_index: self.input.start_index,
             missing: self.rows.missing,
             skip,
+            image_urls: self.rows.image_urls,
             ..record_models(&self.models, self.limits, emulate)
         }
     }
@@ -215,6 +220,7 @@ pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal:
         missing: false,
         skip: None,
         upstream: None,
+        image_urls: ImageUrls::All,
     }
 }
 
@@ -240,17 +246,25 @@ pub fn claim(
         ))
         .fix("put journal.jsonl back: without it all would be paid for again; --new does begin again"));
     }
-    if new && (journal.resumed || lost_journal) {
+    if new && (journal.resumed || lost_journal || exists(&work.spool())?) {
         drop(journal);
         work = work.renew()?;
         journal = work.journal()?;
     }
-    let is_other = journal.state.config.as_ref().is_some_and(|there| *there != record);
-    let nothing_cut = journal.state.jobs.is_empty() && journal.state.posts.is_none();
-    if journal.state.is_empty() || is_other && nothing_cut {
-        // Nothing was cut, let alone paid: a first try that was refused does not tie the directory to its flags.
+    let difference = match &journal.state.config {
+        // Nothing was paid: a first try that was refused does not tie the directory to its flags.
+        Some(there) if there.input == record.input && journal.state.jobs.iter().all(|job| job.attempt == 0) => {
+            there.difference(&record)
+        }
+        _ => None,
+    };
+    if let Some(difference) = &difference {
+        say_what_is_left(&journal.state, dir, difference, console);
+    }
+    if difference.is_some() || journal.state.is_empty() {
+        let was_cut = !journal.state.jobs.is_empty();
         drop(journal);
-        work.forget()?;
+        work.forget(was_cut)?;
         journal = work.journal()?;
     }
     match &journal.state.config {
@@ -263,7 +277,7 @@ pub fn claim(
             }
             let chunks = journal.state.jobs.len();
             if chunks > 0 {
-                console.note(format_args!("{} holds {chunks} chunks already", dir.display()));
+                console.note(format_args!("{} holds {} already", dir.display(), count(chunks, "chunk")));
             }
         }
     }
@@ -275,9 +289,24 @@ pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console)
     let is_empty = locked(journal)?.state.is_empty();
     if is_empty {
         console.note(format_args!("the input is empty: there is no job in {}", work.path().display()));
-        work.forget()?;
+        work.forget(false)?;
     }
     Ok(is_empty)
+}
+
+/// Before chunks are cut anew with other settings.
+fn say_what_is_left(state: &State, dir: &Path, difference: &str, console: &Console) {
+    if !state.jobs.is_empty() {
+        console.note(format_args!(
+            "{}: {difference}; no batch was created yet, so {} cut anew",
+            dir.display(),
+            if state.jobs.len() == 1 { "its chunk is" } else { "its chunks are" }
+        ));
+    }
+    let uploaded: Vec<&str> = state.jobs.iter().filter_map(|job| job.file_id.as_deref()).collect();
+    if !uploaded.is_empty() {
+        console.note(format_args!("files that were uploaded stay at the provider: {}", uploaded.join(", ")));
+    }
 }
 
 pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {

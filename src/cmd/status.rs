@@ -13,9 +13,10 @@ use crate::{
     console::Console,
     error::Result,
     flow::faults::escape_control,
-    journal::{self, FILE, State, Step},
+    journal::{self, FILE, Job, State, Step},
     lines::output::Output,
     settings::Config,
+    units::count,
 };
 
 /// Between two looks of `--watch`.
@@ -55,27 +56,37 @@ fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> bool {
     lost
 }
 
-fn name(step: Step) -> &'static str {
-    match step {
+/// In the order of a chunk's way.
+const NAMES: [&str; 7] = ["cut", "uploaded", "unclear", "running", "cancelling", "ended", "fetched"];
+
+fn name(job: &Job) -> &'static str {
+    match job.step {
         Step::Cut => "cut",
         Step::Uploaded => "uploaded",
         Step::Intended => "unclear",
+        Step::Created if job.cancelling => "cancelling",
         Step::Created => "running",
         Step::Ended => "ended",
         Step::Fetched => "fetched",
     }
 }
 
+fn counts(state: &State) -> [(&'static str, usize); NAMES.len()] {
+    NAMES.map(|known| (known, state.jobs.iter().filter(|job| name(job) == known).count()))
+}
+
 /// What was cut: posts, or request lines that came from elsewhere.
 fn input_name(state: &State) -> &str {
-    state.config.as_ref().map_or("posts", |config| &config.input)
+    state.config.as_ref().map_or("posts", |config| &config.input).trim_end_matches('s')
 }
 
 fn as_text(dir: &Path, state: &State) -> String {
     let rows = totals(&state.jobs);
     let mut text = format!("{}: ", dir.display());
     match &state.posts {
-        Some((good, input)) => text += &format!("{} {} read, {good} good, all cut\n", input.posts, input_name(state)),
+        Some((good, input)) => {
+            text += &format!("{} read, {good} good, all cut\n", count(input.posts, input_name(state)))
+        }
         None => text += "cutting\n",
     }
     let width = state.jobs.iter().map(|job| job.chunk.id.to_string().len()).max().unwrap_or_default();
@@ -85,16 +96,23 @@ fn as_text(dir: &Path, state: &State) -> String {
         let batch = job.batch_id.as_deref().unwrap_or_default();
         let errors = job.end.as_ref().map(|end| end.errors.join("; ")).unwrap_or_default();
         let trouble = job.trouble.as_deref().unwrap_or(&errors);
-        let line =
-            format!("{id:width$}  {:>8}  {:>6} rows  {end:10} {batch} {trouble}", name(job.step), job.chunk.lines);
+        let line = format!(
+            "{id:width$}  {:>10}  {:>11}  {end:10} {batch} {trouble}",
+            name(job),
+            count(job.chunk.lines, "row")
+        );
         text += &escape_control(line.trim_end());
         text.push('\n');
     }
-    let counts: Vec<String> = Step::ALL.iter().map(|step| format!("{} {}", state.at(*step), name(*step))).collect();
-    text += &format!("{} chunks: {}\n", state.jobs.len(), counts.join(", "));
+    let counts: Vec<String> = counts(state).iter().map(|(name, count)| format!("{count} {name}")).collect();
+    text += &format!("{}: {}\n", count(state.jobs.len(), "chunk"), counts.join(", "));
     text += &format!(
-        "rows: {} results, {} errors, {} absent, {} foreign, {} unreadable\n",
-        rows.output, rows.error, rows.absent, rows.foreign, rows.bad
+        "rows: {}, {}, {} absent, {} foreign, {} unreadable\n",
+        count(rows.output, "result"),
+        count(rows.error, "error"),
+        rows.absent,
+        rows.foreign,
+        rows.bad
     );
     text
 }
@@ -106,7 +124,7 @@ fn as_json(dir: &Path, state: &State) -> String {
         .iter()
         .map(|job| {
             json!({
-                "chunk": job.chunk.id, "step": name(job.step), "analysis": job.chunk.analysis, "model": job.chunk.model,
+                "chunk": job.chunk.id, "step": name(job), "analysis": job.chunk.analysis, "model": job.chunk.model,
                 "lines": job.chunk.lines, "bytes": job.chunk.bytes, "file_id": job.file_id, "batch_id": job.batch_id,
                 "attempt": job.attempt, "batch": job.end, "rows": job.rows, "cleaned": job.cleaned,
                 "trouble": job.trouble,
@@ -114,7 +132,7 @@ fn as_json(dir: &Path, state: &State) -> String {
         })
         .collect();
     let counts: serde_json::Map<_, _> =
-        Step::ALL.iter().map(|step| (name(*step).to_owned(), state.at(*step).into())).collect();
+        counts(state).into_iter().map(|(name, count)| (name.to_owned(), count.into())).collect();
     let (batches, requests) = state.spent();
     let value = json!({
         "work_dir": dir.display().to_string(), "config": state.config, "posts": state.posts.as_ref().map(|(_, m)| m.posts),

@@ -24,6 +24,7 @@ use crate::{
         output::Output,
     },
     settings::Config,
+    units::count,
     workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, is_part, list, results_path, rows_path},
 };
 
@@ -56,23 +57,22 @@ pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     print(&problems)?;
     let rows = totals(&state.jobs);
     let sum = format!(
-        "{}: {} chunks, {} of them fetched: {} results, {} errors, {} absent rows; {} files, {} bytes read",
+        "{}: {}, {} of them fetched: {}, {}, {}; {}, {} read",
         dir.display(),
-        state.jobs.len(),
+        count(state.jobs.len(), "chunk"),
         state.at(Step::Fetched),
-        rows.output,
-        rows.error,
-        rows.absent,
-        files.count,
-        files.bytes,
+        count(rows.output, "result"),
+        count(rows.error, "error"),
+        count(rows.absent, "absent row"),
+        count(files.count, "file"),
+        count(files.bytes, "byte"),
     );
     match problems.len() {
         0 => {
             console.note(format_args!("{sum}; all is as the journal says"));
             Ok(Ended::Finished)
         }
-        1 => Err(Error::input(format!("{sum}; 1 problem"))),
-        many => Err(Error::input(format!("{sum}; {many} problems"))),
+        many => Err(Error::input(format!("{sum}; {}", count(many, "problem")))),
     }
 }
 
@@ -168,9 +168,9 @@ fn check_rows(dir: &Path, job: &Job) -> Result<RowSet> {
     if (rows.len(), rows.ends()) != then {
         let (first, last) = rows.ends().unwrap_or_default();
         return Err(Error::input(format!(
-            "{}: {} rows, {first} to {last}; {} were cut, {} to {}",
+            "{}: {}, {first} to {last}; {} were cut, {} to {}",
             path.display(),
-            rows.len(),
+            count(rows.len(), "row"),
             chunk.lines,
             chunk.first_index,
             chunk.last_index
@@ -210,7 +210,8 @@ fn check_results(
     if problems.is_empty() && rows.is_some() && counts(then) != counts(&now) {
         let say = |rows: &RowBalance| {
             let [output, error, absent, foreign, bad] = counts(rows);
-            format!("{output} results, {error} errors, {absent} absent, {foreign} foreign, {bad} unreadable")
+            let (output, error) = (count(output, "result"), count(error, "error"));
+            format!("{output}, {error}, {absent} absent, {foreign} foreign, {bad} unreadable")
         };
         let what = format!("{}: its rows do not balance: {}; {} when it was fetched", id, say(&now), say(then));
         problems.push(Error::input(what).fix(again));

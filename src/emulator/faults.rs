@@ -33,7 +33,7 @@ enum Takes {
 }
 
 /// Every fault there is. The order is that of the help, and of the calls when several would fail one.
-const TABLE: [(&str, Takes, &str); 33] = [
+const TABLE: [(&str, Takes, &str); 34] = [
     ("invalid", Takes::Share, "an answer that no rule accepts"),
     ("blocked", Takes::Share, "error 1301 (content safety) in the error file"),
     ("length", Takes::Share, "finish_reason `length`, text cut off"),
@@ -57,6 +57,7 @@ const TABLE: [(&str, Takes, &str); 33] = [
     ("full_queue", Takes::Count, "batches end as `failed`, since the account's queue is full"),
     ("expired", Takes::Share, "batches end as `expired` with this share of their lines done"),
     ("truncate", Takes::Count, "downloads end early, in turn within a line and between two lines"),
+    ("redirect", Takes::Count, "downloads are redirected to a link that takes no key"),
     ("unknown_status", Takes::Count, "polls show a status that is in no documentation"),
     ("slow", Takes::Time, "every reply takes this much longer"),
     ("list_lag", Takes::Time, "a new batch is not listed for this long"),
@@ -318,6 +319,11 @@ impl FaultPlan {
     /// Whether a download is cut short, and if so whether between two lines.
     pub fn cut(&self) -> Option<bool> {
         self.take("truncate").then(|| self.cuts.fetch_add(1, Ordering::Relaxed) % 2 == 1)
+    }
+
+    /// A download is sent on to a link.
+    pub fn redirects(&self) -> bool {
+        self.take("redirect") || self.schedule().is_some_and(Schedule::redirects)
     }
 
     pub fn unknown_status(&self) -> bool {

@@ -60,6 +60,7 @@ pub fn router(server: &Emulator) -> Router {
             .route("/files", post(upload).get(list_files))
             .route("/files/{id}", get(show_file).delete(delete_file))
             .route("/files/{id}/content", get(download))
+            .route("/links/{id}", get(link))
             .route("/batches", post(create).get(list_batches))
             .route("/batches/{id}", get(poll))
             .route("/batches/{id}/cancel", post(cancel))
@@ -443,8 +444,20 @@ async fn download(Handle(api): Handle<Api>, Segment(id): Segment<String>, header
     if let Some(refused) = api.before(Call::Download, &headers).await {
         return refused;
     }
+    if api.server.faults().redirects() {
+        let to = format!("{}/links/{id}", api.dialect.base());
+        return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response();
+    }
     let done = content(&api, id).await;
     api.after(Call::Download, done).await
+}
+
+/// A file as storage hands it out: to whoever has the link, and to nobody who sends a key along.
+async fn link(Handle(api): Handle<Api>, Segment(id): Segment<String>, headers: HeaderMap) -> Response {
+    if headers.contains_key(header::AUTHORIZATION) {
+        return api.refuse(&Refusal::parameter("a key was sent to a link"));
+    }
+    content(&api, id).await.unwrap_or_else(|refusal| api.refuse(&refusal))
 }
 
 async fn content(api: &Api, id: String) -> Reply {

@@ -1,5 +1,5 @@
 //! The lines of an uploaded file: found, checked and read again in bounded memory. A line that is larger than
-//! [`HELD`] is never held whole; it is parsed as a stream, and what is not looked at (images) is skipped.
+//! [`HELD`] is never held whole; it is parsed as a stream, and of its images one at a time is.
 
 use std::{
     collections::HashSet,
@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{
     Deserialize,
     de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -79,12 +80,16 @@ pub struct Question {
 pub struct Asked {
     pub model: String,
     #[serde(default)]
-    pub messages: LastText,
+    pub messages: LastMessage,
 }
 
-/// The text of the last message.
+/// What is looked at of the last message.
 #[derive(Debug, Default)]
-pub struct LastText(pub String);
+pub struct LastMessage {
+    pub text: String,
+    /// Why one of its images is refused.
+    pub bad_image: Option<&'static str>,
+}
 
 /// Checks a file line by line.
 pub fn check(path: &Path, rules: Rules) -> Result<Checked, Refused> {
@@ -275,7 +280,7 @@ impl Read for LongLine<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for LastText {
+impl<'de> Deserialize<'de> for LastMessage {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         struct Message {
@@ -286,16 +291,16 @@ impl<'de> Deserialize<'de> for LastText {
         struct Messages;
 
         impl<'de> Visitor<'de> for Messages {
-            type Value = LastText;
+            type Value = LastMessage;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an array of messages")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<LastText, A::Error> {
-                let mut last = LastText::default();
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<LastMessage, A::Error> {
+                let mut last = LastMessage::default();
                 while let Some(message) = seq.next_element::<Message>()? {
-                    last.0 = message.content.0;
+                    last = message.content.0;
                 }
                 Ok(last)
             }
@@ -305,17 +310,46 @@ impl<'de> Deserialize<'de> for LastText {
     }
 }
 
-/// A text, or parts of which some are text.
+/// A text, or parts of which some are text and some are images.
 #[derive(Default)]
-struct Content(String);
+struct Content(LastMessage);
+
+#[derive(Deserialize)]
+struct Part {
+    text: Option<String>,
+    image_url: Option<ImageUrl>,
+}
+
+#[derive(Deserialize)]
+struct ImageUrl {
+    url: Verdict,
+}
+
+/// An image that was looked at as it went by: it is not kept.
+struct Verdict(Option<&'static str>);
+
+impl<'de> Deserialize<'de> for Verdict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Url;
+
+        impl Visitor<'_> for Url {
+            type Value = Verdict;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a URL")
+            }
+
+            fn visit_str<E>(self, url: &str) -> Result<Verdict, E> {
+                Ok(Verdict(check_image(url).err()))
+            }
+        }
+
+        deserializer.deserialize_str(Url)
+    }
+}
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Part {
-            text: Option<String>,
-        }
-
         struct Parts;
 
         impl<'de> Visitor<'de> for Parts {
@@ -326,11 +360,11 @@ impl<'de> Deserialize<'de> for Content {
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-                Ok(Content(text.to_owned()))
+                Ok(Content(LastMessage { text: text.to_owned(), bad_image: None }))
             }
 
             fn visit_string<E>(self, text: String) -> Result<Content, E> {
-                Ok(Content(text))
+                Ok(Content(LastMessage { text, bad_image: None }))
             }
 
             fn visit_unit<E>(self) -> Result<Content, E> {
@@ -338,11 +372,16 @@ impl<'de> Deserialize<'de> for Content {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
-                let mut all = Content::default();
+                let (mut all, mut images) = (LastMessage::default(), 0);
                 while let Some(part) = seq.next_element::<Part>()? {
-                    all.0.push_str(part.text.as_deref().unwrap_or_default());
+                    all.text.push_str(part.text.as_deref().unwrap_or_default());
+                    if let Some(ImageUrl { url: Verdict(bad) }) = part.image_url {
+                        images += 1;
+                        let too_many = (images > MAX_IMAGES).then_some("more images than a request may hold");
+                        all.bad_image = all.bad_image.or(bad).or(too_many);
+                    }
                 }
-                Ok(all)
+                Ok(Content(all))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
@@ -352,6 +391,35 @@ impl<'de> Deserialize<'de> for Content {
         }
 
         deserializer.deserialize_any(Parts)
+    }
+}
+
+/// The provider's limits: images of a request, bytes of each.
+const MAX_IMAGES: usize = 5;
+const MAX_IMAGE_BYTES: usize = 5_000_000;
+/// Characters of base64 that are decoded at a time.
+const PIECE: usize = 32 << 10;
+
+/// A URL is believed; Base64, with or without a data URL's head, must be a JPEG or PNG file of 5 MB at most.
+fn check_image(url: &str) -> Result<(), &'static str> {
+    if ["http://", "https://"]
+        .iter()
+        .any(|scheme| url.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme)))
+    {
+        return Ok(());
+    }
+    let text = url.split_once(";base64,").map_or(url, |(_, text)| text).as_bytes();
+    let mut bytes = [0; PIECE / 4 * 3];
+    let (mut sum, mut is_image) = (0, false);
+    for (at, piece) in text.chunks(PIECE).enumerate() {
+        let decoded = STANDARD.decode_slice(piece, &mut bytes).map_err(|_| "an image is no Base64")?;
+        is_image |= at == 0 && (bytes.starts_with(&[0xff, 0xd8, 0xff]) || bytes.starts_with(b"\x89PNG"));
+        sum += decoded;
+    }
+    match (is_image, sum <= MAX_IMAGE_BYTES) {
+        (false, _) => Err("an image is neither a JPEG nor a PNG file"),
+        (_, false) => Err("an image is larger than 5 MB"),
+        _ => Ok(()),
     }
 }
 
@@ -421,7 +489,7 @@ mod tests {
             let mut reader = LineFile::open(file.path()).expect("opens");
             for (place, text) in [(2, "末"), (1, "看图"), (0, "一")] {
                 let (question, key) = reader.at::<Question>(spans[place], 3).expect("reads");
-                assert_eq!(question.expect("parses").body.messages.0, text);
+                assert_eq!(question.expect("parses").body.messages.text, text);
                 assert_eq!(key, LineKey::finish(LineKey::hasher(3).update(lines[place].as_bytes())), "{place}");
                 assert_eq!(reader.bytes_at(spans[place]).expect("reads"), lines[place].as_bytes());
             }

@@ -323,10 +323,16 @@ struct OnlyId {
 
 fn ask<'a>(question: &Question, job: &Job, speaker: &Model, key: &LineKey, faults: &FaultPlan) -> Outcome<'a> {
     let has = |fault| faults.strikes(fault, key);
-    let (id, model, text) = (&question.custom_id, &question.body.model, &question.body.messages.0);
+    let (id, model, message) = (&question.custom_id, &question.body.model, &question.body.messages);
+    let text = &message.text;
     if job.all_fail || has(LineFault::Blocked) {
         let (code, message) = ("1301", "unsafe or sensitive content detected");
         return Outcome::Failed { status: 400, code, message, body: json!({ "model": model }) };
+    }
+    if let Some(why) = message.bad_image {
+        // As Zhipu words it; the body says which of our checks it was.
+        let (code, message) = ("1210", "图片输入格式/解析错误");
+        return Outcome::Failed { status: 400, code, message, body: json!({ "model": model, "detail": why }) };
     }
     let mut content = if has(LineFault::Invalid) {
         answers::unacceptable(&speaker.analyses, id, key)

@@ -50,9 +50,11 @@ enum Kind {
     LateFile,
     /// Listings that never show a batch.
     Blind,
+    /// Downloads that are redirected to a link.
+    Elsewhere,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind::Busy,
     Kind::Broken,
     Kind::Liar,
@@ -70,6 +72,7 @@ const KINDS: [Kind; 17] = [
     Kind::Full,
     Kind::LateFile,
     Kind::Blind,
+    Kind::Elsewhere,
 ];
 
 /// Shorter than a client waits for a results file of a batch that has ended.
@@ -229,6 +232,11 @@ impl Schedule {
     /// A new batch finds the queue full.
     pub fn is_full(&self) -> bool {
         self.strikes(Kind::Full).is_some()
+    }
+
+    /// A download is sent on to a link.
+    pub fn redirects(&self) -> bool {
+        self.strikes(Kind::Elsewhere).is_some()
     }
 
     pub fn hides_batches(&self) -> bool {

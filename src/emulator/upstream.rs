@@ -26,6 +26,7 @@ use crate::{
     blocking,
     error::{Error, Kind, Result},
     provider::Key,
+    units::count,
 };
 
 /// Requests under way at one time.
@@ -175,7 +176,7 @@ impl Upstream {
             };
             if tries == TRIES || progress.stop.load(Ordering::Relaxed) {
                 let code = if dialect == Dialect::OpenAi { "request_timeout" } else { "1234" };
-                return refused(hiccup.status, code, format!("{} (tried {tries} times)", hiccup.what));
+                return refused(hiccup.status, code, format!("{} (tried {})", hiccup.what, count(tries, "time")));
             }
             tokio::time::sleep(hiccup.retry_after.unwrap_or(pause).min(LONGEST_PAUSE)).await;
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);

@@ -407,15 +407,20 @@ struct Pieces<'a, 'w> {
     piece: usize,
 }
 
+/// Takes all bytes or fails: a writer that takes fewer is allowed by its contract, and not everybody who writes can bear it.
 impl Write for Pieces<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.open.pending.len() >= self.piece {
-            self.open.flush(self.group, self.writer)?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.open.pending.len() >= self.piece {
+                self.open.flush(self.group, self.writer)?;
+            }
+            let room = self.piece - self.open.pending.len();
+            let (fits, after) = rest.split_at_checked(room).unwrap_or((rest, &[]));
+            self.open.pending.extend_from_slice(fits);
+            rest = after;
         }
-        let room = self.piece - self.open.pending.len();
-        let fits = bytes.get(..room).unwrap_or(bytes);
-        self.open.pending.extend_from_slice(fits);
-        Ok(fits.len())
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -1,23 +1,19 @@
 //! The images of a post: URLs are passed on, local files are found below the data dir and streamed into the
-//! request as base64, never held whole (`promises.md` P3).
+//! request as base64, never held whole (`docs/reliability.md`, P3).
 
-use std::{
-    borrow::Cow,
-    cmp::Ordering,
-    fmt,
-    io::{Read, Write},
-    path::Path,
-};
+mod data_dir;
 
-use cap_std::fs::OpenOptionsExt as _;
-use cap_std::{ambient_authority, fs::Dir};
+use std::{borrow::Cow, cmp::Ordering, fmt, io::Write, path::Path};
+
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use self::data_dir::{DataDir, ImageFile};
 use super::{Fault, FaultKind, faults::short};
 use crate::{
     analysis::escape_json,
-    error::{Error, Kind, Result},
+    cli::ImageUrls,
+    error::{Error, Result},
 };
 
 /// Zhipu's limits (`zhipu-batch-api.md` §2): images in one request, and bytes of one image.
@@ -34,60 +30,29 @@ pub enum Image {
     File(ImageFile),
 }
 
-#[derive(Debug)]
-pub struct ImageFile {
-    file: cap_std::fs::File,
-    name: String,
-    /// Everything before the base64 text: `data:image/png;base64,`.
-    head: &'static str,
-    bytes: u64,
-}
-
 impl Image {
     /// Bytes in the request, exactly.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Url(url) => url.len() as u64,
-            Self::File(file) => file.head.len() as u64 + file.bytes.div_ceil(3) * 4,
+            Self::File(file) => file.data_url_bytes(),
         }
     }
 
     /// Writes the URL, or the file as a data URL. May be called again: the file is read from its start.
     pub fn write_to(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
-        let failed = |e: &std::io::Error| Error::io("write", "the request", e);
         match self {
-            Self::Url(url) => out.write_all(url.as_bytes()).map_err(|e| failed(&e)),
-            Self::File(image) => {
-                out.write_all(image.head.as_bytes()).map_err(|e| failed(&e))?;
-                image.encode(out)
-            }
+            Self::Url(url) => out.write_all(url.as_bytes()).map_err(|e| Error::io("write", "the request", &e)),
+            Self::File(file) => file.write_data_url(out),
         }
-    }
-}
-
-impl ImageFile {
-    fn encode(&self, out: &mut (impl Write + ?Sized)) -> Result<()> {
-        use std::io::{Seek as _, SeekFrom};
-
-        let mut file = &self.file;
-        let unreadable = |e: std::io::Error| Error::io("read image", &self.name, &e);
-        file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-        let mut encoder = base64::write::EncoderWriter::new(out, &base64::engine::general_purpose::STANDARD);
-        let copied = std::io::copy(&mut file.take(self.bytes), &mut encoder).map_err(unreadable)?;
-        encoder.finish().map_err(|e| Error::io("write", "the request", &e))?;
-        if copied != self.bytes {
-            // The line's length was promised when the chunk was chosen.
-            return Err(Error::new(Kind::Io, format!("image {} changed while it was read", self.name))
-                .fix("run the same command again when nobody writes to the data dir"));
-        }
-        Ok(())
     }
 }
 
 /// Finds images below one directory. Without one, local paths are faults.
 #[derive(Debug)]
 pub struct ImageFinder {
-    dir: Option<Dir>,
+    dir: Option<DataDir>,
+    urls: ImageUrls,
 }
 
 /// The images of one post, and what was wrong with others of them.
@@ -97,65 +62,94 @@ pub struct Images {
     pub faults: Vec<Fault>,
     /// More than a request may hold.
     pub dropped: u64,
+    /// URLs that [`ImageUrls`] does not pass on.
+    pub withheld: u64,
 }
 
 impl ImageFinder {
-    pub fn new(data_dir: Option<&Path>) -> Result<Self> {
-        let open = |dir: &Path| {
-            Dir::open_ambient_dir(dir, ambient_authority()).map_err(|e| Error::io("open data dir", dir, &e))
-        };
-        Ok(Self { dir: data_dir.map(open).transpose()? })
+    pub fn new(data_dir: Option<&Path>, urls: ImageUrls) -> Result<Self> {
+        Ok(Self { dir: data_dir.map(DataDir::open).transpose()?, urls })
     }
 
-    /// `raw` is the JSON value of `image_urls`: an array of strings, a string, or null.
+    /// `raw` is the JSON value of `image_urls`: an array of strings, a string that is one image or lists several, or null.
     pub fn find(&self, raw: &str) -> Images {
         let mut elements = Elements { finder: self, images: Images::default(), refused: 0 };
         if raw.starts_with('[') {
             // The post was read before: its array is whole.
-            let _whole = serde_json::Deserializer::from_str(raw).deserialize_seq(&mut elements);
+            let _whole = elements.add_array(raw);
         } else if raw != "null" {
-            elements.add(0, raw);
+            match serde_json::from_str::<Cow<'_, str>>(raw) {
+                Ok(text) => elements.add_text(text.trim()),
+                Err(_) => elements.refuse("image_urls is neither an array nor a string".to_owned()),
+            }
         }
         elements.images
     }
 
-    fn image(&self, url: &str) -> Result<Image, String> {
-        let is_url = ["http://", "https://", "data:image/"]
-            .iter()
-            .any(|scheme| url.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme)));
-        if is_url { Ok(Image::Url(escape_json(url))) } else { self.local(url).map(Image::File) }
+    /// An image that is to be sent, `None` for a URL that is not to be passed on, or why there is none.
+    fn image(&self, name: &str) -> Result<Option<Image>, String> {
+        let trimmed = name.trim();
+        let passed_on = |wanted: bool, url: &str| Ok(wanted.then(|| Image::Url(escape_json(url))));
+        match scheme_of(trimmed) {
+            https if https.eq_ignore_ascii_case("https") => passed_on(self.urls != ImageUrls::None, trimmed),
+            http if http.eq_ignore_ascii_case("http") => passed_on(self.urls == ImageUrls::All, trimmed),
+            "" if is_data_url(trimmed) => passed_on(true, trimmed),
+            "" if is_host_and_path(trimmed) => passed_on(self.urls != ImageUrls::None, &format!("https:{trimmed}")),
+            "" => match &self.dir {
+                Some(dir) => dir.find(name).map(Image::File).map(Some),
+                None => Err("a local path, and there is no data dir".to_owned()),
+            },
+            other => Err(format!("{other} URLs are not fetched; give an http(s) URL, or a path below the data dir")),
+        }
     }
+}
 
-    fn local(&self, path: &str) -> Result<ImageFile, String> {
-        let dir = self.dir.as_ref().ok_or("a local path, and there is no data dir")?;
-        if path.contains('\0') {
-            return Err("no file has such a name".to_owned());
-        }
-        let mut options = cap_std::fs::OpenOptions::new();
-        // A FIFO in the data dir must not hang us.
-        options.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-        let mut file = dir.open_with(path, &options).map_err(|e| match e.raw_os_error() {
-            // Only the confinement fails without a system call.
-            None => "it leads out of the data dir".to_owned(),
-            Some(_) => e.to_string(),
-        })?;
-        let meta = file.metadata().map_err(|e| e.to_string())?;
-        if !meta.is_file() {
-            return Err("not a regular file".to_owned());
-        }
-        if meta.len() > MAX_IMAGE_BYTES {
-            return Err(format!("{} bytes; the limit is {MAX_IMAGE_BYTES}", meta.len()));
-        }
-        let mut magic = Vec::new();
-        #[expect(clippy::disallowed_methods, reason = "at most four bytes")]
-        (&mut file).take(4).read_to_end(&mut magic).map_err(|e| e.to_string())?;
-        let head = match magic.as_slice() {
-            [0xff, 0xd8, 0xff, _] => "data:image/jpeg;base64,",
-            [0x89, b'P', b'N', b'G'] => "data:image/png;base64,",
-            _ => return Err("neither a JPEG nor a PNG file".to_owned()),
-        };
-        Ok(ImageFile { file, name: path.to_owned(), head, bytes: meta.len() })
+/// The scheme of `scheme://…`, or nothing.
+fn scheme_of(text: &str) -> &str {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.len() <= 20
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    if is_scheme { scheme } else { "" }
+}
+
+fn is_data_url(text: &str) -> bool {
+    const HEAD: &str = "data:image/";
+    text.get(..HEAD.len()).is_some_and(|head| head.eq_ignore_ascii_case(HEAD))
+}
+
+/// `//host.name/path`, as a page names an image on another host. Without a dot it may as well be an absolute path.
+fn is_host_and_path(text: &str) -> bool {
+    let host = text.strip_prefix("//").and_then(|rest| rest.split_once('/')).map_or("", |(host, _)| host);
+    host.contains('.')
+        && !host.starts_with('.')
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b))
+}
+
+fn is_url(text: &str) -> bool {
+    ["http", "https"].iter().any(|scheme| scheme_of(text).eq_ignore_ascii_case(scheme)) || is_host_and_path(text)
+}
+
+fn has_image_ending(path: &str) -> bool {
+    let ending = Path::new(path).extension().unwrap_or_default();
+    ["jpg", "jpeg", "png", "gif", "webp"].iter().any(|known| ending.eq_ignore_ascii_case(known))
+}
+
+/// The pieces of a text that may list images. A URL holds no blanks; a file's name may.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let begins_as_url = is_url(text);
+    let separates = move |c: char| matches!(c, ',' | ';' | '\n') || begins_as_url && c.is_whitespace();
+    text.split(separates).map(str::trim).filter(|piece| !piece.is_empty())
+}
+
+/// The pieces of the text are several images, each of them by itself; or the text is one image; `None`: it may be either.
+fn lists_images(text: &str) -> Option<bool> {
+    let is_image = |piece: &str| is_url(piece) || has_image_ending(piece);
+    // What follows a URL may be the rest of that URL, unless it is a URL too.
+    if pieces(text).all(is_image) && pieces(text).is_sorted_by_key(is_url) {
+        return Some(true);
     }
+    (!pieces(text).skip(1).any(is_image)).then_some(false)
 }
 
 /// The elements of `image_urls`, looked at one after another: there may be millions.
@@ -166,21 +160,54 @@ struct Elements<'f> {
 }
 
 impl Elements<'_> {
-    fn add(&mut self, at: usize, raw: &str) {
-        let url = match serde_json::from_str::<Cow<'_, str>>(raw) {
-            Ok(url) if url.trim().is_empty() => return,
-            Ok(_) if self.images.found.len() == MAX_IMAGES => {
-                self.images.dropped += 1;
-                return;
+    fn add_array(&mut self, raw: &str) -> serde_json::Result<()> {
+        let mut json = serde_json::Deserializer::from_str(raw);
+        json.deserialize_seq(&mut *self)?;
+        json.end()
+    }
+
+    /// A string in the place of an array, trimmed: an array in it, a list, or one image.
+    fn add_text(&mut self, text: &str) {
+        if text.starts_with('[') {
+            if self.add_array(text).is_err() {
+                (self.images, self.refused) = (Images::default(), 0);
+                self.refuse(format!("{}: it begins like a list, and is no JSON array", short(text)));
             }
-            Ok(url) => Some(url),
-            Err(_) => None,
-        };
-        let why = match url.map(|url| (self.finder.image(&url), url)) {
-            Some((Ok(image), _)) => return self.images.found.push(image),
-            Some((Err(why), url)) => format!("{}: {why}", short(&url)),
-            None => format!("image_urls, element {at} is not a string"),
-        };
+        } else if let Ok(Some(image @ Image::File(_))) = self.finder.image(text) {
+            // A file's name may hold any separator.
+            self.images.found.push(image);
+        } else {
+            match lists_images(text) {
+                Some(true) => pieces(text).for_each(|piece| self.add(piece)),
+                Some(false) => self.add(text),
+                None => self.refuse(format!("{}: it may be one image or several; write a JSON array", short(text))),
+            }
+        }
+    }
+
+    fn add_element(&mut self, at: usize, raw: &str) {
+        match serde_json::from_str::<Cow<'_, str>>(raw) {
+            Ok(url) => self.add(&url),
+            Err(_) => self.refuse(format!("image_urls, element {at} is not a string")),
+        }
+    }
+
+    fn add(&mut self, url: &str) {
+        if url.trim().is_empty() {
+            return;
+        }
+        if self.images.found.len() == MAX_IMAGES {
+            self.images.dropped += 1;
+            return;
+        }
+        match self.finder.image(url) {
+            Ok(Some(image)) => self.images.found.push(image),
+            Ok(None) => self.images.withheld += 1,
+            Err(why) => self.refuse(format!("{}: {why}", short(url))),
+        }
+    }
+
+    fn refuse(&mut self, why: String) {
         self.refused += 1;
         match self.refused.cmp(&MAX_FAULTS) {
             Ordering::Less => self.images.faults.push(Fault::new(FaultKind::Image, why)),
@@ -202,7 +229,7 @@ impl<'de> Visitor<'de> for &mut Elements<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         let mut at = 0;
         while let Some(raw) = elements.next_element::<&'de RawValue>()? {
-            self.add(at, raw.get());
+            self.add_element(at, raw.get());
             at += 1;
         }
         Ok(())
@@ -225,7 +252,7 @@ mod tests {
         write_whole(&dir.join("text.png"), b"hello").expect("written");
         write_whole(&dir.join("large.png"), &[&png[..], &vec![0; 5_000_000]].concat()).expect("written");
         std::os::unix::fs::symlink("../out.png", dir.join("link.png")).expect("linked");
-        let finder = ImageFinder::new(Some(&dir)).expect("a finder");
+        let finder = ImageFinder::new(Some(&dir), ImageUrls::All).expect("a finder");
         let absolute = outside.path().join("out.png").display().to_string();
         let list = serde_json::json!([
             "in.png",
@@ -249,12 +276,31 @@ mod tests {
 
     #[test]
     fn more_than_five_are_dropped_and_odd_lists_are_faults() {
-        let finder = ImageFinder::new(None).expect("a finder");
+        let finder = ImageFinder::new(None, ImageUrls::All).expect("a finder");
         let images = finder.find(r#"["http://1","http://2","http://3","http://4","http://5","http://6","http://7"]"#);
         assert_eq!((images.found.len(), images.dropped), (5, 2));
         assert_eq!(finder.find(r#""http://1""#).found.len(), 1);
         assert_eq!(finder.find("null").found.len(), 0);
         assert_eq!(finder.find(r#"{"a":1}"#).faults.len(), 1);
         assert_eq!(finder.find(r#"["a.png"]"#).faults.len(), 1);
+    }
+
+    #[test]
+    fn a_text_is_one_image_or_a_list_of_them() {
+        for (text, list) in [
+            ("", Some(&[][..])),
+            ("a.jpg", Some(&["a.jpg"])),
+            ("a.jpg,", Some(&["a.jpg"])),
+            ("a.jpg, b b.PNG ;c.gif\nd.webp", Some(&["a.jpg", "b b.PNG", "c.gif", "d.webp"])),
+            ("https://x/1,HTTP://x/2 //img.x/3", Some(&["https://x/1", "HTTP://x/2", "//img.x/3"])),
+            ("a.jpg,https://x/1", Some(&["a.jpg", "https://x/1"])),
+            ("https://x/1.jpg?resize,w_100", Some(&["https://x/1.jpg?resize,w_100"])),
+            ("a,b", Some(&["a,b"])),
+            ("https://x/a,b.jpg", None),
+            ("a,b.jpg", None),
+        ] {
+            let read = lists_images(text).map(|several| if several { pieces(text).collect() } else { vec![text] });
+            assert_eq!(read.as_deref(), list, "{text}");
+        }
     }
 }

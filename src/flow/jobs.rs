@@ -8,6 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    convert::Infallible,
     future::Future,
     path::PathBuf,
     sync::Mutex,
@@ -32,6 +33,7 @@ use crate::{
     journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
     progress::Progress,
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
+    units::count,
     workdir::{ResultFile, WorkDir},
 };
 
@@ -68,6 +70,8 @@ const WAITING: usize = 4;
 /// Jobs that are looked after at one time, beside those that run; the places of the others wait. What a job takes does not add up over a
 /// directory of many thousand chunks, nor do connections.
 const LOOKED_AFTER: usize = 128;
+/// Between two looks at what the client waits for.
+const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
 /// Key of our mark in a batch's metadata.
 const MARK: &str = "zbatch";
 
@@ -110,6 +114,8 @@ pub struct JobsEnd {
     /// The first thing that went wrong badly enough to leave chunks behind.
     pub trouble: Option<Error>,
     pub stopped: Option<Stop>,
+    /// What calls still waited for.
+    pub waits: Vec<String>,
 }
 
 /// Where a job's future got to.
@@ -254,7 +260,26 @@ impl Driver<'_> {
     ///
     /// # Errors
     /// The journal or the disk failed. Everything else is told in [`JobsEnd`].
-    pub async fn drive(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
+    pub async fn drive(&self, cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
+        let end = tokio::select! {
+            biased;
+            end = self.drive_jobs(cut) => end?,
+            never = self.say_waits() => match never {},
+        };
+        Ok(JobsEnd { waits: self.client.waits(), ..end })
+    }
+
+    /// Says what is waited for, once it is waited for long.
+    async fn say_waits(&self) -> Infallible {
+        loop {
+            sleep(LOOK_AT_WAITS).await;
+            for wait in self.client.long_waits() {
+                self.progress.note(format_args!("still waiting {wait}"));
+            }
+        }
+    }
+
+    async fn drive_jobs(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
         let goal = self.settings.goal;
         let gate = Gate::new();
         let mut floor = Floor::default();
@@ -520,6 +545,8 @@ impl Driver<'_> {
         let id = &job.chunk.id;
         let attempt = job.attempt + 1;
         let blake3 = job.chunk.blake3.clone();
+        // An intent is a create that may have been sent: the provider's pause comes before it.
+        self.unless_stopped(self.client.turn()).await?;
         let intent = Event::Intent { chunk: id.clone(), file_id: file_id.to_string(), attempt, blake3 };
         if !drill::without(Guard::Intent) {
             self.append(&intent)?;
@@ -699,9 +726,9 @@ impl Driver<'_> {
                         vague += 1;
                         continue;
                     }
-                    // Otherwise it is told with the rows that it leaves absent.
+                    // Otherwise it is told with its rows.
                     if end.status != "completed" && self.settings.goal == Goal::Submitted {
-                        self.progress.always(format_args!("{}: {}", job.chunk.id, describe_end(&end)));
+                        self.progress.always(format_args!("{}: {}", job.chunk.id, describe_end(&batch_id, &end)));
                     }
                     self.append(&Event::Ended { chunk: job.chunk.id.clone(), end })?;
                     return Ok(Reached::Ended(place));
@@ -711,7 +738,10 @@ impl Driver<'_> {
                 Err(error) => {
                     failed += 1;
                     // The emulator's disk is ours: more polls do not mend it.
-                    let for_good = matches!(error.class, Class::Key | Class::Io);
+                    let for_good = matches!(
+                        error.class,
+                        Class::Key | Class::Io | Class::Redirect | Class::Certificate | Class::Proxy
+                    );
                     if failed > FAILED_POLLS || self.settings.no_wait || for_good {
                         let lost = error.class == Class::NotFound;
                         let mut error = Error::from(error);
@@ -751,6 +781,10 @@ impl Driver<'_> {
         let mut turn = self.unless_stopped(gate.downloads.acquire()).await?;
         let job = self.ended_job(place).await?;
         let chunk = &job.chunk;
+        if let Some(end) = job.end.as_ref().filter(|end| end.status != "completed") {
+            let batch_id: BatchId = parsed(job.batch_id.as_deref(), chunk)?;
+            self.progress.always(format_args!("{}: {}", chunk.id, describe_end(&batch_id, end)));
+        }
         let (mut tries, mut pauses) = (0, LATE_FILE.iter());
         loop {
             let Downloaded { mut balance, absent, missing } = self.download(place, &job).await?;
@@ -817,14 +851,13 @@ impl Driver<'_> {
         }
         let named: Vec<String> = first.iter().map(ToString::to_string).collect();
         let more = if first.len() as u64 == balance.absent { "" } else { ", …" };
-        let end = job.end.as_ref().filter(|end| end.status != "completed");
-        let why = end.map(|end| format!("; {}", describe_end(end))).unwrap_or_default();
         let gone = missing.map(|error| format!("; the provider does not have its file: {error}")).unwrap_or_default();
         let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
         let (id, named) = (&job.chunk.id, named.join(", "));
         self.progress.note(format_args!(
-            "{id}: {} of {} rows are absent: {named}{more}{why}{gone}{again}",
-            balance.absent, job.chunk.lines
+            "{id}: {} of {} absent: {named}{more}{gone}{again}",
+            balance.absent,
+            count(job.chunk.lines, "row")
         ));
     }
 
@@ -843,7 +876,11 @@ impl Driver<'_> {
             match self.unless_stopped(self.client.download(&id, to)).await? {
                 Ok(download) => whole &= download.complete,
                 Err(error) if error.class == Class::NotFound => missing = Some(error),
-                Err(error) => return Err(Gave::Up { place, scope: Scope::Chunk, error: error.into() }),
+                Err(error) => {
+                    // What cannot be fetched need not be paid for: the next batch's files are kept at the same place.
+                    let scope = if error.class == Class::Redirect { Scope::Creates } else { Scope::Chunk };
+                    return Err(Gave::Up { place, scope, error: error.into() });
+                }
             }
         }
         let (analysis, rows) = (chunk.analysis.clone(), self.work.rows(&chunk.id));
@@ -1095,9 +1132,9 @@ fn is_vague(end: &BatchEnd) -> bool {
     no_output && end.completed > 0 || no_errors && end.failed > 0 || uncounted && (!empty || end.status == "completed")
 }
 
-fn describe_end(end: &BatchEnd) -> String {
-    let why = if end.errors.is_empty() { String::new() } else { format!(": {}", end.errors.join("; ")) };
-    format!("its batch is {}{why}", end.status)
+fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
+    let why = if end.errors.is_empty() { "the provider gives no reason".to_owned() } else { end.errors.join("; ") };
+    format!("its batch is {}: {why} ({batch})", end.status)
 }
 
 /// It did not validate, and nothing of it ran.
@@ -1114,6 +1151,7 @@ fn queue_stays_full() -> Error {
 /// alone: what is paid for elsewhere is created and fetched all the same.
 fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
     match error.class {
+        _ if error.is_too_large() => Scope::Creates,
         Class::Model => Scope::Model(chunk.model.clone()),
         Class::BadRequest | Class::NotFound => Scope::Chunk,
         Class::Key
@@ -1122,6 +1160,9 @@ fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
         | Class::Transient
         | Class::Unreachable
         | Class::Reply
+        | Class::Redirect
+        | Class::Certificate
+        | Class::Proxy
         | Class::Io => Scope::Creates,
     }
 }

@@ -13,6 +13,7 @@ use crate::{
         blocks::{Block, Line, LineReader, Shape},
         input::Input,
     },
+    units::count,
 };
 
 /// The field names that matter, each with its [`Slot`].
@@ -129,7 +130,7 @@ impl PostCounts {
     /// [`PostCounts::are_all_bad`].
     pub fn check(self, name: &str) -> Outcome<()> {
         if self.are_all_bad() {
-            return Err(Error::input(format!("{name}: none of its {} lines is a post", self.places))
+            return Err(Error::input(format!("{name}: none of its {} is a post", count(self.places, "line")))
                 .fix("a post is one JSON object on one line, or an element of one JSON array"));
         }
         Ok(())

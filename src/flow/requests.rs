@@ -2,7 +2,12 @@
 //! strings are spliced between them as they stand, so no text of a post can leave its string. A request is the places of
 //! its parts: how long it is can be told without writing it, and it is written straight to where it goes.
 
-use std::{collections::HashSet, fmt::Write as _, io::Write, path::Path};
+use std::{
+    collections::HashSet,
+    fmt::Write as _,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use super::{
     CustomId, Fault, FaultKind, FaultLine, Object, PostIndex,
@@ -11,17 +16,38 @@ use super::{
 };
 use crate::{
     analysis::{Analysis, AnalysisSet, Piece, Template, escape_json},
+    cli::ImageUrls,
     error::{Error, Result},
+    lines::{
+        blocks::{Block, LineReader, Shape},
+        input::Input,
+    },
     settings::Models,
 };
 
-/// Which rows are asked for.
+/// Which rows are asked for, and which images they show.
 #[derive(Debug, Default)]
 pub struct Rows {
     /// Only fields that are absent or null.
     pub missing: bool,
-    /// Rows left out: sorted (index, place of the analysis in the set).
-    pub skip: Vec<(u64, usize)>,
+    /// What became of rows in the rounds before.
+    pub skip: Skip,
+    pub image_urls: ImageUrls,
+}
+
+/// Rows of the faults files that `--skip` names, each a sorted list of (index, place of the analysis in the set).
+#[derive(Debug, Default)]
+pub struct Skip {
+    /// These are left out: asking again would give the same fault.
+    pub rows: Vec<(u64, usize)>,
+    /// The provider refused these for an image: they are asked again without images.
+    pub images: Vec<(u64, usize)>,
+}
+
+impl Skip {
+    fn has(rows: &[(u64, usize)], index: PostIndex, at: usize) -> bool {
+        rows.binary_search(&(index.0, at)).is_ok()
+    }
 }
 
 impl Rows {
@@ -31,7 +57,11 @@ impl Rows {
     }
 
     pub fn skips(&self, index: PostIndex, at: usize) -> bool {
-        self.skip.binary_search(&(index.0, at)).is_ok()
+        Skip::has(&self.skip.rows, index, at)
+    }
+
+    fn shows_images(&self, index: PostIndex, at: usize) -> bool {
+        !Skip::has(&self.skip.images, index, at)
     }
 }
 
@@ -124,8 +154,12 @@ pub struct RenderTally {
     pub surrogates: u64,
     /// Images beyond the most that a request may hold.
     pub images_dropped: u64,
+    /// Image URLs that `--image-urls` does not pass on.
+    pub urls_withheld: u64,
     /// Rows left out by `--skip`.
     pub skipped: u64,
+    /// Rows with images that `--skip` names, asked without them.
+    pub without_images: u64,
 }
 
 /// Renders the requests of one post after another, reusing its buffers.
@@ -161,7 +195,7 @@ impl<'s> Renderer<'s> {
         Ok(Self {
             set,
             frames,
-            finder: ImageFinder::new(data_dir)?,
+            finder: ImageFinder::new(data_dir, rows.image_urls)?,
             rows,
             max_bytes,
             two_models: text != vision,
@@ -187,7 +221,9 @@ impl<'s> Renderer<'s> {
                 fault(missing, Some(&analysis.name))?;
                 continue;
             }
-            let found: &[Image] = match self.set.image_slot.filter(|_| analysis.images) {
+            let shows_images = self.rows.shows_images(post.index, at);
+            self.tally.without_images += u64::from(!shows_images);
+            let found: &[Image] = match self.set.image_slot.filter(|_| analysis.images && shows_images) {
                 None => &[],
                 Some(slot) => {
                     let images = match &mut images {
@@ -198,6 +234,7 @@ impl<'s> Renderer<'s> {
                                 fault(broken, None)?;
                             }
                             self.tally.images_dropped += new.dropped;
+                            self.tally.urls_withheld += new.withheld;
                             images.insert(new)
                         }
                     };
@@ -373,40 +410,45 @@ fn unicode_escape(after_backslash: &str) -> Option<u32> {
     u32::from_str_radix(digits, 16).ok()
 }
 
-/// The rows of a faults file that `--skip` leaves out.
+/// What faults files say of rows, for `--skip`.
 ///
 /// # Errors
 /// A line that is no fault line, or more rows than fit into [`MAX_SKIPPED`].
-pub fn read_skip(path: &Path, set: &AnalysisSet) -> Result<Vec<(u64, usize)>> {
-    use crate::lines::{
-        blocks::{Block, LineReader, Shape},
-        input::Input,
-    };
-
-    let input = Input::open(Some(path), "--skip faults.jsonl")?;
-    let mut reader = LineReader::new(input, Shape::Lines, 64 << 20, 0);
-    let mut block = Block::default();
-    let mut rows = HashSet::new();
-    while reader.fill(&mut block)? {
-        for line in block.lines() {
-            let Object(fault): Object<FaultLine> = serde_json::from_slice(line.bytes).map_err(|e| {
-                Error::input(format!("{}, line {}: not a line of a faults file: {e}", path.display(), line.number))
-                    .fix("name a file that --faults wrote")
-            })?;
-            let Some(index) = fault.index.filter(|_| fault.kind.is_final()) else { continue };
-            match &fault.analysis {
-                Some(name) => rows.extend(set.find(name).map(|at| (index, at))),
-                None => rows.extend((0..set.list.len()).map(|at| (index, at))),
-            }
-            if rows.len() > MAX_SKIPPED {
-                return Err(Error::input(format!("{}: more than {MAX_SKIPPED} rows to leave out", path.display()))
-                    .fix("split the input, or leave those posts out of it"));
+pub fn read_skip(paths: &[PathBuf], set: &AnalysisSet) -> Result<Skip> {
+    let (mut rows, mut images) = (HashSet::new(), HashSet::new());
+    for path in paths {
+        let input = Input::open(Some(path), "--skip faults.jsonl")?;
+        let mut reader = LineReader::new(input, Shape::Lines, 64 << 20, 0);
+        let mut block = Block::default();
+        while reader.fill(&mut block)? {
+            for line in block.lines() {
+                let Object(fault): Object<FaultLine> = serde_json::from_slice(line.bytes).map_err(|e| {
+                    Error::input(format!("{}, line {}: not a line of a faults file: {e}", path.display(), line.number))
+                        .fix("name a file that --faults wrote")
+                })?;
+                let at = fault.analysis.as_deref().map(|name| set.find(name));
+                match (fault.index, at) {
+                    (Some(index), None) if fault.kind.is_final() => {
+                        rows.extend((0..set.list.len()).map(|at| (index, at)));
+                    }
+                    (Some(index), Some(Some(at))) if fault.kind.is_final() => rows.extend([(index, at)]),
+                    // Without an analysis it is an image of the post that we could not find: it may be there by now.
+                    (Some(index), Some(Some(at))) if fault.kind == FaultKind::Image => images.extend([(index, at)]),
+                    _ => {}
+                }
+                if rows.len() + images.len() > MAX_SKIPPED {
+                    return Err(Error::input(format!("{}: more than {MAX_SKIPPED} rows for --skip", path.display()))
+                        .fix("split the input, or leave those posts out of it"));
+                }
             }
         }
     }
-    let mut rows: Vec<_> = rows.into_iter().collect();
-    rows.sort_unstable();
-    Ok(rows)
+    let sorted = |rows: HashSet<(u64, usize)>| {
+        let mut rows: Vec<_> = rows.into_iter().collect();
+        rows.sort_unstable();
+        rows
+    };
+    Ok(Skip { rows: sorted(rows), images: sorted(images) })
 }
 
 /// Rows that `--skip` may name: 64 MB of memory.

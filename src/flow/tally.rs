@@ -46,6 +46,8 @@ pub struct AnalysisTally {
     pub rows: u64,
     /// Answers accepted.
     pub answers: u64,
+    /// Rows whose batch is not done.
+    pub pending: u64,
     pub faults: FaultCounts,
     /// Accepted answers by the rung of the ladder that read them; indexed like [`Rung::ALL`].
     pub rungs: [u64; Rung::ALL.len()],
@@ -108,6 +110,10 @@ impl Tally {
             Some(tally) => tally.faults.add(fault),
             None => self.unplaced.add(fault),
         }
+    }
+
+    pub fn pending(&self) -> u64 {
+        self.analyses.iter().map(|tally| tally.pending).sum()
     }
 
     pub fn faults(&self) -> u64 {

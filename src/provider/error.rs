@@ -13,6 +13,8 @@ use crate::{
     flow::faults::escape_control,
 };
 
+/// The call that may be redirected.
+pub(super) const DOWNLOAD: &str = "download a file";
 const MESSAGE_CHARS: usize = 300;
 const CODE_CHARS: usize = 64;
 
@@ -38,8 +40,14 @@ pub enum Class {
     Transient,
     /// The network: no connection, no answer, a broken one.
     Unreachable,
-    /// A reply that we refuse to take: too large, a redirect, an endless listing.
+    /// A reply that we refuse to take: too large, an endless listing.
     Reply,
+    /// A redirect that is not followed: of a call with the key, or of a download to where we do not go.
+    Redirect,
+    /// The server's certificate is not trusted.
+    Certificate,
+    /// The proxy wants a password, or another one.
+    Proxy,
     /// A file of ours.
     Io,
 }
@@ -83,6 +91,11 @@ impl ApiError {
         }
     }
 
+    /// The server takes no file of this size. The next one is as large.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self.status, Some(413 | 435))
+    }
+
     /// The account's queue is full: the same call succeeds when one of its batches has ended (`promises.md` M6).
     pub fn says_full_queue(&self) -> bool {
         says_full_queue(self.code.as_deref().unwrap_or_default()) || says_full_queue(&self.message)
@@ -92,6 +105,7 @@ impl ApiError {
     pub fn is_retryable(&self) -> bool {
         match (self.class, self.should_retry) {
             (Class::Io | Class::Reply | Class::Key | Class::Account, _) => false,
+            (Class::Redirect | Class::Certificate | Class::Proxy, _) => false,
             (_, Some(said)) => said,
             (class, None) => matches!(class, Class::RateLimited | Class::Transient | Class::Unreachable),
         }
@@ -118,10 +132,32 @@ impl From<ApiError> for Error {
         let (kind, fix) = match error.class {
             Class::Key => (Kind::Key, Some("check the key, the base URL it belongs to, and what the account may use")),
             Class::Account => (Kind::Unavailable, Some("mend the account's balance, quota or plan, then run it again")),
+            _ if error.is_too_large() => (
+                Kind::Input,
+                Some(
+                    "cut smaller files with --max-bytes, e.g. --max-bytes 50MB; a work directory without a batch takes it without --new",
+                ),
+            ),
             Class::Model => (Kind::Unavailable, Some("choose a model that the provider takes for batches")),
             Class::BadRequest => (Kind::Input, None),
             Class::NotFound => (Kind::Unavailable, None),
-            Class::Reply => (Kind::Unavailable, Some("check --base-url")),
+            Class::Redirect if error.call == DOWNLOAD => (
+                Kind::Unavailable,
+                Some(
+                    "the results stay at the provider: ask it for https links, or use a --base-url that serves the files, and run the same command again",
+                ),
+            ),
+            Class::Reply | Class::Redirect => (Kind::Unavailable, Some("check --base-url")),
+            Class::Certificate => (
+                Kind::Unavailable,
+                Some("if the server is yours, name its certificate, or that of its CA, with --ca-cert FILE"),
+            ),
+            Class::Proxy => (
+                Kind::Unavailable,
+                Some(
+                    "put the user name and password into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT), or the provider's host into NO_PROXY",
+                ),
+            ),
             Class::RateLimited | Class::Transient | Class::Unreachable => {
                 (Kind::Unavailable, Some("run the same command again later; it goes on where it stopped"))
             }
@@ -242,7 +278,10 @@ pub(super) fn from_reply(
 ) -> ApiError {
     let readable = told.is_some();
     let Told { code, message } = told.unwrap_or_else(|| Told { code: None, message: page_text(page) });
-    let by_status = class_of(status);
+    let by_status = match class_of(status) {
+        Class::Key if tells_of_balance(code.as_deref(), &message) => Class::Account,
+        by_status => by_status,
+    };
     let class = match code.as_deref().and_then(|code| dialect.class_of(code)) {
         // A parameter that names nothing: the status says more than the code.
         Some(Class::BadRequest) | None if by_status == Class::NotFound => Class::NotFound,
@@ -259,18 +298,58 @@ pub(super) fn from_reply(
     }
 }
 
+/// How an empty wallet is said in a 401 or 403, in lower case (`promises.md` M4).
+const BALANCE_WORDS: &[&str] = &[
+    // DeepSeek and sub2api; as code too.
+    "insufficient balance",
+    "insufficient_balance",
+    "insufficient account balance",
+    // SiliconFlow and AiHubMix: "your (paid) balance is insufficient".
+    "balance is insufficient",
+    "balance is not enough",
+    // Anthropic: "your credit balance is too low"; OpenRouter: "insufficient credits".
+    "credit balance",
+    "insufficient credit",
+    // OpenAI and Moonshot: "you exceeded your current quota, please check your plan and billing details".
+    "exceeded your current quota",
+    "insufficient_quota",
+    "insufficient quota",
+    "billing",
+    // one-api and new-api.
+    "insufficient_user_quota",
+    "quota is not enough",
+    // DashScope and Volcengine.
+    "arrear",
+    "overdue",
+    "payment required",
+    "余额不足",
+    "余额已用",
+    "额度不足",
+    "额度已用",
+    "额度失败",
+    "配额不足",
+    "欠费",
+    "充值",
+];
+
+fn tells_of_balance(code: Option<&str>, message: &str) -> bool {
+    let said = format!("{} {message}", code.unwrap_or_default()).to_lowercase();
+    BALANCE_WORDS.iter().any(|word| said.contains(word))
+}
+
 /// When no business code is known.
 fn class_of(status: http::StatusCode) -> Class {
     match status.as_u16() {
         401 | 403 | 434 => Class::Key,
         402 => Class::Account,
+        407 => Class::Proxy,
         404 | 410 => Class::NotFound,
         429 => Class::RateLimited,
         // A full or broken disk: ours, if the server is in this process; the client knows.
         507 => Class::Io,
         // 200 and its like: only asked about when the body was not what it should be.
         408 | 409 | 425 | 100..=299 | 500..=599 => Class::Transient,
-        300..=399 => Class::Reply,
+        300..=399 => Class::Redirect,
         _ => Class::BadRequest,
     }
 }
@@ -339,7 +418,8 @@ mod tests {
             (409, "", Class::Transient),
             (425, "", Class::Transient),
             (502, "<html>", Class::Transient),
-            (302, "", Class::Reply),
+            (302, "", Class::Redirect),
+            (407, "", Class::Proxy),
         ] {
             assert_eq!(error(status, body).class, class, "{status} {body}");
         }

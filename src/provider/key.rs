@@ -87,17 +87,13 @@ impl Key {
     /// `origin` says where it stood, for messages.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         let key = text.trim();
-        let refuse = |why: &str| {
-            Err(Error::new(Kind::Key, format!("{origin}: {why}")).fix("put the key alone there, on one line"))
-        };
-        if key.is_empty() {
-            return refuse("it is empty");
+        match flaw_of(key) {
+            Some(why) => {
+                let what = format!("{origin}: {why}");
+                Err(Error::new(Kind::Key, what).fix("put the key alone there, on one line, as the provider shows it"))
+            }
+            None => Ok(Self { key: SecretString::from(key), forms: forms(key) }),
         }
-        // What a header can carry; anything else is a mistake of copying.
-        if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return refuse("it holds blanks or characters no key has");
-        }
-        Ok(Self { key: SecretString::from(key), forms: forms(key) })
     }
 
     /// The value of the `Authorization` header.
@@ -165,6 +161,48 @@ impl Key {
         hidden
     }
 }
+
+/// What shows that a key was copied with something around it; never any of the key itself.
+fn flaw_of(key: &str) -> Option<String> {
+    const QUOTES: [char; 8] = ['"', '\'', '`', '“', '”', '‘', '’', '«'];
+    if key.is_empty() {
+        return Some("it is empty".to_owned());
+    }
+    if let Some(prefix) = prefix_of(key) {
+        return Some(format!("it begins with `{prefix}`"));
+    }
+    if key.contains(['\n', '\r']) {
+        return Some("there is a line break in it".to_owned());
+    }
+    if key.starts_with(QUOTES) || key.ends_with(QUOTES) {
+        return Some("it is in quotes".to_owned());
+    }
+    if key.contains(char::is_whitespace) {
+        return Some("there is a blank in it".to_owned());
+    }
+    // What a header can carry.
+    let fits = key.bytes().all(|byte| byte.is_ascii_graphic());
+    (!fits).then(|| "there is a character in it that no key has".to_owned())
+}
+
+/// Of a line of a shell or a `.env` file, or of a header: what stands before the key.
+fn prefix_of(key: &str) -> Option<String> {
+    let (first, rest) = key.split_once(char::is_whitespace).unwrap_or((key, ""));
+    if !rest.is_empty() && ["export", "set", "bearer", "authorization:"].contains(&first.to_ascii_lowercase().as_str())
+    {
+        return Some(first.to_owned());
+    }
+    let (name, _) = key.split_once('=')?;
+    let name = name.trim_end();
+    let of = |is_letter: fn(&u8) -> bool| name.bytes().all(|byte| is_letter(&byte) || byte == b'_');
+    let is_name = of(u8::is_ascii_uppercase) || of(u8::is_ascii_lowercase);
+    // Anything else may be the beginning of a key that has `=` in it, and is not shown.
+    let is_ours = ["key", "token", "secret"].iter().any(|end| name.to_ascii_lowercase().ends_with(end));
+    (is_name && is_ours && name.len() <= LONGEST_NAME).then(|| format!("{name}="))
+}
+
+/// Of a variable that holds a key.
+const LONGEST_NAME: usize = 40;
 
 /// Where it is, overlapping ones too.
 fn occurrences(text: &[u8], of: &[u8]) -> impl Iterator<Item = usize> {

@@ -6,11 +6,14 @@
 
 mod batch;
 mod body;
+mod certificates;
 mod dialect;
 mod error;
 mod key;
+mod proxies;
 mod retry;
 mod transport;
+mod waits;
 
 use std::{
     collections::HashSet,
@@ -38,10 +41,13 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Result},
     lines::output::AtomicFile,
+    units::count,
 };
 use body::Decoder;
+use error::DOWNLOAD;
 use retry::{Policy, Retries};
-use transport::{BaseUrl, Broken, Moved, Patience, Reply};
+use transport::{BaseUrl, Broken, Moved, Patience, Reply, host, redirected};
+use waits::Waits;
 
 /// Largest JSON body that is read.
 const MAX_JSON: u64 = 4 << 20;
@@ -51,6 +57,8 @@ const MAX_DOWNLOAD: u64 = 8 << 30;
 const ERROR_HEAD: usize = 64 << 10;
 /// How often a download may be cut short before what came is kept (`promises.md` N5).
 const CUT_TRIES: u32 = 3;
+/// Of one download, one after the other (`promises.md` N1).
+const MAX_REDIRECTS: u32 = 5;
 /// How much of a file is read, or written, at a time.
 const PIECE: usize = 256 << 10;
 /// The most a listing gives at once.
@@ -84,6 +92,7 @@ struct Inner {
     key: Key,
     transport: Transport,
     retries: Retries,
+    waits: Waits,
     patience: Patience,
 }
 
@@ -137,11 +146,22 @@ impl Client {
             Some(router) => Transport::Direct(router),
             None => Transport::http(&base, ca_cert.as_deref())?,
         };
-        Ok(Self(Arc::new(Inner { dialect, base, key, transport, retries: Retries::new(policy), patience })))
+        let (retries, waits) = (Retries::new(policy), Waits::default());
+        Ok(Self(Arc::new(Inner { dialect, base, key, transport, retries, waits, patience })))
     }
 
     pub fn dialect(&self) -> &'static Dialect {
         self.0.dialect
+    }
+
+    /// What calls wait for now: the last error of each kind of call that has not succeeded since.
+    pub fn waits(&self) -> Vec<String> {
+        self.0.waits.list()
+    }
+
+    /// What has been waited for a minute or longer; each wait is given once.
+    pub fn long_waits(&self) -> Vec<String> {
+        self.0.waits.long()
     }
 
     /// Streams a file of request lines to the provider; `file_name` ends in `.jsonl`.
@@ -314,9 +334,13 @@ impl Client {
         let mut cuts = 0;
         loop {
             let cut = match self.download_once(file, to).await {
-                Ok(landing) => return landing.commit(true).await,
+                Ok(landing) => {
+                    self.0.waits.note(DOWNLOAD, &Ok(()));
+                    return landing.commit(true).await;
+                }
                 Err(cut) => cut,
             };
+            self.0.waits.note(DOWNLOAD, &Err::<(), _>(cut.error.clone()));
             if let Some(landing) = cut.landing.filter(|landing| landing.bytes > 0) {
                 cuts += 1;
                 if longest.as_ref().is_none_or(|longest| longest.bytes < landing.bytes) {
@@ -332,10 +356,39 @@ impl Client {
         }
     }
 
-    async fn download_once(&self, file: &FileId, to: &Path) -> Result<Landing, Cut> {
-        const CALL: &str = "download a file";
+    /// The reply to a download, from wherever the provider keeps the file. Only the provider itself is sent the key.
+    async fn open_download(&self, file: &FileId) -> Result<Reply, ApiError> {
         let path = format!("files/{}/content", percent_escape(file.as_str()));
-        let mut reply = self.send(CALL, Method::GET, &path, Payload::None).await?;
+        let mut reply = self.send(DOWNLOAD, Method::GET, &path, Payload::None).await?;
+        let mut at = self.0.base.url().clone();
+        at.set_path(&format!("{}/{path}", at.path().trim_end_matches('/')));
+        let mut redirects = 0;
+        while matches!(reply.status.as_u16(), 301..=303 | 307 | 308) {
+            at = match location(&reply.headers) {
+                Some(location) => redirected(&at, location),
+                None => Err(format!("{} sends us elsewhere and does not say where", host(&at))),
+            }
+            .and_then(|to| match redirects {
+                MAX_REDIRECTS => Err(format!("after {MAX_REDIRECTS} redirects we are sent on, to {}", host(&to))),
+                _ => Ok(to),
+            })
+            .map_err(|why| {
+                let why = error::harmless_message(&self.0.key, &why);
+                ApiError { status: Some(reply.status.as_u16()), ..ApiError::new(DOWNLOAD, Class::Redirect, why) }
+            })?;
+            redirects += 1;
+            let request = bare_request(Method::GET, at.as_str()).body(reqwest::Body::default());
+            let request = request.map_err(|e| ApiError::new(DOWNLOAD, Class::Redirect, e.to_string()))?;
+            let place = self.place(&at);
+            reply = self.deliver(DOWNLOAD, request, &Moved::whole(), &place).await?;
+            reply.elsewhere = Some(place);
+        }
+        Ok(reply)
+    }
+
+    async fn download_once(&self, file: &FileId, to: &Path) -> Result<Landing, Cut> {
+        const CALL: &str = DOWNLOAD;
+        let mut reply = self.open_download(file).await?;
         let is_page =
             reply.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
         if reply.status != http::StatusCode::OK || is_page {
@@ -367,12 +420,11 @@ impl Client {
         };
         decoder = put(CALL, decoder, piece.freeze()).await?;
         let cut = match (broken, expected) {
-            (Some(broken), _) => Some(self.broken(CALL, &broken)),
-            (None, Some(expected)) if decoder.wire != expected => Some(ApiError::new(
-                CALL,
-                Class::Unreachable,
-                format!("it is cut short: {} of {expected} bytes came", decoder.wire),
-            )),
+            (Some(broken), _) => Some(self.broken(CALL, &broken, reply.elsewhere.as_deref())),
+            (None, Some(expected)) if decoder.wire != expected => {
+                let why = format!("it is cut short: {} of {expected} bytes came", decoder.wire);
+                Some(self.broken(CALL, &Broken::new(why), reply.elsewhere.as_deref()))
+            }
             _ => None,
         };
         if let Some(error) = cut {
@@ -384,7 +436,7 @@ impl Client {
         if let Some(told) = landing.error_object() {
             let status = http::StatusCode::OK;
             let mut error = error::from_reply(CALL, self.0.dialect, &self.0.key, status, Some(told), &[]);
-            self.note_retry(&mut error, &reply.headers);
+            self.note_retry(&mut error, &reply.headers, reply.elsewhere.as_deref());
             return Err(error.into());
         }
         Ok(landing)
@@ -427,6 +479,18 @@ impl Client {
         path: &str,
         payload: Payload<'_>,
     ) -> Result<Value, ApiError> {
+        let answer = self.ask_json(call, method, path, payload).await;
+        self.0.waits.note(call, &answer);
+        answer
+    }
+
+    async fn ask_json(
+        &self,
+        call: &'static str,
+        method: Method,
+        path: &str,
+        payload: Payload<'_>,
+    ) -> Result<Value, ApiError> {
         let reply = self.send(call, method, path, payload).await?;
         if !reply.status.is_success() {
             return Err(self.read_refusal(call, reply).await);
@@ -434,7 +498,7 @@ impl Client {
         let (status, headers) = (reply.status, reply.headers.clone());
         let (body, broken) = self.collect(call, reply).await?;
         if let Some(broken) = broken {
-            return Err(ApiError { status: Some(status.as_u16()), ..self.broken(call, &broken) });
+            return Err(ApiError { status: Some(status.as_u16()), ..self.broken(call, &broken, None) });
         }
         let mut error = match parse_json(&body) {
             Some(value) => match error::find_error(&value) {
@@ -445,35 +509,54 @@ impl Client {
             None if body.is_empty() => return Ok(Value::Null),
             None => error::from_reply(call, self.0.dialect, &self.0.key, status, None, &body),
         };
-        self.note_retry(&mut error, &headers);
+        self.note_retry(&mut error, &headers, None);
         Err(error)
     }
 
     /// Makes an error of a reply that is one by its status, or by being a page.
     async fn read_refusal(&self, call: &'static str, reply: Reply) -> ApiError {
-        let (status, headers) = (reply.status, reply.headers.clone());
+        let (status, headers, elsewhere) = (reply.status, reply.headers.clone(), reply.elsewhere.clone());
         // A refusal whose words cannot be read still has its status.
         let (body, broken) = self.collect(call, reply).await.unwrap_or_default();
         let parsed = parse_json(&body).filter(|_| broken.is_none());
         let told = parsed.as_ref().and_then(error::find_error);
         let mut error = error::from_reply(call, self.0.dialect, &self.0.key, status, told, &body);
         if status.is_redirection() {
-            error.message = "the server sends us elsewhere, where the key must not go".to_owned();
+            let base = self.0.base.url();
+            let why = match location(&headers).and_then(|location| base.join(location).ok()) {
+                Some(to) => {
+                    format!("{} sends us to {}://{}, where the key must not go", host(base), to.scheme(), host(&to))
+                }
+                None => format!("{} sends us elsewhere, where the key must not go", host(base)),
+            };
+            error.message = error::harmless_message(&self.0.key, &why);
         }
         // The disk is ours where the server is in this process; that of another one is its own trouble.
         if error.class == Class::Io && matches!(self.0.transport, Transport::Http(_)) {
             error.class = Class::Transient;
         }
-        self.note_retry(&mut error, &headers);
+        self.note_retry(&mut error, &headers, elsewhere.as_deref());
         error
     }
 
-    fn note_retry(&self, error: &mut ApiError, headers: &HeaderMap) {
+    /// Reads what the server says of another try. Of a reply from `elsewhere` only the status counts: a link there that has
+    /// expired is no word on the key, and what that host asks to wait does not concern the provider.
+    fn note_retry(&self, error: &mut ApiError, headers: &HeaderMap, elsewhere: Option<&str>) {
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         error.retry_after =
             text(header::RETRY_AFTER).and_then(|value| retry::parse_retry_after(value, SystemTime::now()));
         error.should_retry =
             text(HeaderName::from_static("x-should-retry")).and_then(|value| value.trim().parse().ok());
+        match (elsewhere, error.retry_after) {
+            (Some(place), _) => {
+                if matches!(error.class, Class::Key | Class::Account | Class::Model | Class::BadRequest) {
+                    error.class = Class::Transient;
+                }
+                error.message = format!("{}: {}", error::harmless_message(&self.0.key, place), error.message);
+            }
+            (None, Some(asked)) => self.0.retries.hold_all(asked),
+            (None, None) => {}
+        }
     }
 
     /// Reads a body that should be small; the second part tells how it broke off.
@@ -490,11 +573,11 @@ impl Client {
                         if decoder.is_over() {
                             return Err(refuse(format!("the reply is larger than {MAX_JSON} bytes")));
                         }
-                        break Some(Broken { sent: true, why: e.to_string() });
+                        break Some(Broken::new(e.to_string()));
                     }
                 }
                 Ok(None) => {
-                    break decoder.finish().err().map(|e| Broken { sent: true, why: e.to_string() });
+                    break decoder.finish().err().map(|e| Broken::new(e.to_string()));
                 }
                 Err(broken) => break Some(broken),
             }
@@ -502,7 +585,13 @@ impl Client {
         Ok((std::mem::take(&mut decoder.capped_mut().inner), broken))
     }
 
-    /// One request, sent once; the head of its reply.
+    /// Waits while the provider asks all calls to wait (`Retry-After`). Every call does so before it is sent; whoever writes
+    /// down that a call will now be sent waits before that.
+    pub async fn turn(&self) {
+        self.0.retries.turn().await;
+    }
+
+    /// One request to the provider, sent once, when it takes requests; the head of its reply.
     async fn send(
         &self,
         call: &'static str,
@@ -510,13 +599,10 @@ impl Client {
         path: &str,
         payload: Payload<'_>,
     ) -> Result<Reply, ApiError> {
+        // Before anything is opened, and before the time for the answer begins.
+        self.turn().await;
         let cannot = |e: http::Error| ApiError { sent: false, ..ApiError::new(call, Class::BadRequest, e.to_string()) };
-        let mut request = http::Request::builder()
-            .method(method.clone())
-            .uri(self.0.base.join(path))
-            .header(header::ACCEPT, "*/*")
-            // Lengths can be checked, and what is not compressed cannot explode.
-            .header(header::ACCEPT_ENCODING, "identity");
+        let mut request = bare_request(method.clone(), &self.0.base.join(path));
         if let Some(key) = self.0.key.header() {
             request = request.header(header::AUTHORIZATION, key);
         }
@@ -542,28 +628,72 @@ impl Client {
             }
         };
         let request = request.map_err(cannot)?;
+        self.deliver(call, request, &moved, &self.place(self.0.base.url())).await
+    }
+
+    /// Sends a request once to wherever it is addressed; `place` names that.
+    async fn deliver(
+        &self,
+        call: &'static str,
+        request: http::Request<reqwest::Body>,
+        moved: &Moved,
+        place: &str,
+    ) -> Result<Reply, ApiError> {
+        // Queries hold only ids, but a habit of logging them would hold secrets one day. A link to storage is one.
+        let is_ours = request.headers().contains_key(header::AUTHORIZATION);
+        let path = if is_ours { request.uri().path().to_owned() } else { place.to_owned() };
+        let method = request.method().clone();
         drill::step("before", call);
         let start = Instant::now();
-        let reply = self.0.transport.send(request, &moved, self.0.patience).await;
+        let reply = self.0.transport.send(request, moved, self.0.patience).await;
         drill::step("after", call);
         let ms = start.elapsed().as_millis();
-        // Queries hold only ids, but a habit of logging them would hold secrets one day.
-        let shown = path.split('?').next().unwrap_or_default();
         match &reply {
-            Ok(reply) => tracing::debug!(%method, path = shown, status = reply.status.as_u16(), ms, "{call}"),
-            Err(broken) => tracing::debug!(%method, path = shown, sent = broken.sent, ms, "{call}: no reply"),
+            Ok(reply) => tracing::debug!(%method, path, status = reply.status.as_u16(), ms, "{call}"),
+            Err(broken) => tracing::debug!(%method, path, sent = broken.sent, ms, "{call}: no reply"),
         }
         match moved.failed() {
             // Whatever the server makes of half a file.
             Some(why) => Err(ApiError::new(call, Class::Io, why)),
-            None => reply.map_err(|broken| self.broken(call, &broken)),
+            None => reply.map_err(|broken| self.broken(call, &broken, Some(place))),
         }
     }
 
-    fn broken(&self, call: &'static str, broken: &Broken) -> ApiError {
-        let why = error::harmless_message(&self.0.key, &broken.why);
-        ApiError { sent: broken.sent, ..ApiError::new(call, Class::Unreachable, why) }
+    /// An error of the network, with the host that it is about; `None`: the provider.
+    fn broken(&self, call: &'static str, broken: &Broken, place: Option<&str>) -> ApiError {
+        let place = place.map_or_else(|| self.place(self.0.base.url()), str::to_owned);
+        // A certificate's error names it already.
+        let name = place.split(", ").next().map(|host| host.rsplit_once(':').map_or(host, |(name, _)| name));
+        let why = if name.is_some_and(|name| broken.why.contains(name)) {
+            broken.why.clone()
+        } else {
+            format!("{place}: {}", broken.why)
+        };
+        let why = error::harmless_message(&self.0.key, &why);
+        ApiError { sent: broken.sent, ..ApiError::new(call, broken.class, why) }
     }
+
+    /// The host of a URL as messages name it.
+    fn place(&self, url: &reqwest::Url) -> String {
+        match &self.0.transport {
+            Transport::Http(network) => network.place(url),
+            Transport::Direct(_) => host(url),
+        }
+    }
+}
+
+/// What every request has, and nothing that is secret.
+fn bare_request(method: Method, url: &str) -> http::request::Builder {
+    http::Request::builder()
+        .method(method)
+        .uri(url)
+        .header(header::ACCEPT, "*/*")
+        // Lengths can be checked, and what is not compressed cannot explode.
+        .header(header::ACCEPT_ENCODING, "identity")
+}
+
+fn location(headers: &HeaderMap) -> Option<&str> {
+    std::str::from_utf8(headers.get(header::LOCATION)?.as_bytes()).ok()
 }
 
 /// The objects of a page, all of which must be readable, and whether more may follow.
@@ -761,8 +891,8 @@ impl Landing {
                 if redactor.found > 0 {
                     let name = file.path().display();
                     tracing::warn!(
-                        "{name}: the server put the key into it {} times; [key] stands there",
-                        redactor.found
+                        "{name}: the server put the key into it {}; [key] stands there",
+                        count(redactor.found, "time")
                     );
                 }
             }

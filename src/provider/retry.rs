@@ -1,5 +1,6 @@
 //! Trying again: full jitter, `Retry-After`, and one budget that all calls of a client share, so that a server
-//! in trouble is not asked by everybody at once (`promises.md` N3). A create never comes here.
+//! in trouble is not asked by everybody at once (`promises.md` N3). A create is never tried again here, but it waits its
+//! [`Retries::turn`] as every call does.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -46,6 +47,8 @@ const LONGEST_QUEUE: Duration = Duration::from_secs(120);
 pub(super) struct Retries {
     policy: Policy,
     bucket: Mutex<Bucket>,
+    /// No call is sent before this: a reply to one of them asked for it with `Retry-After`.
+    not_before: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -72,7 +75,26 @@ impl Bucket {
 
 impl Retries {
     pub fn new(policy: Policy) -> Self {
-        Self { policy, bucket: Mutex::new(Bucket { tokens: BUDGET, at: None }) }
+        Self { policy, bucket: Mutex::new(Bucket { tokens: BUDGET, at: None }), not_before: Mutex::default() }
+    }
+
+    /// What one call was asked to wait, all calls to the same server wait.
+    pub fn hold_all(&self, asked: Duration) {
+        let until = Instant::now() + asked.min(self.policy.longest_asked);
+        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+        *not_before = (*not_before).max(Some(until));
+    }
+
+    /// Waits until the server takes calls again.
+    pub async fn turn(&self) {
+        loop {
+            let until = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+            match until {
+                // It may be put off again while this call waits.
+                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
+                _ => return,
+            }
+        }
     }
 
     /// The tries of one call.
@@ -195,6 +217,21 @@ mod tests {
         assert_eq!(bucket.take(now + Duration::from_secs(10)), Some(Duration::ZERO));
         bucket.tokens = -200.0;
         assert_eq!(bucket.take(now + Duration::from_secs(10)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r10_20_what_one_call_was_told_holds_all() {
+        let retries = Retries::new(Policy::STANDARD);
+        let began = Instant::now();
+        retries.turn().await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        retries.hold_all(Duration::from_secs(30));
+        retries.hold_all(Duration::from_secs(7));
+        retries.turn().await;
+        assert_eq!(began.elapsed(), Duration::from_secs(30), "the longest counts");
+        retries.hold_all(Duration::MAX);
+        retries.turn().await;
+        assert_eq!(began.elapsed(), Duration::from_secs(150), "within bounds");
     }
 
     #[test]

@@ -2,14 +2,14 @@
 //! dialect, retries and the reading of errors run above it.
 //!
 //! https only, except to a loopback address (`127.0.0.0/8`, `::1`) and the name `localhost`, which is never looked
-//! up but always means those two. Certificates are always checked, redirects never followed, nothing is sent twice
-//! (`promises.md` N1, N2).
+//! up but always means those two. Certificates are always checked, nothing is sent twice, and no redirect is followed
+//! here: where a download goes next is decided by [`redirected`] (`promises.md` N1, N2).
 
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -17,14 +17,14 @@ use bytes::Bytes;
 use futures::future::Either;
 use http_body_util::BodyExt as _;
 use reqwest::Url;
+use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
+use super::{Class, certificates, proxies};
 use crate::error::{Error, Kind, Result};
 
 const CONNECT: Duration = Duration::from_secs(8);
-/// A PEM file larger than this is a mistake.
-const MAX_CA: u64 = 1 << 20;
 
 /// How long a server may be silent. There is no limit on a transfer that moves.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ impl Patience {
 }
 
 pub enum Transport {
-    Http(reqwest::Client),
+    Http(Network),
     /// A server in this process.
     Direct(axum::Router),
 }
@@ -58,6 +58,17 @@ impl fmt::Debug for Transport {
             Self::Direct(_) => "Direct",
         })
     }
+}
+
+/// Sockets.
+#[derive(Debug)]
+pub struct Network {
+    client: reqwest::Client,
+    /// The API is on this machine: `client` uses no proxies, and knows no certificates where the API needs none.
+    is_local: bool,
+    /// For a download that is redirected from this machine to another.
+    beyond: OnceLock<Result<reqwest::Client>>,
+    certificates: Vec<CertificateDer<'static>>,
 }
 
 /// Where the API is; checked, without a trailing slash.
@@ -98,41 +109,57 @@ impl BaseUrl {
     }
 
     fn is_loopback(&self) -> bool {
-        let host = self.0.host_str().unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        is_loopback(&self.0)
+    }
+
+    pub fn url(&self) -> &Url {
+        &self.0
     }
 }
 
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Host and port of a URL, as a message names them.
+pub(super) fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// Where a download goes that is sent from `from` to `location`: over https to anywhere, without it within this machine.
+///
+/// # Errors
+/// Why it does not go there, naming the host.
+pub(super) fn redirected(from: &Url, location: &str) -> std::result::Result<Url, String> {
+    let mut to =
+        from.join(location).map_err(|_| format!("{} sends us to an address that cannot be read", host(from)))?;
+    let refuse = |why: &str| Err(format!("{} sends us to {}://{}, {why}", host(from), to.scheme(), host(&to)));
+    match to.scheme() {
+        "https" => {}
+        "http" if is_loopback(from) && is_loopback(&to) => {}
+        _ => return refuse("and only https is followed"),
+    }
+    if !to.username().is_empty() || to.password().is_some() {
+        return refuse("with a user name or password in the address");
+    }
+    to.set_fragment(None);
+    Ok(to)
+}
+
 impl Transport {
-    /// The one place where a network client is made.
     pub(super) fn http(base: &BaseUrl, ca_cert: Option<&Path>) -> Result<Self> {
         // Fails only if there is one already, which is then as good.
         let _already_installed = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("zbatch/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            // A call we give up takes its connection with it; on a shared one the next would hang where it hung.
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false);
-        if base.is_loopback() {
-            let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-            let addresses = loopback.map(|ip| SocketAddr::new(ip, 0));
-            builder = builder.no_proxy().resolve_to_addrs("localhost", &addresses);
+        let is_local = base.is_loopback();
+        if !is_local {
+            proxies::check(base.url())?;
         }
-        if let Some(path) = ca_cert {
-            builder = builder.tls_certs_merge(read_ca(path)?);
-        } else if base.0.scheme() == "http" {
-            // A machine without certificates can still talk to itself.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder.build().map_err(|e| {
-            Error::new(Kind::Unavailable, format!("cannot set up TLS: {}", chain(&e)))
-                .fix("install the system's CA certificates (package ca-certificates), or name one with --ca-cert")
-        })?;
-        Ok(Self::Http(client))
+        let certificates = ca_cert.map(certificates::read).transpose()?.unwrap_or_default();
+        let client = new_client(&certificates, is_local, base.0.scheme() == "http")?;
+        Ok(Self::Http(Network { client, is_local, beyond: OnceLock::new(), certificates }))
     }
 
     /// Sends a request once and waits for the head of the reply.
@@ -143,16 +170,17 @@ impl Transport {
         patience: Patience,
     ) -> Result<Reply, Broken> {
         let answer = match self {
-            Self::Http(client) => {
+            Self::Http(network) => {
                 let request = reqwest::Request::try_from(request)
-                    .map_err(|e| Broken { sent: false, why: chain(&e.without_url()) })?;
-                Either::Left(async {
-                    let answer = client.execute(request).await;
-                    let answer = answer.map_err(|e| Broken { sent: !e.is_connect(), why: chain(&e.without_url()) })?;
+                    .map_err(|e| Broken { sent: false, ..Broken::new(chain(&e.without_url())) })?;
+                let client = network.client_for(request.url())?;
+                Either::Left(async move {
+                    let answer = client.execute(request).await.map_err(Broken::by)?;
                     Ok(Reply {
                         status: answer.status(),
                         headers: answer.headers().clone(),
                         body: ReplyBody::Http(Box::new(answer)),
+                        elsewhere: None,
                     })
                 })
             }
@@ -161,7 +189,8 @@ impl Transport {
                 Either::Right(async {
                     let Ok(answer) = answer.await;
                     let (head, body) = answer.into_parts();
-                    Ok(Reply { status: head.status, headers: head.headers, body: ReplyBody::Direct(body) })
+                    let body = ReplyBody::Direct(body);
+                    Ok(Reply { status: head.status, headers: head.headers, body, elsewhere: None })
                 })
             }
         };
@@ -172,27 +201,56 @@ impl Transport {
                 Ok(reply) => return reply,
                 // The request's body moved in the meantime.
                 Err(_) if moved.limit(patience) > limit => {}
-                Err(_) => return Err(Broken { sent: true, why: "no answer in time".to_owned() }),
+                Err(_) => return Err(Broken::new("no answer in time".to_owned())),
             }
         }
     }
 }
 
-fn read_ca(path: &Path) -> Result<Vec<reqwest::Certificate>> {
-    use std::io::Read as _;
-
-    let fail = |why: String| Error::input(format!("--ca-cert {}: {why}", path.display()));
-    let mut pem = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_CA).read_to_string(&mut pem))
-        .map_err(|e| fail(e.to_string()))?;
-    let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| fail(chain(&e)))?;
-    if certificates.is_empty() {
-        return Err(
-            fail("there is no certificate in it".to_owned()).fix("it should be PEM: -----BEGIN CERTIFICATE-----")
-        );
+impl Network {
+    /// The host of a URL, and the proxy on the way there.
+    pub(super) fn place(&self, url: &Url) -> String {
+        if self.is_local && is_loopback(url) { host(url) } else { proxies::host_and_proxy(url) }
     }
-    Ok(certificates)
+
+    /// The client that may go to `url`.
+    fn client_for(&self, url: &Url) -> std::result::Result<&reqwest::Client, Broken> {
+        if !self.is_local || is_loopback(url) {
+            return Ok(&self.client);
+        }
+        let beyond = self.beyond.get_or_init(|| {
+            proxies::check(url)?;
+            new_client(&self.certificates, false, false)
+        });
+        beyond.as_ref().map_err(|e| Broken { sent: false, ..Broken::new(e.line()) })
+    }
+}
+
+/// The one place where a network client is made.
+fn new_client(given: &[CertificateDer<'static>], is_local: bool, is_plain: bool) -> Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("zbatch/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT)
+        // A call we give up takes its connection with it; on a shared one the next would hang where it hung.
+        .http1_only()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false);
+    if is_local {
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let addresses = loopback.map(|ip| SocketAddr::new(ip, 0));
+        builder = builder.no_proxy().resolve_to_addrs("localhost", &addresses);
+    }
+    if !given.is_empty() {
+        builder = builder.tls_backend_preconfigured(certificates::believing(given.to_vec())?);
+    } else if is_plain {
+        // A machine without certificates can still talk to itself.
+        builder = builder.tls_certs_only([]);
+    }
+    builder.build().map_err(|e| {
+        Error::new(Kind::Unavailable, format!("cannot set up TLS: {}", chain(&e)))
+            .fix("install the system's CA certificates (package ca-certificates), or name one with --ca-cert")
+    })
 }
 
 /// A call that has no whole reply.
@@ -201,6 +259,42 @@ pub(super) struct Broken {
     /// Something may have reached the server.
     pub sent: bool,
     pub why: String,
+    /// Whether another try may help.
+    pub class: Class,
+}
+
+impl Broken {
+    /// By the network, half way.
+    pub fn new(why: String) -> Self {
+        Self { sent: true, why, class: Class::Unreachable }
+    }
+
+    fn by(error: reqwest::Error) -> Self {
+        let sent = !error.is_connect();
+        let class = if is_about_a_certificate(&error) { Class::Certificate } else { Class::Unreachable };
+        let why = chain(&error.without_url());
+        // The client's own layers say nothing to whoever reads it.
+        let layers = ["error sending request: ", "client error (Connect): ", "client error (SendRequest): "];
+        let why = layers.into_iter().fold(why.as_str(), |why, layer| why.strip_prefix(layer).unwrap_or(why));
+        match why.strip_prefix("tunnel error: ") {
+            Some("proxy authorization required") => {
+                let why = "the proxy answers with HTTP 407: it wants a user name and a password".to_owned();
+                Self { sent, why, class: Class::Proxy }
+            }
+            Some("unsuccessful") => Self { sent, why: "the proxy refuses to connect".to_owned(), class },
+            Some(why) => Self { sent, why: format!("the proxy: {why}"), class },
+            None => Self { sent, why: why.to_owned(), class },
+        }
+    }
+}
+
+fn is_about_a_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) = error.downcast_ref() {
+        return true;
+    }
+    // An error within an `io::Error` is not its source.
+    let within = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+    within.is_some_and(|within| is_about_a_certificate(within)) || error.source().is_some_and(is_about_a_certificate)
 }
 
 /// When the body of a request last moved, shared by the body and by who waits for the reply.
@@ -258,6 +352,8 @@ pub(super) struct Reply {
     pub status: http::StatusCode,
     pub headers: http::HeaderMap,
     pub body: ReplyBody,
+    /// The host that sent it, where that is not the provider.
+    pub elsewhere: Option<String>,
 }
 
 #[derive(Debug)]
@@ -269,7 +365,7 @@ pub(super) enum ReplyBody {
 impl ReplyBody {
     /// The next piece; `None` at the end.
     pub async fn next(&mut self, patience: Patience) -> Result<Option<Bytes>, Broken> {
-        let lost = |why| Broken { sent: true, why };
+        let lost = Broken::new;
         let next = async {
             match self {
                 Self::Http(response) => response.chunk().await.map_err(|e| lost(chain(&e.without_url()))),
@@ -311,6 +407,39 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn r10_4_a_redirect_goes_over_https_or_stays_on_this_machine() {
+        let provider = "https://api.example/v1/files/f/content";
+        let local = "http://127.0.0.1:8080/v1/files/f/content";
+        for (from, location, to) in [
+            (provider, "https://storage.example/x?sig=1#part", Ok("https://storage.example/x?sig=1")),
+            (provider, "//storage.example/x", Ok("https://storage.example/x")),
+            (provider, "/kept/x", Ok("https://api.example/kept/x")),
+            (provider, "other", Ok("https://api.example/v1/files/f/other")),
+            (provider, "https://127.0.0.1:8443/x", Ok("https://127.0.0.1:8443/x")),
+            (provider, "http://storage.example/x", Err("http://storage.example")),
+            (provider, "http://127.0.0.1/x", Err("http://127.0.0.1")),
+            (provider, "http://api.example/v1/files/f/content", Err("http://api.example")),
+            (provider, "ftp://storage.example/x", Err("ftp://storage.example")),
+            (provider, "file:///etc/passwd", Err("file://")),
+            (provider, "https://user:hunter2@storage.example/x", Err("https://storage.example")),
+            (provider, "https://[bad", Err("cannot be read")),
+            (local, "https://storage.example/x", Ok("https://storage.example/x")),
+            (local, "http://127.0.0.1:9000/x", Ok("http://127.0.0.1:9000/x")),
+            (local, "http://localhost:9000/x", Ok("http://localhost:9000/x")),
+            (local, "http://[::1]:9000/x", Ok("http://[::1]:9000/x")),
+            (local, "http://localhost.example/x", Err("http://localhost.example")),
+            (local, "http://10.0.0.1/x", Err("http://10.0.0.1")),
+            (local, "http://storage.example:8080/x", Err("http://storage.example:8080")),
+        ] {
+            match (redirected(&Url::parse(from).expect("a URL"), location), to) {
+                (Ok(url), Ok(to)) => assert_eq!(url.as_str(), to),
+                (Err(why), Err(named)) => assert!(why.contains(named) && !why.contains("hunter2"), "{location}: {why}"),
+                (other, _) => panic!("{location}: {other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn plain_http_is_for_loopback() {

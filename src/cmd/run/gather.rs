@@ -1,7 +1,7 @@
 //! Results files → answers, as the files come: every row of a fetched chunk goes into the store, every line that is no row of
 //! its chunk beside it.
 
-use std::sync::Mutex;
+use std::{collections::HashSet, sync::Mutex};
 
 use tokio::sync::mpsc;
 
@@ -12,7 +12,7 @@ use crate::{
     error::Result,
     flow::tally::Tally,
     flow::{
-        Fault, FaultKind, FaultLine,
+        ChunkId, Fault, FaultKind, FaultLine,
         answers::{AnswerReader, Outcome},
         chunks::Chunk,
         faults::excerpt,
@@ -33,7 +33,7 @@ pub fn read_results(
     journal: &Mutex<Journal>,
     store: AnswerStore,
     mut fetched: mpsc::Receiver<usize>,
-) -> Result<(AnswerStore, Tally)> {
+) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         set: &rendering.set,
         work,
@@ -57,15 +57,46 @@ pub fn read_results(
             gatherer.read_chunk(*place, &chunk, &refused)?;
         }
     }
+    let mut came: HashSet<usize> = here.iter().copied().collect();
     while let Some(place) = fetched.blocking_recv() {
         match job(place)? {
-            Some((chunk, refused)) if here.binary_search(&place).is_err() => {
-                gatherer.read_chunk(place, &chunk, &refused)?;
-            }
+            Some((chunk, refused)) if came.insert(place) => gatherer.read_chunk(place, &chunk, &refused)?,
             _ => {}
         }
     }
-    Ok((gatherer.store, gatherer.tally))
+    Ok(Gathered { store: gatherer.store, tally: gatherer.tally, came })
+}
+
+/// Answers that wait for their posts.
+#[derive(Debug)]
+pub struct Gathered {
+    pub store: AnswerStore,
+    /// What was counted on the way.
+    pub tally: Tally,
+    /// Places of the chunks whose results were read.
+    came: HashSet<usize>,
+}
+
+/// What stands in the store for a row whose batch is not done. No fault has an empty payload.
+pub const PENDING: &[u8] = b"";
+
+impl Gathered {
+    /// Marks every row of the other chunks as pending.
+    pub fn mark_pending(&mut self, set: &AnalysisSet, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
+        let chunks: Vec<(usize, ChunkId)> = {
+            let jobs = &locked(journal)?.state.jobs;
+            let all = jobs.iter().map(|job| job.chunk.id.clone()).enumerate();
+            all.filter(|(place, _)| !self.came.contains(place)).collect()
+        };
+        for (_, id) in chunks {
+            let Some(analysis) = set.find(&id.analysis) else { continue };
+            for index in RowSet::read(&work.rows(&id))?.indexes() {
+                // After every answer and fault that may be there.
+                self.store.push_fault(index, analysis, u64::MAX, PENDING)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Precedence among answers for one row: chunk order, then output before error file, then line.

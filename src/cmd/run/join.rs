@@ -37,6 +37,8 @@ use crate::{
     workdir::WorkDir,
 };
 
+use super::gather::PENDING;
+
 /// What it needs beside posts and answers.
 pub struct Join<'a> {
     pub args: &'a RunArgs,
@@ -121,12 +123,16 @@ impl Join<'_> {
                 if row.conflict(at) {
                     here(FaultKind::Conflict, "different answers; the first of them is kept");
                 }
-                let mut is_final = false;
+                let (mut is_final, mut is_pending) = (false, false);
                 let counted = tally.analyses.get_mut(at);
                 match row.cell(at) {
                     Cell::Value(_) => counted.into_iter().for_each(|tally| tally.answers += 1),
                     Cell::Absent if was_asked => here(FaultKind::Absent, "asked for, and in no results file"),
                     Cell::Absent => {}
+                    Cell::Fault(PENDING) => {
+                        is_pending = true;
+                        counted.into_iter().for_each(|tally| tally.pending += 1);
+                    }
                     Cell::Fault(payload) => {
                         let fault = read_back(payload)?;
                         is_final = fault.kind.is_final();
@@ -135,7 +141,8 @@ impl Join<'_> {
                 }
                 // What was not asked for now, and what the next round leaves out, is not asked for then.
                 let is_missing = !filled.get(at).copied().unwrap_or_default();
-                askable |= is_missing && was_asked && !(is_final && self.args.faults.faults.is_some());
+                let is_skipped = is_final && self.args.faults.faults.is_some();
+                askable |= is_missing && was_asked && !is_pending && !is_skipped;
                 if let Cell::Fault(payload) = row.cell(analyses + at) {
                     faults.push((Some(at), read_back(payload)?));
                 }
@@ -159,7 +166,9 @@ impl Join<'_> {
         }
         let end = self.args.input.start_index.saturating_add(counts.places);
         joined.beyond(end, |_, at, cell| {
-            if let Cell::Fault(payload) = cell {
+            if let Cell::Fault(payload) = cell
+                && payload != PENDING
+            {
                 let fault = read_back(payload)?;
                 tally.add_fault(fault.index.and(Some(at % analyses)).filter(|_| fault.analysis.is_some()), &fault);
                 log.add(&fault)?;
@@ -187,7 +196,9 @@ impl Join<'_> {
     ) -> Result<Ended> {
         let Passed { counts, askable } = *passed;
         let state = &locked(journal)?.state;
-        let remains = state.below(Step::Fetched) > 0;
+        let pending = tally.pending();
+        // Also a chunk that was fetched a moment before a deadline, and read by nobody.
+        let remains = state.below(Step::Fetched) > 0 || pending > 0;
         let came_short = state.jobs.iter().any(came_short);
         let report = Report {
             analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
@@ -222,6 +233,9 @@ impl Join<'_> {
         self.console.note(format_args!("report: {}", path.display()));
         self.console.show_faults(log);
         let rows = tally.analyses.iter().map(|tally| tally.rows).sum::<u64>() + (counts.places - counts.posts);
+        if pending > 0 {
+            return Ok(Ended::Remains);
+        }
         Ok(Ended::judge(self.args.faults.max_faults, log.total(), rows))
     }
 

@@ -102,6 +102,7 @@ fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
         missing: false,
         skip: None,
         upstream: None,
+        image_urls: cli::ImageUrls::All,
     };
     journal.append(&start("run".to_owned(), false, config)).expect("appended");
     for part in 1..=chunks {

@@ -1,0 +1,83 @@
+//! What the calls wait for: a kind of call that is refused for now, or finds no server, until one of its kind succeeds.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::ApiError;
+use crate::units::count;
+
+/// A wait of this length is worth a line.
+const LONG: Duration = Duration::from_secs(60);
+
+/// By the name of the call.
+#[derive(Debug, Default)]
+pub(super) struct Waits(Mutex<BTreeMap<&'static str, Wait>>);
+
+#[derive(Debug)]
+struct Wait {
+    since: Instant,
+    /// The last error, with its code and words.
+    error: String,
+    said: bool,
+}
+
+impl Waits {
+    pub fn note<T>(&self, call: &'static str, outcome: &Result<T, ApiError>) {
+        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Err(error) if error.is_retryable() => {
+                let wait = Wait { since: Instant::now(), error: String::new(), said: false };
+                waits.entry(call).or_insert(wait).error = error.to_string();
+            }
+            // Whoever gets an error that is final tells it.
+            _ => drop(waits.remove(call)),
+        }
+    }
+
+    /// What is waited for now.
+    pub fn list(&self) -> Vec<String> {
+        let waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waits.values().map(|wait| wait.error.clone()).collect()
+    }
+
+    /// What has been waited for long, each wait once.
+    pub fn long(&self) -> Vec<String> {
+        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let long = waits.values_mut().filter(|wait| !wait.said && wait.since.elapsed() >= LONG);
+        long.map(|wait| {
+            wait.said = true;
+            format!("after {}: {}", count(wait.since.elapsed().as_secs() / 60, "minute"), wait.error)
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Class;
+
+    #[tokio::test(start_paused = true)]
+    async fn r10_16_a_wait_is_said_once_and_ends_with_a_success() {
+        let waits = Waits::default();
+        let slow = |why: &str| Err::<(), _>(ApiError::new("create a batch", Class::RateLimited, why));
+        waits.note("create a batch", &slow("first"));
+        tokio::time::advance(LONG / 2).await;
+        waits.note("create a batch", &slow("second"));
+        assert_eq!((waits.long(), waits.list()), (vec![], vec!["create a batch: second".to_owned()]));
+        tokio::time::advance(LONG).await;
+        waits.note("list the batches", &Ok(()));
+        assert_eq!(waits.long(), ["after 1 minute: create a batch: second"]);
+        assert_eq!((waits.long().len(), waits.list().len()), (0, 1), "it is said once, and goes on");
+        waits.note("create a batch", &Ok(()));
+        waits.note("create a batch", &slow("anew"));
+        assert_eq!(waits.long().len(), 0);
+        waits.note("create a batch", &Err::<(), _>(ApiError::new("create a batch", Class::Account, "broke")));
+        assert_eq!(waits.list().len(), 0, "that one is told where it ends the job");
+    }
+}
