@@ -255,7 +255,8 @@ pub struct MemoryArgs {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Output file, `-` for stdout; .gz and .zst compress; may name the input
+    /// Output file, `-` for stdout; .gz and .zst compress; may name the input (if a post cannot be read, FILE.partial is
+    /// written and the input stays)
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// One array or JSON Lines [default: by the output's name, lines on stdout]

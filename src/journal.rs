@@ -76,11 +76,11 @@ pub struct Config {
     pub missing: bool,
     /// Hash of the rows that `--skip` leaves out, and of those that it asks without images.
     pub skip: Option<String>,
+    #[serde(default)]
+    pub image_urls: ImageUrls,
     /// The server behind the embedded one (`--upstream`): a directory's answers are all invented, or all its.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
-    #[serde(default)]
-    pub image_urls: ImageUrls,
 }
 
 impl Config {
@@ -665,7 +665,7 @@ fn replay(file: &File, path: &Path) -> Result<Replay> {
     let mut reader = file.try_clone().map_err(|e| Error::io("open", path, &e))?;
     reader.seek(SeekFrom::Start(0)).map_err(|e| Error::io("seek in", path, &e))?;
     let input = Input { reader: Box::new(reader.take(whole)), name: path.display().to_string() };
-    let mut lines = LineReader::new(input, Shape::Lines, LONGEST_EVENT, 0);
+    let mut lines = LineReader::new(input, Shape::Own, LONGEST_EVENT, 0);
     let mut block = Block::default();
     let mut read = Replay { state: State::default(), whole, torn: all - whole, damage: None };
     while lines.fill(&mut block)? {
@@ -711,8 +711,8 @@ pub mod tests {
             start_index: 0,
             missing: false,
             skip: None,
-            upstream: None,
             image_urls: ImageUrls::All,
+            upstream: None,
         }
     }
 

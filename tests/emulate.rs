@@ -492,6 +492,50 @@ fn without_a_state_directory_nothing_stays() {
     assert_eq!(left(work.path()), 0);
 }
 
+/// A row is refused for its image as the provider does it: what we send is held against its limits, not only believed.
+#[test]
+fn r10_0_images_are_held_against_the_providers_limits() {
+    let work = WorkDir::new();
+    let server = server(&work, &[]);
+    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let jpeg = |bytes: usize| base64(&[&[0xff, 0xd8, 0xff, 0xe0][..], &vec![7; bytes - 4]].concat());
+    let data = |kind: &str, text: &str| format!("data:image/{kind};base64,{text}");
+    let good = data("jpeg", &jpeg(5_000_000));
+    let cases: [(Vec<String>, Option<&str>); 9] = [
+        (vec![good.clone()], None),
+        (vec![data("png", &base64(b"\x89PNG\r\n\x1a\n"))], None),
+        (vec![jpeg(70_001)], None),
+        (vec!["https://x/1.gif".to_owned(); 5], None),
+        (vec!["https://x/1.gif".to_owned(); 6], Some("more images than a request may hold")),
+        (vec![data("jpeg", &jpeg(5_000_001))], Some("an image is larger than 5 MB")),
+        (vec![data("gif", &base64(b"GIF89a\x01\0"))], Some("an image is neither a JPEG nor a PNG file")),
+        (vec![good.clone() + "A"], Some("an image is no Base64")),
+        (vec![data("jpeg", "")], Some("an image is neither a JPEG nor a PNG file")),
+    ];
+    let line = |(n, (urls, _)): (usize, &(Vec<String>, Option<&str>))| {
+        let image = |url: &String| json!({"type": "image_url", "image_url": {"url": url}});
+        let mut line = request(ZHIPU, &format!("abcdef_{n}"), "x");
+        let text = json!({"type": "text", "text": "x"});
+        line["body"]["messages"][0]["content"] = std::iter::once(text).chain(urls.iter().map(image)).collect();
+        line.to_string() + "\n"
+    };
+    let file = server.upload(ZHIPU, &cases.iter().enumerate().map(line).collect::<String>());
+    let (_, ended) = server.wait(ZHIPU, &server.create(ZHIPU, &file));
+    let mut refused = std::collections::BTreeMap::new();
+    for line in server.lines(ZHIPU, &ended["error_file_id"]) {
+        let response = &line["response"];
+        assert_eq!(
+            (&response["status_code"], &response["body"]["error"]["code"]),
+            (&json!(400), &json!("1210")),
+            "{line}"
+        );
+        refused.insert(text(&line["custom_id"]), text(&response["body"]["detail"]));
+    }
+    let wanted = cases.iter().enumerate().filter_map(|(n, (_, why))| Some((format!("abcdef_{n}"), (*why)?.to_owned())));
+    assert_eq!(refused, wanted.collect());
+    assert_eq!(server.lines(ZHIPU, &ended["output_file_id"]).len(), 4);
+}
+
 /// Clients look at a file and at the list of models before they begin.
 #[test]
 fn r10_21_a_file_and_the_models_are_shown() {
@@ -561,48 +605,4 @@ fn r10_21_prompts_of_unknown_analyses_are_answered_by_what_they_list() {
     let said = work.read("log");
     assert_eq!(said.matches("cannot be told from its prompt").count(), 1, "{said}");
     assert!(said.contains("--analyses"), "{said}");
-}
-
-/// A row is refused for its image as the provider does it: what we send is held against its limits, not only believed.
-#[test]
-fn r10_0_images_are_held_against_the_providers_limits() {
-    let work = WorkDir::new();
-    let server = server(&work, &[]);
-    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-    let jpeg = |bytes: usize| base64(&[&[0xff, 0xd8, 0xff, 0xe0][..], &vec![7; bytes - 4]].concat());
-    let data = |kind: &str, text: &str| format!("data:image/{kind};base64,{text}");
-    let good = data("jpeg", &jpeg(5_000_000));
-    let cases: [(Vec<String>, Option<&str>); 9] = [
-        (vec![good.clone()], None),
-        (vec![data("png", &base64(b"\x89PNG\r\n\x1a\n"))], None),
-        (vec![jpeg(70_001)], None),
-        (vec!["https://x/1.gif".to_owned(); 5], None),
-        (vec!["https://x/1.gif".to_owned(); 6], Some("more images than a request may hold")),
-        (vec![data("jpeg", &jpeg(5_000_001))], Some("an image is larger than 5 MB")),
-        (vec![data("gif", &base64(b"GIF89a\x01\0"))], Some("an image is neither a JPEG nor a PNG file")),
-        (vec![good.clone() + "A"], Some("an image is no Base64")),
-        (vec![data("jpeg", "")], Some("an image is neither a JPEG nor a PNG file")),
-    ];
-    let line = |(n, (urls, _)): (usize, &(Vec<String>, Option<&str>))| {
-        let image = |url: &String| json!({"type": "image_url", "image_url": {"url": url}});
-        let mut line = request(ZHIPU, &format!("abcdef_{n}"), "x");
-        let text = json!({"type": "text", "text": "x"});
-        line["body"]["messages"][0]["content"] = std::iter::once(text).chain(urls.iter().map(image)).collect();
-        line.to_string() + "\n"
-    };
-    let file = server.upload(ZHIPU, &cases.iter().enumerate().map(line).collect::<String>());
-    let (_, ended) = server.wait(ZHIPU, &server.create(ZHIPU, &file));
-    let mut refused = std::collections::BTreeMap::new();
-    for line in server.lines(ZHIPU, &ended["error_file_id"]) {
-        let response = &line["response"];
-        assert_eq!(
-            (&response["status_code"], &response["body"]["error"]["code"]),
-            (&json!(400), &json!("1210")),
-            "{line}"
-        );
-        refused.insert(text(&line["custom_id"]), text(&response["body"]["detail"]));
-    }
-    let wanted = cases.iter().enumerate().filter_map(|(n, (_, why))| Some((format!("abcdef_{n}"), (*why)?.to_owned())));
-    assert_eq!(refused, wanted.collect());
-    assert_eq!(server.lines(ZHIPU, &ended["output_file_id"]).len(), 4);
 }

@@ -100,7 +100,12 @@ fn inputs_good_and_bad() {
         ("torn", b"{\"content\":\"a\"}\n{\"content\":\n\"b\"}\n{\"content\":\"c\"}\n", &[0, 3], &[1, 2]),
         ("two on a line", b"{\"content\":\"a\"}{\"content\":\"b\"}\n{\"content\":\"c\"}\n", &[1], &[0]),
         ("bad UTF-8", b"{\"content\":\"\xff\"}\n{\"content\":\"a\"}\n", &[1], &[0]),
-        ("content of other kinds", b"{\"content\":null}\n{\"content\":5}\n{}\n{\"content\":\"\"}\n", &[3], &[0, 1, 2]),
+        (
+            "content of other kinds",
+            b"{\"content\":null}\n{\"content\":5}\n{}\n{\"content\":\" \"}\n{\"content\":\"\"}\n",
+            &[3],
+            &[0, 1, 2, 4],
+        ),
         ("control characters", b"{\"content\":\"a\x01\"}\n{\"content\":\"b\"}\n", &[1], &[0]),
     ];
     let dir = WorkDir::new();
@@ -144,11 +149,14 @@ fn a_broken_line_is_named_and_the_others_are_asked() {
 fn what_cannot_be_read_stops_with_advice_and_leaves_no_output() {
     let dir = WorkDir::new();
     for (input, told) in [
-        ("[{\"content\":\"a\"},\n {\"content\":\"b\" \"x\":1}]", "index 1, byte 19: not JSON"),
-        ("[{\"content\":\"a\"},", "index 1, byte 17: it ends without `]`"),
-        ("[{\"content\":\"a\"} {\"content\":\"b\"}]", "index 1, byte 17: `,` or `]` is missing"),
-        ("[{\"content\":\"a\"},]", "index 1, byte 17: a comma, and then no post"),
-        ("[{\"content\":\"a\"}]\n{\"content\":\"b\"}", "index 1, byte 18: something follows the end of the array"),
+        ("[{\"content\":\"a\"},\n {\"content\":\"b\" \"x\":1}]", "index 1, line 2, byte 19: not JSON"),
+        ("[{\"content\":\"a\"},", "index 1, line 1, byte 17: it ends without `]`"),
+        ("[{\"content\":\"a\"} {\"content\":\"b\"}]", "index 1, line 1, byte 17: `,` or `]` is missing"),
+        ("[{\"content\":\"a\"},]", "index 1, line 1, byte 17: a comma, and then no post"),
+        (
+            "[{\"content\":\"a\"}]\n{\"content\":\"b\"}",
+            "index 1, line 2, byte 18: something follows the end of the array",
+        ),
         ("{\n  \"content\": \"a\"\n}\n", "jq -c"),
         ("\u{feff}\r\n{\r\n  \"content\": \"a\"\r\n}\r\n", "jq -c"),
         ("1\n2\n", "none of its 2 lines is a post"),
@@ -441,7 +449,8 @@ fn splitting_and_joining_changes_nothing() {
     TestRunner::new(config)
         .run(&(posts(), limits), |(posts, (lines, bytes))| {
             let dir = WorkDir::new();
-            dir.write("posts.jsonl", posts.join("\n"));
+            // One at least can be asked about.
+            dir.write("posts.jsonl", format!("{{\"content\":\"x\"}}\n{}", posts.join("\n")));
             let (lines, bytes) = (lines.to_string(), bytes.to_string());
             let filter = dir.run(&["gen", "posts.jsonl", "-q", "--max-bytes", &bytes, "--faults", "f1"]);
             let cut = dir.run(&[
@@ -529,7 +538,9 @@ fn h1_foreign_corpora_as_posts() {
     let strings: Vec<String> = serde_json::from_slice(&std::fs::read(blns).expect("read")).expect("strings");
     let posts: Vec<String> =
         strings.iter().map(|text| json!({ "content": text, "username": text }).to_string()).collect();
-    let ran = dir.pipe(posts.join("\n"), &["gen", ONE, "-q"]).exits(0);
+    let ran = dir.pipe(posts.join("\n"), &["gen", ONE, "-q", "--max-faults=1"]).exits(0);
+    // One of them is empty: nothing to ask about.
+    let strings: Vec<&String> = strings.iter().filter(|text| !text.is_empty()).collect();
     for (prompt, text) in ran.prompts().iter().zip(&strings) {
         assert!(prompt.contains(text.as_str()), "{text:?}");
     }

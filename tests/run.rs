@@ -334,7 +334,7 @@ fn a_broken_array_costs_nothing_and_leaves_no_output() {
     let dir = WorkDir::new();
     dir.write("posts.jsonl", "[{\"content\":\"a\"},\n{\"content\":\"b\"},\n{\"content\" \"c\"}]");
     let ran = dir.run(&job(&[])).exits(65);
-    assert!(ran.stderr.contains("index 2, byte 35"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("index 2, line 3, byte 35"), "{}", ran.stderr);
     assert!(!dir.exists("out.jsonl"));
     assert_eq!(creates(&dir, "w"), 0);
 }

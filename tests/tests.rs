@@ -12,6 +12,7 @@ mod fuzzed;
 mod r#gen;
 mod hostile;
 mod images;
+mod inputs;
 mod jobs;
 mod laws;
 mod merge;

@@ -43,8 +43,9 @@ pub struct Analysis {
     pub template: Template,
     /// Looks at the post's images, with the multimodal model.
     pub images: bool,
-    /// Fields that must be strings, or the post is a fault for this analysis.
-    pub requires: Vec<(String, Slot)>,
+    /// Fields that must be texts with something in them, or the post is a fault for this analysis; `None`: any field of the
+    /// prompt is enough.
+    pub requires: Option<Vec<(String, Slot)>>,
     /// Compact JSON written when an answer was a fault and the post has no value of its own.
     pub fallback: Option<String>,
     /// As written in `analysis.json`.
@@ -249,7 +250,6 @@ impl AnalysisSet {
         for text in texts.into_iter().chain(folder.examples.as_deref()) {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
-        let required: Vec<String> = definition.requires().map(str::to_owned).collect();
         let rule = definition
             .rule
             .resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str())))
@@ -258,7 +258,17 @@ impl AnalysisSet {
                     .fix("mend its `rule` or its labels; the README says what both hold")
             })?;
         let template = self.compile(folder, &rule)?;
-        let requires = required.into_iter().map(|name| (name.clone(), self.fields.slot(&name))).collect();
+        let slots = |name: &String| (name.clone(), self.fields.slot(name));
+        let requires: Option<Vec<_>> = definition.requires.as_ref().map(|names| names.iter().map(slots).collect());
+        let asked: Vec<Slot> = match &requires {
+            Some(requires) => requires.iter().map(|(_, slot)| *slot).collect(),
+            None => template.pieces.iter().filter_map(|piece| piece.slot).collect(),
+        };
+        if asked.iter().any(|slot| self.fields.name(*slot) == definition.field) {
+            let (what, fix) = would_replace(&definition.field);
+            return Err(Error::input(format!("{here}: {what}")).fix(fix));
+        }
+        asked.into_iter().for_each(|slot| self.fields.ask(slot));
         if definition.images {
             self.image_slot = Some(self.fields.slot(IMAGE_FIELD));
         }
@@ -326,9 +336,8 @@ impl Definition {
         if self.field.is_empty() {
             return Err(("`field` is empty".to_owned(), "name the key of the post that the answer is written to"));
         }
-        if self.field == IMAGE_FIELD || self.requires().any(|name| name == self.field) {
-            let what = format!("the answer would replace `{}`, which is asked about", self.field);
-            return Err((what, "choose another `field`"));
+        if self.field == IMAGE_FIELD {
+            return Err(would_replace(IMAGE_FIELD));
         }
         if let Some(temperature) = &self.temperature
             && !temperature.as_f64().is_some_and(|t| (0.0..=2.0).contains(&t))
@@ -340,12 +349,10 @@ impl Definition {
         }
         Ok(())
     }
+}
 
-    fn requires(&self) -> impl Iterator<Item = &str> {
-        let names = self.requires.as_deref();
-        let default = names.is_none().then_some("content");
-        names.unwrap_or_default().iter().map(String::as_str).chain(default)
-    }
+fn would_replace(field: &str) -> (String, &'static str) {
+    (format!("the answer would replace `{field}`, which is asked about"), "choose another `field`")
 }
 
 impl Folder {

@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
-use crate::flow::posts::{Fields, Slot};
+use crate::flow::{
+    posts::{Fields, Slot},
+    requests::on_one_line,
+};
 
 /// The markers are private-use characters, so no text has them.
 const OPEN: char = '\u{f8f0}';
@@ -158,10 +161,10 @@ fn is_marker(c: char) -> bool {
     matches!(c, '\u{f8e0}'..='\u{f8f1}')
 }
 
-/// Text as it stands inside a JSON string, without the quotes.
+/// Text as it stands inside a JSON string of a request line, without the quotes.
 pub fn escape_json(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
-    quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default().to_owned()
+    on_one_line(quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default())
 }
 
 fn describe(error: &minijinja::Error) -> String {

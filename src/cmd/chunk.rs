@@ -1,6 +1,6 @@
 //! Request lines → chunk files.
 
-use std::sync::Mutex;
+use std::{borrow::Cow, sync::Mutex};
 
 use serde::Deserialize;
 
@@ -17,6 +17,7 @@ use crate::{
         CustomId, Fault, FaultKind, FaultLine, Object,
         chunks::{Chunk, Pushed, write_behind},
         faults::{FaultLog, excerpt, short},
+        requests::{is_on_one_line, on_one_line},
         tally::Tally,
     },
     journal::{Event, locked},
@@ -35,11 +36,11 @@ use crate::{
 #[derive(Deserialize)]
 struct RequestLine<'a> {
     #[serde(borrow)]
-    custom_id: std::borrow::Cow<'a, str>,
+    custom_id: Cow<'a, str>,
     #[serde(borrow)]
-    method: std::borrow::Cow<'a, str>,
+    method: Cow<'a, str>,
     #[serde(borrow)]
-    url: std::borrow::Cow<'a, str>,
+    url: Cow<'a, str>,
     #[serde(borrow)]
     body: Object<Body<'a>>,
 }
@@ -47,7 +48,7 @@ struct RequestLine<'a> {
 #[derive(Deserialize)]
 struct Body<'a> {
     #[serde(borrow)]
-    model: std::borrow::Cow<'a, str>,
+    model: Cow<'a, str>,
 }
 
 pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
@@ -56,7 +57,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let dialect = Dialect::find(&models.provider.value)?;
     let limits = resolve_limits(&config, &args.limits, dialect);
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    outputs::check(args.requests.as_deref(), None, &args.faults)?;
+    outputs::check(None, args.requests.as_deref(), None, &args.faults)?;
     let input = Input::open(args.requests.as_deref(), "zbatch gen posts.jsonl | zbatch chunk -d work")?;
     let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
     let (work, journal) = claim(&dir, args.new, record_models(&models, limits, false), false, console)?;
@@ -76,8 +77,9 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
             for line in block.lines() {
                 lines += 1;
                 cutter.read_place(line.bytes)?;
+                let request = one_line(line.bytes);
                 let outcome = read_request(&line, dialect).and_then(|(id, model)| {
-                    let bytes = line.bytes.len() as u64 + 1;
+                    let bytes = request.len() as u64 + 1;
                     if !limits.admit(bytes) {
                         let detail = format!("it has {bytes} bytes; a file may hold {}", limits.bytes);
                         return Err(Fault::new(FaultKind::TooLarge, detail));
@@ -91,7 +93,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
                         let vision = *model == models.multimodal_model.value && *model != models.model.value;
                         let group = cutter.group(id.analysis, vision, model);
                         let write = |out: &mut dyn std::io::Write| {
-                            out.write_all(line.bytes)
+                            out.write_all(&request)
                                 .and_then(|()| out.write_all(b"\n"))
                                 .map_err(|e| Error::io("write", "the chunk", &e))
                         };
@@ -145,6 +147,15 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
             .fix("give it what `zbatch gen` writes, one request a line (`jq -c`); posts go to `zbatch gen -d`"));
     }
     Ok(Ended::judge(args.faults.max_faults, log.total(), lines))
+}
+
+/// The line as it goes into a file for the provider: its own bytes, but for the characters that would end it for some servers.
+/// `jq` and others write these unescaped, also where `zbatch gen` had escaped them.
+fn one_line(line: &[u8]) -> Cow<'_, [u8]> {
+    match std::str::from_utf8(line) {
+        Ok(text) if !is_on_one_line(line) => Cow::Owned(on_one_line(text).into_bytes()),
+        _ => Cow::Borrowed(line),
+    }
 }
 
 /// The custom_id and the model of a request line.

@@ -1,6 +1,7 @@
 //! Posts → request lines, as a filter or into chunk files.
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -15,8 +16,9 @@ use crate::{
     error::Result,
     flow::{
         chunks::{Chunk, Group, write_behind},
+        columns::{Columns, FIRST_POSTS},
         faults::FaultLog,
-        posts::{PostCounts, PostReader},
+        posts::{Place, PostCounts, PostReader},
         requests::RenderTally,
         tally::Tally,
     },
@@ -33,9 +35,10 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     let rendering =
         Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
     let posts = posts(args, &config, console)?;
-    outputs::check(posts.as_deref(), args.output.as_deref(), &args.faults)?;
-    let mut seen = Seen::new(&rendering, FaultLog::create(args.faults.faults.as_deref())?);
-    let posts = rendering.posts(posts.as_deref())?;
+    outputs::check(None, posts.as_deref(), args.output.as_deref(), &args.faults)?;
+    let posts = rendering.posts(posts.as_deref(), None)?;
+    let watch = Watch { columns: Columns::new(&rendering.set), input: posts.name().to_owned(), console };
+    let mut seen = Seen::new(&rendering, FaultLog::create(args.faults.faults.as_deref())?, Some(watch));
     let name = posts.name().to_owned();
     let (counts, tally) = match &args.work_dir {
         None => filter(posts, &rendering, args.output.as_deref(), &mut seen)?,
@@ -56,7 +59,7 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     }
     seen.tell(&tally, console);
     console.show_faults(&seen.log);
-    counts.check(&name)?;
+    counts.check(&name, console)?;
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), tally.requests + seen.log.total()))
 }
 
@@ -80,11 +83,58 @@ pub struct Seen<'s> {
     pub tally: Tally,
     /// A chunk ended since the next line's bytes did not fit.
     bytes_bind: bool,
+    /// `None`: the fields of the posts were looked at before.
+    watch: Option<Watch<'s>>,
+}
+
+/// Looks whether the posts have what the prompts ask about.
+#[derive(Debug)]
+pub struct Watch<'s> {
+    columns: Columns<'s>,
+    /// Its name.
+    input: String,
+    console: &'s Console,
+}
+
+impl Watch<'_> {
+    fn note(&mut self, place: &Place<'_>) {
+        self.columns.note(place);
+        if place.post.is_ok()
+            && self.columns.posts() == FIRST_POSTS
+            && let Some(warning) = self.columns.warning()
+        {
+            self.console.note(warning);
+        }
+    }
+
+    /// The next rows may yet be refused, together with those before them.
+    fn is_in_doubt(&self) -> bool {
+        self.columns.posts() < FIRST_POSTS && self.columns.lack().is_some()
+    }
+
+    fn judge(&self) -> Result<()> {
+        if let Some(note) = self.columns.judge(&self.input)? {
+            self.console.note(note);
+        }
+        Ok(())
+    }
 }
 
 impl<'s> Seen<'s> {
-    pub fn new(rendering: &'s Rendering, log: FaultLog) -> Self {
-        Self { rendering, log, tally: Tally::new(rendering.set.list.len()), bytes_bind: false }
+    pub fn new(rendering: &'s Rendering, log: FaultLog, watch: Option<Watch<'s>>) -> Self {
+        Self { rendering, log, tally: Tally::new(rendering.set.list.len()), bytes_bind: false, watch }
+    }
+
+    fn note(&mut self, place: &Place<'_>) {
+        if let Some(watch) = &mut self.watch {
+            watch.note(place);
+        }
+    }
+
+    /// # Errors
+    /// No post has what a prompt asks about.
+    fn judge(&self) -> Result<()> {
+        self.watch.as_ref().map_or(Ok(()), Watch::judge)
     }
 
     /// What was changed or left out without being a fault.
@@ -124,20 +174,54 @@ fn filter(
     output: Option<&Path>,
     seen: &mut Seen<'_>,
 ) -> Result<(PostCounts, RenderTally)> {
-    let mut output = Output::create(output)?;
+    let mut output = Held { output: Output::create(output)?, held: Some(Vec::new()) };
     let mut renderer = rendering.renderer()?;
     let counts = rendering.render(posts, &mut renderer, |step| match step {
-        Step::Place(_) => Ok(()),
+        Step::Place(place) => {
+            seen.note(place);
+            match output.held.is_none() || seen.watch.as_ref().is_some_and(Watch::is_in_doubt) {
+                true => Ok(()),
+                false => output.release(),
+            }
+        }
         Step::Request(request) => {
             seen.count(request.analysis);
-            request.write_to(&mut output)
+            request.write_to(output.room_for(request.bytes)?)
         }
         Step::Fault(fault) => seen.add(&fault),
     })?;
     if !counts.are_all_bad() {
-        output.commit()?;
+        seen.judge()?;
+        output.release()?;
+        output.output.commit()?;
     }
     Ok((counts, renderer.tally))
+}
+
+/// Rows are held back as long as it may turn out that no post has what they ask about: then none was written. What grows too
+/// large is let go: a filter streams.
+struct Held {
+    output: Output,
+    /// `None`: all is written as it comes.
+    held: Option<Vec<u8>>,
+}
+
+const HELD_BYTES: u64 = 1 << 20;
+
+impl Held {
+    fn room_for(&mut self, bytes: u64) -> Result<&mut dyn Write> {
+        if self.held.as_ref().is_some_and(|held| held.len() as u64 + bytes > HELD_BYTES) {
+            self.release()?;
+        }
+        Ok(match &mut self.held {
+            Some(held) => held,
+            None => &mut self.output,
+        })
+    }
+
+    fn release(&mut self) -> Result<()> {
+        self.held.take().map_or(Ok(()), |held| self.output.put(&held))
+    }
 }
 
 /// Renders into chunk files. Each is in the journal before `yield_chunk` gets it; chunks that the journal holds
@@ -165,7 +249,10 @@ pub fn cut(
     let mut renderer = rendering.renderer()?;
     let (counts, input) = write_behind(work.path(), record, |writer| {
         let counts = rendering.render(posts, &mut renderer, |step| match step {
-            Step::Place(place) => cutter.read_place(place.bytes),
+            Step::Place(place) => {
+                seen.note(place);
+                cutter.read_place(place.bytes)
+            }
             Step::Request(request) => {
                 seen.count(request.analysis);
                 let Some(group) = groups.get(request.analysis).and_then(|pair| pair.get(usize::from(request.vision)))
@@ -177,6 +264,8 @@ pub fn cut(
             }
             Step::Fault(fault) => seen.add(&fault),
         })?;
+        // Before the last chunks are made durable, which are all of them unless the input is large.
+        seen.judge()?;
         Ok((counts, cutter.finish(writer)?))
     })?;
     seen.bytes_bind = cutter.bytes_bind();

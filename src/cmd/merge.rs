@@ -1,7 +1,7 @@
 //! Posts ⋈ answers → enhanced posts. Answers are read first, in whatever order they come, into a store of bounded
 //! memory; then the posts stream past it, in order, and each takes its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Ended, next::NextCommand, outputs};
 use crate::{
@@ -42,10 +42,10 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
         console.note(text);
     }
     // Inputs and outputs are opened before the work, so that a wrong path is known at once.
-    let reader = PostReader::open(Some(&args.posts), &set.fields, args.input.max_line, args.input.start_index)?;
+    let (max_line, start_index) = (args.input.max_line, args.input.start_index);
+    let reader = PostReader::open(Some(&args.posts), None, &set.fields, max_line, start_index)?;
     let output = args.output.output.as_deref();
-    let inputs = args.answers.iter().chain([&args.posts]);
-    outputs::check(inputs.map(std::path::PathBuf::as_path), output, &args.faults)?;
+    outputs::check(Some(&args.posts), args.answers.iter().map(PathBuf::as_path), output, &args.faults)?;
     let as_array = match args.output.format {
         Some(format) => format == Format::Json,
         None => output.is_some_and(is_array_name),
@@ -67,9 +67,15 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
         ));
     }
     let posts_name = reader.name().to_owned();
-    let counts = write_posts(reader, args.input.start_index, &set, store.join(), &mut writer, &mut seen)?;
-    counts.check(&posts_name)?;
-    writer.commit()?;
+    let counts = write_posts(reader, start_index, &set, store.join(), &mut writer, &mut seen)?;
+    counts.check(&posts_name, console)?;
+    // Where the output replaces the posts, one that could not be read would be gone.
+    let replaced = output.filter(|output| counts.posts < counts.places && outputs::replaces(Some(&args.posts), output));
+    let aside = match replaced {
+        Some(_) => Some(writer.commit_aside()?),
+        None => writer.commit().map(|()| None)?,
+    };
+    let written = aside.as_deref().or(output);
     seen.log.commit()?;
     if let Some(path) = &args.faults.report {
         let report = Report {
@@ -78,12 +84,16 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
             posts: Some((counts.places, counts.posts)),
             batches: None,
             times: None,
-            next: (seen.tally.analyses.iter().any(|t| t.missing > 0)).then(|| next_command(args)),
+            next: (seen.tally.analyses.iter().any(|t| t.missing > 0)).then(|| next_command(args, written)),
         };
         report.write(path)?;
     }
-    summarize(args, &set, &seen.tally, counts, console);
+    summarize(args, &set, &seen.tally, counts, written, console);
     console.show_faults(&seen.log);
+    if let Some((output, aside)) = output.zip(aside.as_deref()) {
+        let fix = "mend what could not be read and run the same command again, or name another file with -o";
+        return Err(outputs::kept_posts(output, aside, counts, fix));
+    }
     let rows = counts.places.saturating_mul(set.list.len() as u64);
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), rows))
 }
@@ -184,12 +194,20 @@ fn write_posts(
     seen: &mut Seen,
 ) -> Result<PostCounts> {
     let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
+    // Places before the first post. If there is none, nothing is written: all these rows are alike.
+    let (mut held, mut began) = (0u64, false);
     let counts = reader.for_each(|place| {
         let index = place.index.0;
         let row = joined.row(index)?;
         enhanced.clear();
         match &place.post {
             Ok(post) => {
+                if !began {
+                    write_unreadable(set, &mut enhanced);
+                    (0..held).try_for_each(|_| writer.put(&enhanced))?;
+                    enhanced.clear();
+                    began = true;
+                }
                 write_enhanced(post, set, row, &mut enhanced, &mut filled);
                 for (at, &filled) in filled.iter().enumerate() {
                     if row.conflict(at) {
@@ -215,6 +233,10 @@ fn write_posts(
         for (tally, &filled) in seen.tally.analyses.iter_mut().zip(&filled) {
             tally.note_post(index, filled);
         }
+        if !began {
+            held += 1;
+            return Ok(());
+        }
         writer.put(&enhanced)
     })?;
     joined.beyond(start_index.saturating_add(counts.places), |index, at, _| {
@@ -224,7 +246,14 @@ fn write_posts(
 }
 
 /// Posts, what is missing, and the command that asks for it.
-fn summarize(args: &MergeArgs, set: &AnalysisSet, tally: &Tally, counts: PostCounts, console: &Console) {
+fn summarize(
+    args: &MergeArgs,
+    set: &AnalysisSet,
+    tally: &Tally,
+    counts: PostCounts,
+    written: Option<&Path>,
+    console: &Console,
+) {
     let unreadable = counts.places - counts.posts;
     let missing: u64 = tally.analyses.iter().map(|analysis| analysis.missing).sum();
     let (fields, posts) = (set.list.len(), count(counts.places, "post"));
@@ -248,13 +277,13 @@ fn summarize(args: &MergeArgs, set: &AnalysisSet, tally: &Tally, counts: PostCou
         console.note(format_args!("{name}: {} filled, {} missing ({})", seen.filled, seen.missing, of.join(", ")));
     }
     if missing > 0 {
-        console.note(format_args!("next: {}", next_command(args)));
+        console.note(format_args!("next: {}", next_command(args, written)));
     }
 }
 
 /// Asks for what is missing in our output, under the settings that were in force here.
-fn next_command(args: &MergeArgs) -> String {
-    let output = args.output.output.as_deref().filter(|path| !is_stream(path));
+fn next_command(args: &MergeArgs, written: Option<&Path>) -> String {
+    let output = written.filter(|path| !is_stream(path));
     NextCommand::new("zbatch gen --missing")
         .word(&output.map_or("ENHANCED".to_owned(), |path| path.display().to_string()))
         .path("--skip", args.faults.faults.as_deref())

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
 
-use crate::cli::{Cli, Typed};
+use crate::{
+    cli::{Cli, Typed},
+    units::shell_word,
+};
 
 #[derive(Debug)]
 pub struct NextCommand(String);
@@ -67,14 +70,6 @@ impl NextCommand {
     pub fn into_text(self) -> String {
         self.0
     }
-}
-
-fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "._-/+=:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     let set = config.analyses(&args.source)?;
     set.notes.iter().for_each(|note| console.note(note));
     check_inputs(args)?;
-    outputs::check(args.results.iter().map(PathBuf::as_path), args.output.as_deref(), &args.faults)?;
+    outputs::check(None, args.results.iter().map(PathBuf::as_path), args.output.as_deref(), &args.faults)?;
 
     let mut output = Output::create(args.output.as_deref())?;
     let mut faults = FaultLog::create(args.faults.faults.as_deref())?;

@@ -7,7 +7,7 @@ mod join;
 pub use join::OF_A_ROUND;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ use super::{
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
     setup::{Rendering, Step as Rendered, claim, forget_empty},
-    source::Source,
+    source::{Posts, Source},
 };
 use crate::{
     cli::RunArgs,
@@ -37,8 +37,10 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         chunks::{Chunk, Limits},
+        columns::Columns,
         faults::FaultLog,
         jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
+        posts::PostReader,
     },
     journal::{self, Event, Journal, Step, locked},
     lines::{output::Output, spill::AnswerStore},
@@ -62,10 +64,22 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
     kept?;
-    let ended = run.join(&end, gathered, &stop)?;
-    let ended = finish(end, ended, &run.journal, console)?;
-    forget_empty(&run.work, &run.journal, console)?;
-    Ok(ended)
+    match run.join(&end, gathered, &stop) {
+        Ok(ended) => {
+            let ended = finish(end, ended, &run.journal, console)?;
+            forget_empty(&run.work, &run.journal, console)?;
+            Ok(ended)
+        }
+        // Also then it is said what remains of the batches; that has the last word.
+        Err(error) if error.kind() == Kind::Input => match finish(end, Ended::Finished, &run.journal, console) {
+            Ok(Ended::Finished) => Err(error),
+            left => {
+                console.always(&error);
+                left
+            }
+        },
+        Err(error) => Err(error),
+    }
 }
 
 /// One run of a work directory. Its parts may also be called in turn, on one thread: the simulator does that.
@@ -79,7 +93,7 @@ pub struct Run<'a> {
     client: Client,
     work: WorkDir,
     pub journal: Mutex<Journal>,
-    posts: PathBuf,
+    posts: Posts,
     progress: Progress,
     began: (Instant, String),
     timeout: Option<Duration>,
@@ -98,7 +112,7 @@ impl<'a> Run<'a> {
         let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
         let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
         Output::probe(&output)?;
-        outputs::check(args.posts.as_deref(), Some(&output), &args.faults)?;
+        outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults)?;
         let source = Source::find(args, &config, &output)?;
         let remote = match provider {
             None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
@@ -194,7 +208,7 @@ impl<'a> Run<'a> {
             return Ok(Ended::Finished);
         }
         let (args, console) = (self.args, self.console);
-        let join = Join { args, rendering: &self.rendering, output: &self.output, stop, console };
+        let join = Join { args, rendering: &self.rendering, output: &self.output, posts: &self.posts, stop, console };
         let times = || {
             json!({
                 "started": self.began.1, "ended": snapshots::now(),
@@ -204,7 +218,7 @@ impl<'a> Run<'a> {
         let mut gathered = gathered;
         gathered.mark_pending(&self.rendering.set, &self.work, &self.journal)?;
         let Gathered { store, tally, .. } = gathered;
-        join.write(self.rendering.posts(Some(&self.posts))?, store.join(), tally, &self.work, &self.journal, &times)
+        join.write(store.join(), tally, &self.work, &self.journal, &times)
     }
 }
 
@@ -255,7 +269,7 @@ fn emulated_path(dialect: &Dialect) -> &'static str {
 }
 
 /// Before anything more is paid for, or waited for: what was cut is found again in these posts.
-fn check_input(posts: &Path, rendering: &Rendering, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
+fn check_input(posts: &Posts, rendering: &Rendering, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
     let mut cutter = {
         let state = &locked(journal)?.state;
         if state.below(Step::Fetched) == 0 {
@@ -263,7 +277,7 @@ fn check_input(posts: &Path, rendering: &Rendering, work: &WorkDir, journal: &Mu
         }
         state.cutter(work.path(), rendering.limits)
     };
-    let read = rendering.posts(Some(posts))?.for_each(|place| {
+    let read = open(rendering, posts)?.for_each(|place| {
         if cutter.knows_the_input() {
             return Err(Error::new(Kind::ClosedPipe, "the rest is not needed"));
         }
@@ -276,10 +290,14 @@ fn check_input(posts: &Path, rendering: &Rendering, work: &WorkDir, journal: &Mu
     }
 }
 
+fn open<'r>(rendering: &'r Rendering, posts: &Posts) -> Result<PostReader<'r>> {
+    rendering.posts(Some(&posts.path), Some(&posts.name))
+}
+
 /// Before the first create: counts what the whole input will take, says it, and holds it against the caps. A broken input
 /// is found here, before it costs anything.
 fn plan(
-    posts: &Path,
+    posts: &Posts,
     rendering: &Rendering,
     journal: &Mutex<Journal>,
     settings: &JobSettings,
@@ -294,18 +312,25 @@ fn plan(
     }
     let mut groups = vec![[Planned::default(); 2]; rendering.set.list.len()];
     let mut renderer = rendering.renderer()?;
-    let reader = rendering.posts(Some(posts))?;
-    let name = reader.name().to_owned();
-    let counts = rendering.render(reader, &mut renderer, |step| {
-        if let Rendered::Request(request) = step
-            && let Some(group) = groups.get_mut(request.analysis)
-            && let Some(planned) = group.get_mut(usize::from(request.vision))
-        {
-            planned.add(request.bytes, rendering.limits);
+    let mut columns = Columns::new(&rendering.set);
+    let counts = rendering.render(open(rendering, posts)?, &mut renderer, |step| {
+        match step {
+            Rendered::Place(place) => columns.note(place),
+            Rendered::Request(request) => {
+                if let Some(group) = groups.get_mut(request.analysis)
+                    && let Some(planned) = group.get_mut(usize::from(request.vision))
+                {
+                    planned.add(request.bytes, rendering.limits);
+                }
+            }
+            Rendered::Fault(_) => {}
         }
         Ok(())
     })?;
-    counts.check(&name)?;
+    counts.check(&posts.name, console)?;
+    if let Some(note) = columns.judge(&posts.name)? {
+        console.note(note);
+    }
     let mut sum = Planned::default();
     for planned in groups.iter().flatten() {
         sum.chunks += planned.chunks + u64::from(planned.lines > 0);
@@ -344,7 +369,7 @@ impl Planned {
 
 /// Cuts the posts into chunks, no faster than the driver takes them.
 fn cut_all(
-    posts: &Path,
+    posts: &Posts,
     rendering: &Rendering,
     work: &WorkDir,
     journal: &Mutex<Journal>,
@@ -352,13 +377,13 @@ fn cut_all(
     console: &Console,
 ) -> Result<()> {
     // What is wrong with a post is told at the end, when its row is written.
-    let mut seen = Seen::new(rendering, FaultLog::create(None)?);
+    let mut seen = Seen::new(rendering, FaultLog::create(None)?, None);
     let mut send = |chunk: Chunk| {
         let place = locked(journal)?.state.place(&chunk.id).unwrap_or_default();
         // The driver takes no more: it was told to stop, or cannot go on. Its own end says why.
         cut_send.blocking_send(place).map_err(|_| Error::new(Kind::ClosedPipe, "no more chunks are taken"))
     };
-    match cut(rendering.posts(Some(posts))?, rendering, work, journal, &mut seen, &mut send) {
+    match cut(open(rendering, posts)?, rendering, work, journal, &mut seen, &mut send) {
         Ok((_, tally)) => {
             seen.tell(&tally, console);
             Ok(())

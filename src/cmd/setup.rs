@@ -81,8 +81,9 @@ impl Rendering {
         })
     }
 
-    pub fn posts(&self, path: Option<&Path>) -> Result<PostReader<'_>> {
-        PostReader::open(path, &self.set.fields, self.input.max_line, self.input.start_index)
+    /// `name`: what messages call the posts, if the file is a copy.
+    pub fn posts(&self, path: Option<&Path>, name: Option<&str>) -> Result<PostReader<'_>> {
+        PostReader::open(path, name, &self.set.fields, self.input.max_line, self.input.start_index)
     }
 
     pub fn renderer(&self) -> Result<Renderer<'_>> {
@@ -219,8 +220,8 @@ pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal:
         start_index: 0,
         missing: false,
         skip: None,
-        upstream: None,
         image_urls: ImageUrls::All,
+        upstream: None,
     }
 }
 
@@ -251,17 +252,19 @@ pub fn claim(
         work = work.renew()?;
         journal = work.journal()?;
     }
-    let difference = match &journal.state.config {
-        // Nothing was paid: a first try that was refused does not tie the directory to its flags.
-        Some(there) if there.input == record.input && journal.state.jobs.iter().all(|job| job.attempt == 0) => {
-            there.difference(&record)
-        }
-        _ => None,
-    };
-    if let Some(difference) = &difference {
-        say_what_is_left(&journal.state, dir, difference, console);
+    // An empty input made no job.
+    if journal.state.is_empty() && journal.state.config.is_some() {
+        drop(journal);
+        work.forget(false)?;
+        journal = work.journal()?;
     }
-    if difference.is_some() || journal.state.is_empty() {
+    if let Some(there) = &journal.state.config
+        && there.input == record.input
+        && let Some(difference) = there.difference(&record)
+        && journal.state.jobs.iter().all(|job| job.attempt == 0)
+    {
+        // Nothing was paid: a first try that was refused does not tie the directory to its flags.
+        say_what_is_left(&journal.state, dir, &difference, console);
         let was_cut = !journal.state.jobs.is_empty();
         drop(journal);
         work.forget(was_cut)?;
@@ -284,16 +287,6 @@ pub fn claim(
     Ok((work, journal))
 }
 
-/// An empty input makes no job: afterwards its directory is no work directory. Whether that is so.
-pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console) -> Result<bool> {
-    let is_empty = locked(journal)?.state.is_empty();
-    if is_empty {
-        console.note(format_args!("the input is empty: there is no job in {}", work.path().display()));
-        work.forget(false)?;
-    }
-    Ok(is_empty)
-}
-
 /// Before chunks are cut anew with other settings.
 fn say_what_is_left(state: &State, dir: &Path, difference: &str, console: &Console) {
     if !state.jobs.is_empty() {
@@ -307,6 +300,16 @@ fn say_what_is_left(state: &State, dir: &Path, difference: &str, console: &Conso
     if !uploaded.is_empty() {
         console.note(format_args!("files that were uploaded stay at the provider: {}", uploaded.join(", ")));
     }
+}
+
+/// An empty input makes no job: afterwards its directory is no work directory. Whether that is so.
+pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console) -> Result<bool> {
+    let is_empty = locked(journal)?.state.is_empty();
+    if is_empty {
+        console.note(format_args!("the input is empty: there is no job in {}", work.path().display()));
+        work.forget(false)?;
+    }
+    Ok(is_empty)
 }
 
 pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {

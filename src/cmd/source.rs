@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::outputs::replaces;
 use crate::{
     cli::RunArgs,
     console::Console,
@@ -13,7 +14,7 @@ use crate::{
     journal::Journal,
     lines::{
         input::{Input, exists, open_error, read_error, read_small},
-        output::{AtomicFile, write_private},
+        output::{AtomicFile, is_stream, write_private},
     },
     settings::Config,
     workdir::WorkDir,
@@ -22,6 +23,16 @@ use crate::{
 /// The spool's compression: fast, and enough for text.
 const LEVEL: i32 = 1;
 const BUFFER: usize = 256 << 10;
+
+/// The file that posts are read from.
+#[derive(Debug)]
+pub struct Posts {
+    pub path: PathBuf,
+    /// What the user calls them; `path` may be our copy.
+    pub name: String,
+    /// The output is to take the place of the file that they came from.
+    pub is_output: bool,
+}
 
 /// The input as the user named it.
 #[derive(Debug)]
@@ -50,9 +61,8 @@ impl Source {
         if meta.is_dir() {
             return Err(Error::input(format!("{} is a directory", path.display())).fix("name a file"));
         }
-        let real = |path: &Path| std::fs::canonicalize(path).ok();
-        let is_output = real(output).is_some_and(|output| Some(output) == real(&path));
-        Ok(if meta.is_file() && !is_output { Self::File(path) } else { Self::Spooled(Some(path)) })
+        let is_kept = meta.is_file() && !replaces(Some(&path), output);
+        Ok(if is_kept { Self::File(path) } else { Self::Spooled(Some(path)) })
     }
 
     pub fn is_spooled(&self) -> bool {
@@ -63,47 +73,77 @@ impl Source {
     ///
     /// # Errors
     /// The directory holds other posts than those that are piped in now.
-    pub fn settle(&self, work: &WorkDir, journal: &Journal, console: &Console) -> Result<PathBuf> {
-        let was_spooled = journal.state.spooled;
-        let from = match self {
-            // The output may have replaced its input since: the directory keeps what it began with.
-            Self::File(_) if was_spooled && exists(&work.spool())? => return Ok(work.spool()),
-            Self::File(path) => return Ok(path.clone()),
-            Self::Spooled(from) => from.as_deref(),
+    pub fn settle(&self, work: &WorkDir, journal: &Journal, console: &Console) -> Result<Posts> {
+        let (path, from) = match self {
+            Self::File(from) => (self.settle_file(from, work, journal)?, Some(from)),
+            Self::Spooled(from) => (self.settle_copy(from.as_deref(), work, journal, console)?, from.as_ref()),
         };
-        let spool = work.spool();
-        let sum = work.spool_hash();
-        let has_sum = |hash: &str| read_small(&sum, BUFFER as u64).is_ok_and(|sum| sum.trim() == hash);
+        let name = from.map_or("stdin".to_owned(), |from| from.display().to_string());
+        let is_output = self.is_spooled() && from.is_some_and(|from| from.is_file());
+        Ok(Posts { path, name, is_output })
+    }
+
+    fn settle_file(&self, from: &Path, work: &WorkDir, journal: &Journal) -> Result<PathBuf> {
+        if !journal.state.spooled || !exists(&work.spool())? {
+            return Ok(from.to_owned());
+        }
+        if !nothing_is_cut(journal) {
+            // The output may have replaced its input since: the directory keeps what it began with.
+            return Ok(work.spool());
+        }
+        // Kept, and then refused: the copy must not come back when this file is gone.
+        for path in [work.spool(), work.spool_hash()] {
+            std::fs::remove_file(&path).or_else(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => Ok(()),
+                _ => Err(Error::io("remove", &path, &e)),
+            })?;
+        }
+        Ok(from.to_owned())
+    }
+
+    fn settle_copy(
+        &self,
+        from: Option<&Path>,
+        work: &WorkDir,
+        journal: &Journal,
+        console: &Console,
+    ) -> Result<PathBuf> {
+        let (spool, sum) = (work.spool(), work.spool_hash());
         let others = || {
             Error::input(format!("{} was made from other posts", work.path().display()))
                 .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new")
         };
-        if exists(&spool)? {
+        let is_kept = exists(&spool)?;
+        let go_on = || {
+            console.note(format_args!("going on with the posts kept in {}", spool.display()));
+            Ok(spool.clone())
+        };
+        let nothing_comes = from.is_none() && std::io::stdin().is_terminal();
+        if is_kept && (nothing_comes || !nothing_is_cut(journal)) {
             let replaced = from.is_some_and(Path::is_file);
-            if !replaced && (from.is_some() || !std::io::stdin().is_terminal()) {
+            if !replaced && !nothing_comes {
+                // Without a hash nothing is piped in.
                 let hash = copy(Input::open(from, "")?, &mut std::io::sink())?;
-                // A sum that is damaged says nothing: the posts themselves do.
-                if let Some(hash) = hash
-                    && !has_sum(&hash)
-                    && copy(Input::open(Some(&spool), "")?, &mut std::io::sink())?.as_ref() != Some(&hash)
-                {
+                if hash.is_some_and(|hash| !is_the_kept(&hash, work).unwrap_or_default()) {
                     return Err(others());
                 }
             }
-            console.note(format_args!("going on with the posts kept in {}", spool.display()));
-            return Ok(spool);
+            return go_on();
         }
         let failed = |e: std::io::Error| Error::io("write", &spool, &e);
         let input = Input::open(from, "cat posts.jsonl | zbatch run - -o enhanced.jsonl")?;
         let mut encoder = zstd::Encoder::new(AtomicFile::create_private(&spool)?, LEVEL).map_err(failed)?;
         let hash = copy(input, &mut encoder)?;
+        if hash.is_none() && is_kept {
+            return go_on();
+        }
         if hash.is_none() && journal.resumed {
             return Err(Error::input("it was stopped before all posts were kept, and none are piped in now")
                 .fix("pipe in the posts once more"));
         }
         let hash = hash.unwrap_or_default();
         // The kept posts are gone: only the same may take their place.
-        if !journal.state.jobs.is_empty() && exists(&sum)? && !has_sum(&hash) {
+        if !journal.state.jobs.is_empty() && exists(&sum)? && !has_sum(&sum, &hash) {
             return Err(others());
         }
         let file = encoder.finish().map_err(failed)?;
@@ -111,6 +151,32 @@ impl Source {
         file.commit()?;
         Ok(spool)
     }
+}
+
+/// Whatever was kept was refused, or not looked at: other posts may take its place.
+fn nothing_is_cut(journal: &Journal) -> bool {
+    journal.state.jobs.is_empty() && journal.state.posts.is_none()
+}
+
+fn has_sum(sum: &Path, hash: &str) -> bool {
+    read_small(sum, BUFFER as u64).is_ok_and(|sum| sum.trim() == hash)
+}
+
+/// The kept posts have this hash.
+fn is_the_kept(hash: &str, work: &WorkDir) -> Result<bool> {
+    // A sum that is damaged says nothing: the posts themselves do.
+    Ok(has_sum(&work.spool_hash(), hash)
+        || copy(Input::open(Some(&work.spool()), "")?, &mut std::io::sink())?.as_deref() == Some(hash))
+}
+
+/// A file holds what the posts were kept from: then it is the only other place where those that cannot be read stand as
+/// they were.
+pub fn holds_the_posts(file: &Path, work: &WorkDir) -> Result<bool> {
+    if is_stream(file) || !exists(file)? || !exists(&work.spool())? {
+        return Ok(false);
+    }
+    let hash = copy(Input::open(Some(file), "")?, &mut std::io::sink())?;
+    hash.map_or(Ok(false), |hash| is_the_kept(&hash, work))
 }
 
 /// Copies all, and gives the hash of it, if it was anything.

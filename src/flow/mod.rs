@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod chunks;
+pub mod columns;
 pub mod enhanced;
 pub mod faults;
 pub mod images;

@@ -6,20 +6,27 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind, FaultLine, PostIndex, faults::excerpt, results::word};
+use super::{
+    Fault, FaultKind, FaultLine, PostIndex,
+    faults::{escape_control, excerpt},
+    results::word,
+};
 use crate::{
+    console::Console,
     error::{Error, Result as Outcome},
     lines::{
         blocks::{Block, Line, LineReader, Shape},
+        flaw::Flaw,
         input::Input,
     },
-    units::count,
 };
 
 /// The field names that matter, each with its [`Slot`].
 #[derive(Debug, Default)]
 pub struct Fields {
     names: Vec<String>,
+    /// Of these, what a post is asked about: an object with none of them is no post.
+    asked: Vec<String>,
 }
 
 /// A field's number in [`Fields`].
@@ -35,6 +42,19 @@ impl Fields {
         });
         // 65,536 different fields in prompts that a person wrote do not occur; the last slot is shared then.
         Slot(u16::try_from(at).unwrap_or(u16::MAX))
+    }
+
+    /// A post is asked about this one.
+    pub fn ask(&mut self, slot: Slot) {
+        let name = self.name(slot).to_owned();
+        if !self.asked.contains(&name) {
+            self.asked.push(name);
+        }
+    }
+
+    /// What posts are asked about.
+    pub fn asked(&self) -> &[String] {
+        &self.asked
     }
 
     pub fn name(&self, slot: Slot) -> &str {
@@ -95,13 +115,16 @@ pub const JSON_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadPost {
     pub detail: String,
+    /// Where in it, in characters from 1, if that can be said.
+    pub column: Option<usize>,
     /// It is JSON, only not a post; one that is not JSON cannot be passed over in an array.
     pub is_json: bool,
 }
 
 impl From<BadPost> for Fault {
     fn from(bad: BadPost) -> Self {
-        Self::new(FaultKind::BadPost, bad.detail)
+        let column = bad.column.map(|column| format!(" (column {column})")).unwrap_or_default();
+        Self::new(FaultKind::BadPost, bad.detail + &column)
     }
 }
 
@@ -111,6 +134,8 @@ pub struct Place<'a> {
     pub index: PostIndex,
     pub bytes: &'a [u8],
     pub post: Result<Post<'a>, FaultLine>,
+    /// The input is one array.
+    pub in_array: bool,
 }
 
 /// How many places an input had, and how many of them were posts.
@@ -118,6 +143,8 @@ pub struct Place<'a> {
 pub struct PostCounts {
     pub places: u64,
     pub posts: u64,
+    /// Line numbers of the first places that are no posts; 0: there is no such place.
+    first_bad: [u64; 5],
 }
 
 impl PostCounts {
@@ -126,12 +153,42 @@ impl PostCounts {
         self.places > 0 && self.posts == 0
     }
 
+    /// The lines that are no posts, in words.
+    pub fn bad_lines(self) -> String {
+        let bad = self.places - self.posts;
+        let first: Vec<String> = self.first_bad.iter().filter(|line| **line > 0).map(u64::to_string).collect();
+        let more = bad.saturating_sub(first.len() as u64);
+        match (bad, more) {
+            (1, _) => format!("line {}", first.concat()),
+            (_, 0) => format!("lines {}", first.join(", ")),
+            _ => format!("lines {} and {more} more", first.join(", ")),
+        }
+    }
+
+    fn add(&mut self, line: u64, is_post: bool) {
+        let bad = usize::try_from(self.places - self.posts).unwrap_or(usize::MAX);
+        if let Some(first) = self.first_bad.get_mut(bad).filter(|_| !is_post) {
+            *first = line;
+        }
+        self.places += 1;
+        self.posts += u64::from(is_post);
+    }
+
+    /// Says so if there is nothing.
+    ///
     /// # Errors
     /// [`PostCounts::are_all_bad`].
-    pub fn check(self, name: &str) -> Outcome<()> {
+    pub fn check(self, name: &str, console: &Console) -> Outcome<()> {
         if self.are_all_bad() {
-            return Err(Error::input(format!("{name}: none of its {} is a post", count(self.places, "line")))
+            let what = match self.places {
+                1 => "its one line is no post".to_owned(),
+                places => format!("none of its {places} lines is a post"),
+            };
+            return Err(Error::input(format!("{name}: {what}"))
                 .fix("a post is one JSON object on one line, or an element of one JSON array"));
+        }
+        if self.places == 0 {
+            console.note(format_args!("{name} holds no posts"));
         }
         Ok(())
     }
@@ -145,14 +202,17 @@ pub struct PostReader<'f> {
 }
 
 impl<'f> PostReader<'f> {
-    pub fn open(path: Option<&Path>, fields: &'f Fields, max_line: u64, start_index: u64) -> Outcome<Self> {
+    /// `name`: what messages call the input, if it is a copy.
+    pub fn open(
+        path: Option<&Path>,
+        name: Option<&str>,
+        fields: &'f Fields,
+        max_line: u64,
+        start_index: u64,
+    ) -> Outcome<Self> {
         let input = Input::open(path, "cat posts.jsonl | zbatch gen, or zbatch gen posts.jsonl")?;
-        Ok(Self::new(input, fields, max_line, start_index))
-    }
-
-    pub fn new(input: Input, fields: &'f Fields, max_line: u64, start_index: u64) -> Self {
         let lines = LineReader::new(input, Shape::LinesOrArray, max_line, start_index);
-        Self { lines, parser: PostParser::new(fields) }
+        Ok(Self { lines: lines.of_posts(name, fields.asked.clone()), parser: PostParser::new(fields) })
     }
 
     pub fn name(&self) -> &str {
@@ -170,29 +230,40 @@ impl<'f> PostReader<'f> {
             for line in block.lines() {
                 let index = PostIndex(line.index);
                 let post = if line.too_long {
-                    Err(BadPost { detail: "the line is longer than --max-line".to_owned(), is_json: true })
+                    let detail = "the line is longer than --max-line".to_owned();
+                    Err(BadPost { detail, column: None, is_json: true })
                 } else {
                     self.parser.parse(index, line.bytes)
                 };
-                counts.places += 1;
-                counts.posts += u64::from(post.is_ok());
+                counts.add(line.number, post.is_ok());
                 if let Err(bad) = &post
                     && !bad.is_json
                     && self.lines.is_array()
                 {
-                    let name = self.lines.name();
-                    return Err(Error::input(format!(
-                        "{name}: broken JSON array at index {index}, byte {}: {}",
-                        line.offset, bad.detail
-                    ))
-                    .fix("mend the array there; to skip single bad posts, give one post a line instead"));
+                    return Err(broken_element(self.lines.name(), &line, bad));
                 }
                 let post = post.map_err(|bad| fault_line(self.lines.name(), &line, bad));
-                each(Place { index, bytes: line.bytes, post })?;
+                each(Place { index, bytes: line.bytes, post, in_array: self.lines.is_array() })?;
             }
         }
         Ok(counts)
     }
+}
+
+/// Line breaks are no longer in an element: where it begins can be said, and what stands around the place.
+fn broken_element(name: &str, line: &Line<'_>, bad: &BadPost) -> Error {
+    const AROUND: usize = 20;
+    let Line { index, number, offset, .. } = line;
+    let near = bad.column.zip(std::str::from_utf8(line.bytes).ok()).map(|(column, text)| {
+        let near: String = text.chars().skip(column.saturating_sub(AROUND)).take(2 * AROUND).collect();
+        format!(", near `{}` (character {column} of the post)", escape_control(near.trim()))
+    });
+    Error::input(format!(
+        "{name}: broken JSON array at index {index}, line {number}, byte {offset}: {}{}",
+        bad.detail,
+        near.unwrap_or_default()
+    ))
+    .fix("mend the array there; to skip single bad posts, give one post a line instead")
 }
 
 fn fault_line(name: &str, line: &Line<'_>, bad: BadPost) -> FaultLine {
@@ -221,8 +292,11 @@ impl<'f> PostParser<'f> {
     /// # Errors
     /// Bytes that are not one UTF-8 JSON object.
     pub fn parse<'a>(&'a mut self, index: PostIndex, line: &'a [u8]) -> Result<Post<'a>, BadPost> {
-        let bad = |detail: String| BadPost { detail, is_json: true };
-        let broken = |e: &serde_json::Error| BadPost { detail: not_json(e), is_json: false };
+        let bad = |detail: String| BadPost { detail, column: None, is_json: true };
+        let broken = |e: &serde_json::Error| {
+            let Flaw { what, column, .. } = Flaw::of(line, e);
+            BadPost { detail: format!("not JSON: {what}"), column: Some(column), is_json: false }
+        };
         let line = std::str::from_utf8(line)
             .map_err(|e| bad(format!("not UTF-8 at byte {}; convert the input, e.g. with iconv", e.valid_up_to())))?;
         if !line.trim_start_matches(JSON_SPACE).starts_with('{') {
@@ -250,13 +324,6 @@ impl PostParser<'_> {
         json.end()?;
         Ok(has_keys)
     }
-}
-
-/// serde_json counts lines and columns; our posts are one line, and the column is what helps.
-fn not_json(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("not JSON: {what} at byte {}", error.column())
 }
 
 struct ObjectSeed<'s, 'de> {
@@ -361,7 +428,7 @@ mod tests {
             (&b"17"[..], "not a JSON object"),
             (b"[{}]", "not a JSON object"),
             (b"{\"a\":1", "EOF"),
-            (b"{} {}", "trailing characters"),
+            (b"{} {}", "a second object on the same line"),
             (b"{\"a\":\"\xff\"}", "not UTF-8 at byte 6"),
             (b"nonsense", "not JSON"),
         ] {

@@ -3,7 +3,7 @@
 //! its parts: how long it is can be told without writing it, and it is written straight to where it goes.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fmt::Write as _,
     io::Write,
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     CustomId, Fault, FaultKind, FaultLine, Object, PostIndex,
+    columns::is_empty,
     images::{Image, ImageFinder, Images},
     posts::{Post, Slot},
 };
@@ -217,7 +218,7 @@ impl<'s> Renderer<'s> {
                 let (index, analysis) = (Some(post.index.0), name.map(str::to_owned));
                 each(Rendered::Fault(FaultLine { index, analysis, ..FaultLine::new(fault) }))
             };
-            if let Some(missing) = missing_text(post, analysis) {
+            if let Some(missing) = missing_text(post, analysis, self.set) {
                 fault(missing, Some(&analysis.name))?;
                 continue;
             }
@@ -271,17 +272,29 @@ impl<'s> Renderer<'s> {
     }
 }
 
-/// A field that the analysis requires and that is no string.
-fn missing_text(post: &Post<'_>, analysis: &Analysis) -> Option<Fault> {
-    analysis.requires.iter().find_map(|(name, slot)| {
-        let what = match post.raw(*slot) {
-            Some(raw) if raw.starts_with('"') => return None,
-            Some("null") => "null",
-            Some(_) => "not a string",
-            None => "absent",
-        };
-        Some(Fault::new(FaultKind::BadPost, format!("`{name}` is {what}")))
-    })
+/// What the analysis needs and the post does not have.
+fn missing_text(post: &Post<'_>, analysis: &Analysis, set: &AnalysisSet) -> Option<Fault> {
+    let bad = |detail: String| Some(Fault::new(FaultKind::BadPost, detail));
+    if let Some(requires) = &analysis.requires {
+        return requires.iter().find_map(|(name, slot)| {
+            let what = match post.raw(*slot) {
+                Some("\"\"") => "empty",
+                Some(raw) if raw.starts_with('"') => return None,
+                Some("null") => "null",
+                Some(_) => "not a string",
+                None => "absent",
+            };
+            bad(format!("`{name}` is {what}"))
+        });
+    }
+    let placed = || analysis.template.pieces.iter().filter_map(|piece| piece.slot);
+    let mut asked = placed().chain(set.image_slot.filter(|_| analysis.images));
+    if asked.any(|slot| post.raw(slot).is_some_and(|raw| !is_empty(raw))) {
+        return None;
+    }
+    let names: BTreeSet<String> = placed().map(|slot| format!("`{}`", set.fields.name(slot))).collect();
+    let names = Vec::from_iter(names).join(", ");
+    bad(format!("nothing to ask about: of what its prompt places ({names}) all is empty or absent"))
 }
 
 impl Frame {
@@ -339,9 +352,9 @@ impl Texts {
         }
         let written = written(post, slot);
         let changed = match post.raw(slot) {
-            Some(raw) if raw.starts_with('"') => memchr::memmem::find(written.as_bytes(), b"\\u")
-                .is_some()
-                .then(|| decode_unicode_escapes(written, surrogates)),
+            Some(raw) if raw.starts_with('"') => {
+                (!goes_as_it_is(written.as_bytes())).then(|| on_one_line(&decode_unicode_escapes(written, surrogates)))
+            }
             Some(raw) if raw.starts_with(['{', '[']) => Some(escape_json(raw)),
             _ => None,
         };
@@ -361,6 +374,29 @@ fn written<'a>(post: &Post<'a>, slot: Slot) -> &'a str {
         None | Some("null") => "",
         Some(raw) => raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(raw),
     }
+}
+
+/// Without `\u` escapes, and without what some readers take for the end of a line.
+fn goes_as_it_is(text: &[u8]) -> bool {
+    memchr::memchr3_iter(b'\\', 0xc2, 0xe2, text).all(|at| {
+        let here = text.get(at..).unwrap_or_default();
+        !(here.starts_with(b"\\u") || ends_a_line(here))
+    })
+}
+
+/// A request is one line for every reader: U+0085, U+2028 and U+2029 end one for Python's `splitlines`, and servers use that.
+/// In JSON they only stand in strings, so that escaping them changes no value.
+pub fn is_on_one_line(line: &[u8]) -> bool {
+    memchr::memchr2_iter(0xc2, 0xe2, line).all(|at| !ends_a_line(line.get(at..).unwrap_or_default()))
+}
+
+fn ends_a_line(bytes: &[u8]) -> bool {
+    matches!(bytes, [0xc2, 0x85, ..] | [0xe2, 0x80, 0xa8 | 0xa9, ..])
+}
+
+/// JSON with these characters escaped.
+pub fn on_one_line(json: &str) -> String {
+    json.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
 }
 
 /// `\uXXXX` → UTF-8 in the body of a JSON string; what JSON must escape stays escaped, a lone surrogate becomes

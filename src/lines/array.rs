@@ -142,6 +142,8 @@ impl ArraySplitter {
     fn between(&mut self, byte: u8, place: Place) -> Result<(), String> {
         self.state = match (self.state, byte) {
             (state, b' ' | b'\t' | b'\n' | b'\r') => state,
+            // Padding of the file.
+            (State::Done, 0) => State::Done,
             (State::Start, b'[') => State::First,
             (State::First | State::After, b']') => State::Done,
             (State::After, b',') => State::Value,

@@ -1,16 +1,27 @@
 //! Blocks of whole lines: what every stage reads. A line never travels alone; blocks do.
 //!
 //! A reader cuts its input at line feeds, or at the elements of one JSON array, and gives each line its place:
-//! index, line number, byte offset. Lines of white space only take no index. A line over the limit is handed on as
-//! its first bytes and skipped in constant memory.
+//! index, line number, byte offset. Lines of white space only take no index, and a byte order mark at the start of a line
+//! is no part of it (joined files have one in the middle). A line over the limit is handed on as its first bytes and
+//! skipped in constant memory. Posts inside one JSON object are refused, with the command that takes them out.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    path::Path,
+};
+
+use serde::de::IgnoredAny;
 
 use super::{
     array::{ArraySplitter, Place},
-    input::{Input, read_error},
+    flaw::Flaw,
+    form::{Form, LOOK_BYTES, Wrapping},
+    input::{Input, read_error, unpacker},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    units::shell_word,
+};
 
 /// A block is handed on when it holds this many bytes; one longer line may make it larger.
 pub const BLOCK_BYTES: usize = 1 << 20;
@@ -18,6 +29,8 @@ pub const BLOCK_BYTES: usize = 1 << 20;
 const READ_BYTES: usize = 256 << 10;
 /// What is kept of a line over the limit.
 pub const HEAD_BYTES: usize = 512;
+/// A byte order mark.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Lines, with their places, in one buffer that is used again.
 #[derive(Debug, Default)]
@@ -78,6 +91,8 @@ impl Block {
 /// What the input may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
+    /// JSON Lines that we wrote: nothing is passed over but white space.
+    Own,
     /// JSON Lines.
     Lines,
     /// JSON Lines or one JSON array, told by the first byte.
@@ -105,6 +120,12 @@ pub struct LineReader {
     first_index: u64,
     next_index: u64,
     at_end: bool,
+    /// What messages call the input, if it is not read under its own name.
+    name: Option<String>,
+    /// The fields that a post has, for telling a post from what holds posts.
+    fields: Vec<String>,
+    /// The object that the input begins with.
+    form: Option<Form>,
 }
 
 impl std::fmt::Debug for LineReader {
@@ -126,11 +147,20 @@ impl LineReader {
             first_index: start_index,
             next_index: start_index,
             at_end: false,
+            name: None,
+            fields: Vec::new(),
+            form: None,
         }
     }
 
+    /// What messages call the input instead of its own name; the fields that a post has.
+    #[must_use]
+    pub fn of_posts(self, name: Option<&str>, fields: Vec<String>) -> Self {
+        Self { name: name.map(str::to_owned), fields, ..self }
+    }
+
     pub fn name(&self) -> &str {
-        &self.input.name
+        self.name.as_ref().unwrap_or(&self.input.name)
     }
 
     /// The input is one JSON array: an element that is not JSON cannot be skipped.
@@ -151,7 +181,11 @@ impl LineReader {
         }
         match self.mode {
             Mode::Array(_) => self.fill_from_array(block),
-            Mode::Unknown | Mode::Lines => self.fill_lines(block),
+            Mode::Unknown | Mode::Lines => {
+                let is_more = self.fill_lines(block)?;
+                self.refuse_one_object(block)?;
+                Ok(is_more)
+            }
         }
     }
 
@@ -169,17 +203,9 @@ impl LineReader {
         read.map_err(|e| read_error(&self.input.name, &e))
     }
 
-    /// Looks at the first bytes: a byte order mark is passed over, `[` means an array. `false`: a line of white space does
-    /// not end within the limit.
+    /// Looks at the first bytes: `[` means an array. `false`: a line of white space does not end within the limit.
     fn find_mode(&mut self) -> Result<bool> {
-        const BOM: &[u8] = b"\xef\xbb\xbf";
-        while self.pending.len() < BOM.len() && !self.at_end {
-            self.read_more()?;
-        }
-        if self.offset == 0 && self.pending.starts_with(BOM) {
-            self.consume(BOM.len());
-        }
-        if self.shape == Shape::Lines {
+        if self.shape != Shape::LinesOrArray {
             self.mode = Mode::Lines;
             return Ok(true);
         }
@@ -187,6 +213,9 @@ impl LineReader {
         // stays, and how the bytes came decides nothing.
         let mut looked = 0;
         loop {
+            if looked == 0 {
+                self.skip_marks()?;
+            }
             let unseen = self.pending.get(looked..).unwrap_or_default();
             let blank = unseen.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(unseen.len());
             let blank = unseen.get(..blank).unwrap_or_default();
@@ -194,6 +223,10 @@ impl LineReader {
             self.number += memchr::memchr_iter(b'\n', blank).count() as u64;
             looked = looked + blank.len() - lines;
             self.consume(lines);
+            if lines > 0 && looked == 0 {
+                // A mark may stand at the start of this line too.
+                continue;
+            }
             if looked > self.max_line {
                 return Ok(false);
             }
@@ -203,9 +236,89 @@ impl LineReader {
                     Some(b'[') => Mode::Array(ArraySplitter::new(self.max_line)),
                     _ => Mode::Lines,
                 };
+                if first == Some(b'{') {
+                    self.look_at_first_object()?;
+                }
                 return Ok(true);
             }
         }
+    }
+
+    /// Passes over the byte order marks that the pending bytes, the start of a line, begin with.
+    fn skip_marks(&mut self) -> Result<()> {
+        while self.shape != Shape::Own {
+            while self.pending.len() < BOM.len() && BOM.starts_with(&self.pending) && !self.at_end {
+                self.read_more()?;
+            }
+            match marks(&self.pending) {
+                0 => break,
+                marks => self.consume(marks),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads on until the pending bytes hold `enough`, or the input ends.
+    fn read_until(&mut self, enough: impl Fn(&[u8]) -> bool) -> Result<()> {
+        while !self.at_end && self.pending.len() < LOOK_BYTES && !enough(&self.pending) {
+            self.read_more()?;
+        }
+        Ok(())
+    }
+
+    /// What the first object is. One that goes on over several lines is refused here; no more is read than its first line
+    /// if it ends on that.
+    fn look_at_first_object(&mut self) -> Result<()> {
+        let feed = |bytes: &[u8]| memchr::memchr(b'\n', bytes.get(..LOOK_BYTES).unwrap_or(bytes));
+        self.read_until(|pending| feed(pending).is_some())?;
+        let end = feed(&self.pending);
+        let (form, error) = Form::read(self.look(end));
+        match &error {
+            // Of a line that goes on further than is looked at this is the beginning.
+            None => self.form = Some(form),
+            Some(error) if error.is_eof() && end.is_none() && !self.at_end => self.form = Some(form),
+            _ => {}
+        }
+        if end.is_none() || !error.is_some_and(|error| error.is_eof()) {
+            return Ok(());
+        }
+        self.read_until(|_| false)?;
+        let (form, error) = Form::read(self.look(None));
+        // A line that was torn is followed by another one, and no object goes on like that.
+        let is_torn = error.as_ref().is_some_and(|error| !error.is_eof() && error.line() <= 2);
+        let first = self.look(end);
+        if is_torn && (first.trim_ascii() != b"{" || first.len() > self.max_line) {
+            return Ok(());
+        }
+        let flaw = error.filter(|error| !error.is_eof()).map(|error| Flaw::of(self.look(None), &error));
+        if let Some(Flaw { what, line, column }) = flaw {
+            let line = self.number + line as u64 - 1;
+            return Err(Error::input(format!(
+                "{}: one JSON object over several lines, and it is not JSON: line {line}, column {column}: {what}",
+                self.name()
+            ))
+            .fix("mend it, and put each post on one line"));
+        }
+        Err(self.refuse_object_over_lines(&form))
+    }
+
+    /// The beginning of the input, up to `end` if that is given.
+    fn look(&self, end: Option<usize>) -> &[u8] {
+        let end = end.unwrap_or(LOOK_BYTES).min(self.pending.len());
+        self.pending.get(..end).unwrap_or_default()
+    }
+
+    fn refuse_object_over_lines(&self, form: &Form) -> Error {
+        if let Some(wrapping) = form.wrapping(&self.fields).filter(|_| !form.is_post(&self.fields)) {
+            return self.refuse_wrapping(&wrapping);
+        }
+        Error::input(format!("{}: pretty-printed JSON, one object over several lines", self.name()))
+            .fix(format!("one post a line; give zbatch what this prints: {}", jq_command(".", self.name())))
+    }
+
+    fn refuse_wrapping(&self, wrapping: &Wrapping) -> Error {
+        Error::input(format!("{}: {}, not one post a line", self.name(), wrapping.what))
+            .fix(format!("give zbatch what this prints: {}", jq_command(&wrapping.jq, self.name())))
     }
 
     fn consume(&mut self, count: usize) {
@@ -214,6 +327,7 @@ impl LineReader {
     }
 
     fn fill_lines(&mut self, block: &mut Block) -> Result<bool> {
+        self.skip_marks()?;
         // The pending bytes become the block; what follows its last line feed becomes pending again.
         let mut scanned = 0;
         loop {
@@ -240,14 +354,21 @@ impl LineReader {
         let mut start = 0;
         for feed in memchr::memchr_iter(b'\n', &block.bytes).chain((!block.bytes.ends_with(b"\n")).then_some(end)) {
             let line = block.bytes.get(start..feed).unwrap_or_default();
-            let mut stop = feed - usize::from(line.ends_with(b"\r"));
-            if !line.iter().all(u8::is_ascii_whitespace) {
-                let too_long = line.len() > self.max_line;
-                if too_long {
-                    stop = start + HEAD_BYTES.min(line.len());
-                }
-                let offset = base + start as u64;
-                let span = Span { start, end: stop, index: self.next_index, number: self.number, offset, too_long };
+            let is_own = self.shape == Shape::Own;
+            let begin = if is_own { start } else { start + marks(line) };
+            let line = line.get(begin - start..).unwrap_or_default();
+            let too_long = line.len() > self.max_line;
+            // NULs at the end pad the file, if it holds anything else.
+            let unpadded = if feed == end && !is_own { without_nuls(line) } else { line };
+            let is_padding = self.next_index > self.first_index && unpadded.is_empty();
+            let line = if too_long || unpadded.is_empty() { line } else { unpadded };
+            if !is_padding && !line.iter().all(u8::is_ascii_whitespace) {
+                let end = match too_long {
+                    true => begin + HEAD_BYTES.min(line.len()),
+                    false => begin + line.len() - usize::from(line.ends_with(b"\r")),
+                };
+                let offset = base + begin as u64;
+                let span = Span { start: begin, end, index: self.next_index, number: self.number, offset, too_long };
                 block.spans.push(span);
                 self.next_index += 1;
             }
@@ -255,30 +376,34 @@ impl LineReader {
             start = feed + 1;
         }
         self.offset = base + end as u64;
-        self.refuse_pretty_printed(block)?;
         Ok(!(self.at_end && end == 0))
     }
 
-    fn refuse_pretty_printed(&self, block: &Block) -> Result<()> {
-        let alone =
-            |line: Line<'_>| line.index == self.first_index && !line.too_long && line.bytes.trim_ascii() == b"{";
-        if self.shape == Shape::LinesOrArray && block.lines().next().is_some_and(alone) {
-            return Err(Error::input(format!(
-                "{}: pretty-printed JSON, one object over several lines",
-                self.input.name
-            ))
-            .fix("put each post on one line: jq -c . FILE"));
+    /// An input that is one line, an object that is no post but holds posts.
+    fn refuse_one_object(&mut self, block: &Block) -> Result<()> {
+        let Some(form) = self.form.take() else { return Ok(()) };
+        let wrapping = form.wrapping(&self.fields).filter(|wrapping| wrapping.is_sure && !form.is_post(&self.fields));
+        let Some(wrapping) = wrapping else { return Ok(()) };
+        let [only] = block.spans.as_slice() else { return Ok(()) };
+        let line = block.bytes.get(only.start..only.end).unwrap_or_default();
+        if only.too_long || serde_json::from_slice::<IgnoredAny>(line).is_ok() {
+            let is_blank = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_whitespace);
+            self.read_until(|pending| !is_blank(pending))?;
+            if self.at_end && is_blank(&self.pending) {
+                return Err(self.refuse_wrapping(&wrapping));
+            }
         }
         Ok(())
     }
 
     fn skip_long_line(&mut self, block: &mut Block) -> Result<()> {
         let (index, number, offset) = (self.next_index, self.number, self.offset);
-        let mut blank = true;
+        let (mut blank, mut padding) = (true, self.next_index > self.first_index && self.shape != Shape::Own);
         loop {
             let feed = memchr::memchr(b'\n', &self.pending);
             let piece = self.pending.get(..feed.unwrap_or(self.pending.len())).unwrap_or_default();
             blank = blank && piece.iter().all(u8::is_ascii_whitespace);
+            padding = padding && feed.is_none() && piece.iter().all(|byte| *byte == 0 || byte.is_ascii_whitespace());
             let room = HEAD_BYTES - block.bytes.len().min(HEAD_BYTES);
             block.bytes.extend_from_slice(piece.get(..room).unwrap_or(piece));
             if let Some(feed) = feed {
@@ -294,7 +419,7 @@ impl LineReader {
         }
         self.number += 1;
         // White space alone takes no index, however long it is.
-        if !blank {
+        if !blank && !padding {
             block.spans.push(Span { start: 0, end: block.bytes.len(), index, number, offset, too_long: true });
             self.next_index += 1;
         }
@@ -330,12 +455,33 @@ impl LineReader {
     /// A syntax error in an array cannot be skipped: no one can say where the next element begins.
     fn broken_array(&self, what: &str) -> Error {
         Error::input(format!(
-            "{}: broken JSON array at index {}, byte {}: {what}",
+            "{}: broken JSON array at index {}, line {}, byte {}: {what}",
             self.name(),
             self.next_index,
+            self.number,
             self.offset
         ))
         .fix("mend the array there; to skip single bad posts, give one post a line instead")
+    }
+}
+
+/// Bytes of the byte order marks that a line begins with.
+fn marks(line: &[u8]) -> usize {
+    line.chunks_exact(BOM.len()).take_while(|chunk| *chunk == BOM).count() * BOM.len()
+}
+
+fn without_nuls(line: &[u8]) -> &[u8] {
+    let end = line.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    line.get(..end).unwrap_or_default()
+}
+
+/// The command that reads a file, or a pipe, with this program.
+pub fn jq_command(program: &str, name: &str) -> String {
+    let (program, path) = (shell_word(program), Path::new(name));
+    match unpacker(path) {
+        Some(unpacker) => format!("{unpacker} {} | jq -c {program}", shell_word(name)),
+        None if path.is_file() => format!("jq -c {program} {}", shell_word(name)),
+        None => format!("… | jq -c {program}"),
     }
 }
 
@@ -449,14 +595,16 @@ mod tests {
     #[test]
     fn a_broken_array_names_index_and_byte() {
         let error = lines(b"[{},{} {}]", 3, 1000).expect_err("refused");
-        assert!(error.to_string().contains("index 2, byte 7"), "{error}");
+        assert!(error.to_string().contains("index 2, line 1, byte 7"), "{error}");
         assert!(lines(b"[{},{}", 3, 1000).is_err());
     }
 
     proptest! {
         #[test]
         fn cutting_and_joining_is_the_identity(texts in proptest::collection::vec("[^\r\n\\s]{1,40}", 0..50), piece in 1usize..64) {
-            prop_assume!(texts.first().is_none_or(|t| !t.starts_with(['[', '{', '\u{feff}'])));
+            // A mark at the start of a line is no part of it, and NULs at the end are padding.
+            prop_assume!(texts.iter().all(|t| !t.starts_with(['\u{feff}']) && !t.ends_with('\0')));
+            prop_assume!(texts.first().is_none_or(|t| !t.starts_with(['[', '{'])));
             let input = texts.join("\n");
             let found: Vec<String> = lines(input.as_bytes(), piece, 1000).expect("readable").into_iter().map(|l| l.0).collect();
             prop_assert_eq!(found, texts);

@@ -1,11 +1,11 @@
 //! Inputs: a file or stdin, plain or compressed (gz, zst, bz2, xz, told by their magic bytes, several members
-//! one after another too), as a plain `Read`. Decoding is streamed, on a thread of its own; nothing is held but the
-//! decoder's window and a few pieces.
+//! one after another too, and zeros after or between them in gz, bz2 and xz), as a plain `Read`. Decoding is streamed, on a
+//! thread of its own; nothing is held but the decoder's window and a few pieces.
 
 use std::{
     fs::File,
-    io::{self, Chain, Cursor, IsTerminal as _, Read},
-    os::fd::AsFd as _,
+    io::{self, BufRead, BufReader, Chain, Cursor, IsTerminal as _, Read},
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -82,39 +82,159 @@ impl Input {
     }
 
     fn decode(mut file: File, name: String) -> Result<Self> {
-        let mut magic = [0; 6];
-        let mut have = 0;
-        while have < magic.len() {
-            let Some(rest) = magic.get_mut(have..) else { break };
-            match file.read(rest) {
-                Ok(0) => break,
-                Ok(n) => have += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io("read", &name, &e)),
-            }
-        }
+        let mut magic = [0; MAGIC_BYTES];
+        let have = read_magic(&mut file, &mut magic).map_err(|e| Error::io("read", &name, &e))?;
         let head = magic.get(..have).unwrap_or_default().to_vec();
         let whole = |head: Vec<u8>, file: File| -> Chain<Cursor<Vec<u8>>, File> { Cursor::new(head).chain(file) };
         let failed = |e: io::Error| Error::io("decompress", &name, &e);
-        let reader: Box<dyn Read + Send> = match magic {
-            [0x1f, 0x8b, ..] => Box::new(ReadAhead::new(flate2::read::MultiGzDecoder::new(whole(head, file)))),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+        let reader: Box<dyn Read + Send> = match Packing::of(&magic) {
+            Some(Packing::Gzip) => {
+                use flate2::bufread::GzDecoder;
+                Box::new(ReadAhead::new(Members::new(whole(head, file), GzDecoder::new, GzDecoder::into_inner)))
+            }
+            Some(Packing::Zstd) => {
                 let mut decoder = zstd::Decoder::new(whole(head, file)).map_err(failed)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
                 Box::new(ReadAhead::new(decoder))
             }
-            [b'B', b'Z', b'h', b'1'..=b'9', ..] => {
-                Box::new(ReadAhead::new(bzip2::read::MultiBzDecoder::new(whole(head, file))))
+            Some(Packing::Bzip2) => {
+                use bzip2::bufread::BzDecoder;
+                Box::new(ReadAhead::new(Members::new(whole(head, file), BzDecoder::new, BzDecoder::into_inner)))
             }
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            Some(Packing::Xz) => {
                 let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
                     .map_err(|e| failed(e.into()))?;
                 Box::new(ReadAhead::new(liblzma::read::XzDecoder::new_stream(whole(head, file), stream)))
             }
-            _ if have < magic.len() => Box::new(Cursor::new(head)),
-            _ => Box::new(whole(head, file)),
+            None if have < magic.len() => Box::new(Cursor::new(head)),
+            None => Box::new(whole(head, file)),
         };
         Ok(Self { reader, name })
+    }
+}
+
+/// As many first bytes as tell every packing.
+const MAGIC_BYTES: usize = 6;
+
+/// The bytes that are there.
+fn read_magic(file: &mut File, magic: &mut [u8; MAGIC_BYTES]) -> io::Result<usize> {
+    let mut have = 0;
+    while let Some(rest) = magic.get_mut(have..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(have)
+}
+
+/// How an input is compressed, as its first bytes say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    Gzip,
+    Zstd,
+    Bzip2,
+    Xz,
+}
+
+impl Packing {
+    fn of(magic: &[u8; MAGIC_BYTES]) -> Option<Self> {
+        match magic {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Self::Zstd),
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Some(Self::Bzip2),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Some(Self::Xz),
+            _ => None,
+        }
+    }
+}
+
+/// The program that unpacks a file, for a command in a message; `None` if it is plain, or no file that can be read again.
+pub fn unpacker(path: &Path) -> Option<&'static str> {
+    if !path.is_file() {
+        return None;
+    }
+    let mut magic = [0; MAGIC_BYTES];
+    read_magic(&mut File::open(path).ok()?, &mut magic).ok()?;
+    Packing::of(&magic).map(|packing| match packing {
+        Packing::Gzip => "gzip -dc",
+        Packing::Zstd => "zstd -dc",
+        Packing::Bzip2 => "bzip2 -dc",
+        Packing::Xz => "xz -dc",
+    })
+}
+
+/// A file, whatever its names are: its device and its number there.
+pub type Identity = (u64, u64);
+
+/// The file that is read; `None` if it is a pipe or a device, or not there. `None` and `-` are stdin.
+pub fn identity(path: Option<&Path>) -> Option<Identity> {
+    match path.filter(|path| *path != Path::new("-")) {
+        Some(path) => identify(std::fs::metadata(path)),
+        None => identify(io::stdin().as_fd().try_clone_to_owned().and_then(|file| File::from(file).metadata())),
+    }
+}
+
+/// The file that stdout writes to.
+pub fn stdout_identity() -> Option<Identity> {
+    identify(io::stdout().as_fd().try_clone_to_owned().and_then(|file| File::from(file).metadata()))
+}
+
+fn identify(meta: io::Result<std::fs::Metadata>) -> Option<Identity> {
+    meta.ok().filter(std::fs::Metadata::is_file).map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Compressed members one after another. Zeros after a member are padding, as on a tape or a block device.
+struct Members<R, D> {
+    /// `None`: all is read.
+    decoder: Option<D>,
+    open: fn(BufReader<R>) -> D,
+    close: fn(D) -> BufReader<R>,
+}
+
+impl<R: Read, D: Read> Members<R, D> {
+    fn new(reader: R, open: fn(BufReader<R>) -> D, close: fn(D) -> BufReader<R>) -> Self {
+        Self { decoder: Some(open(BufReader::with_capacity(PACKED_BUFFER, reader))), open, close }
+    }
+}
+
+/// Compressed bytes that are read at a time.
+const PACKED_BUFFER: usize = 64 << 10;
+
+impl<R: Read, D: Read> Read for Members<R, D> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.decoder {
+            let read = decoder.read(to)?;
+            if read > 0 || to.is_empty() {
+                return Ok(read);
+            }
+            let Some(mut rest) = self.decoder.take().map(self.close) else { break };
+            if skip_zeros(&mut rest)? {
+                self.decoder = Some((self.open)(rest));
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Whether anything follows them.
+fn skip_zeros(reader: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let here = match reader.fill_buf() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            here => here?,
+        };
+        let zeros = here.iter().take_while(|byte| **byte == 0).count();
+        if zeros < here.len() {
+            reader.consume(zeros);
+            return Ok(true);
+        }
+        if zeros == 0 {
+            return Ok(false);
+        }
+        reader.consume(zeros);
     }
 }
 

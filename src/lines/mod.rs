@@ -3,6 +3,8 @@
 mod ahead;
 mod array;
 pub mod blocks;
+pub mod flaw;
+pub mod form;
 pub mod input;
 pub mod output;
 pub mod pool;

@@ -395,6 +395,21 @@ impl Output {
 
     /// Ends the output; only now does a file appear.
     pub fn commit(self) -> Result<()> {
+        self.commit_under(None)
+    }
+
+    /// Ends the output, and lets it appear beside the file that it would have replaced, under the name that is returned: that
+    /// file and `.partial`.
+    pub fn commit_aside(self) -> Result<PathBuf> {
+        let path = follow(&self.name)?;
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        let aside = path.with_file_name(name);
+        self.commit_under(Some(&aside))?;
+        Ok(aside)
+    }
+
+    fn commit_under(self, name: Option<&Path>) -> Result<()> {
         let fail = |e: &io::Error| Error::io("write", &self.name, e);
         let buffered = match self.encoder {
             Encoder::Plain(out) => out,
@@ -402,7 +417,10 @@ impl Output {
         };
         match buffered.into_inner().map_err(|e| fail(e.error()))? {
             Target::Stream(mut out) => out.flush().map_err(|e| fail(&e)),
-            Target::Whole(file) => file.commit(),
+            Target::Whole(file) => match name {
+                Some(name) => file.commit_as(name),
+                None => file.commit(),
+            },
         }
     }
 }
@@ -444,13 +462,23 @@ impl JsonWriter {
     }
 
     pub fn commit(mut self) -> Result<()> {
+        self.end()?;
+        self.output.commit()
+    }
+
+    /// [`Output::commit_aside`]
+    pub fn commit_aside(mut self) -> Result<PathBuf> {
+        self.end()?;
+        self.output.commit_aside()
+    }
+
+    fn end(&mut self) -> Result<()> {
         self.output.put(match (self.as_array, self.began) {
             (true, false) => b"[\n]\n",
             (true, true) => b"\n]\n",
             (false, false) => b"",
             (false, true) => b"\n",
-        })?;
-        self.output.commit()
+        })
     }
 }
 

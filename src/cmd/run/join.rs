@@ -14,7 +14,9 @@ use crate::{
         Ended,
         fetch::{came_short, totals},
         next::NextCommand,
+        outputs,
         setup::Rendering,
+        source::{Posts, holds_the_posts},
     },
     console::Console,
     error::{Error, Kind, Result},
@@ -24,7 +26,7 @@ use crate::{
         enhanced::{write_enhanced, write_unreadable},
         faults::FaultLog,
         jobs::Stop,
-        posts::{PostCounts, PostReader},
+        posts::PostCounts,
         requests::Rendered,
         tally::Tally,
     },
@@ -34,6 +36,7 @@ use crate::{
         spill::{Cell, Joined},
     },
     report::Report,
+    units::shell_word,
     workdir::WorkDir,
 };
 
@@ -44,13 +47,16 @@ pub struct Join<'a> {
     pub args: &'a RunArgs,
     pub rendering: &'a Rendering,
     pub output: &'a Path,
+    pub posts: &'a Posts,
     pub stop: &'a watch::Receiver<Option<Stop>>,
     pub console: &'a Console,
 }
 
 /// What the pass over the posts came to, beside the tally.
-struct Passed {
+struct Passed<'a> {
     counts: PostCounts,
+    /// Where the posts are now.
+    output: &'a Path,
     /// Something is missing that another round would ask for.
     askable: bool,
 }
@@ -58,7 +64,6 @@ struct Passed {
 impl Join<'_> {
     pub fn write(
         &self,
-        posts: PostReader<'_>,
         mut joined: Joined,
         parsed: Tally,
         work: &WorkDir,
@@ -80,6 +85,7 @@ impl Join<'_> {
         let mut askable = false;
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
         let mut input = InputHash::default();
+        let posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
         let counts = posts.for_each(|place| {
             input.add(place.bytes);
             if let Some(Stop::Signal(number)) = *self.stop.borrow() {
@@ -180,21 +186,49 @@ impl Join<'_> {
             tally.unknown_labels = parsed.unknown_labels;
             tally.usage = parsed.usage;
         }
-        writer.commit()?;
+        let aside = match self.loses_posts(counts, work)? {
+            true => Some(writer.commit_aside()?),
+            false => writer.commit().map(|()| None)?,
+        };
         log.commit()?;
-        self.tell(&tally, &Passed { counts, askable }, &log, work, journal, times)
+        let passed = Passed { counts, askable, output: aside.as_deref().unwrap_or(self.output) };
+        let ended = self.tell(&tally, &passed, &log, work, journal, times)?;
+        match &aside {
+            None => Ok(ended),
+            Some(aside) => Err(outputs::kept_posts(self.output, aside, counts, &self.mend(work))),
+        }
+    }
+
+    /// The output would replace posts that could not be read, by the only copy of them that is the user's.
+    fn loses_posts(&self, counts: PostCounts, work: &WorkDir) -> Result<bool> {
+        Ok(counts.posts < counts.places && (self.posts.is_output || holds_the_posts(self.output, work)?))
+    }
+
+    /// How mended posts come to their answers, which are paid.
+    fn mend(&self, work: &WorkDir) -> String {
+        const GIVEN_HERE: [&str; 4] = ["output", "faults", "report", "max_faults"];
+        let with = |verb: &str| {
+            NextCommand::new(&format!("zbatch {verb}")).typed(verb, &self.args.typed, &GIVEN_HERE).into_text()
+        };
+        let output = shell_word(&self.output.display().to_string());
+        format!(
+            "take the output from there; or mend the lines in {output}, then: {} {}/*.jsonl | {} {output} - -o {output}",
+            with("parse"),
+            shell_word(&work.join("results").display().to_string()),
+            with("merge"),
+        )
     }
 
     fn tell(
         &self,
         tally: &Tally,
-        passed: &Passed,
+        passed: &Passed<'_>,
         log: &FaultLog,
         work: &WorkDir,
         journal: &Mutex<Journal>,
         times: &dyn Fn() -> serde_json::Value,
     ) -> Result<Ended> {
-        let Passed { counts, askable } = *passed;
+        let Passed { counts, output, askable } = *passed;
         let state = &locked(journal)?.state;
         let pending = tally.pending();
         // Also a chunk that was fetched a moment before a deadline, and read by nobody.
@@ -211,9 +245,9 @@ impl Join<'_> {
                 // Another round would pay for rows that the provider may have.
                 (false, true) if came_short => Some(format!(
                     "the same command, which downloads again what came short; if rows stay absent: {}",
-                    self.next_command(work)
+                    self.next_command(output, work)
                 )),
-                (false, true) => Some(self.next_command(work)),
+                (false, true) => Some(self.next_command(output, work)),
                 (false, false) => None,
             },
         };
@@ -228,7 +262,7 @@ impl Join<'_> {
                 path
             }
         };
-        let name = if self.output == Path::new("-") { Path::new("stdout") } else { self.output };
+        let name = if output == Path::new("-") { Path::new("stdout") } else { output };
         self.console.note(format_args!("{}\n{}", name.display(), report.table()));
         self.console.note(format_args!("report: {}", path.display()));
         self.console.show_faults(log);
@@ -240,10 +274,10 @@ impl Join<'_> {
     }
 
     /// Asks for what is missing in the output, in a directory of its own.
-    fn next_command(&self, work: &WorkDir) -> String {
+    fn next_command(&self, output: &Path, work: &WorkDir) -> String {
         // What went down a pipe is somewhere, under a name that only the user knows.
-        let is_file = self.output != Path::new("-") && !is_stream(self.output);
-        let output = if is_file { self.output } else { Path::new("ENHANCED") };
+        let is_file = output != Path::new("-") && !is_stream(output);
+        let output = if is_file { output } else { Path::new("ENHANCED") };
         let work_name = work.path().file_name().unwrap_or_default().to_string_lossy();
         let named = |path: &Option<PathBuf>| path.clone().filter(|path| !is_stdout(path) && !is_stream(path));
         let (faults, report) = (named(&self.args.faults.faults), named(&self.args.faults.report));

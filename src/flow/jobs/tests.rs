@@ -101,8 +101,8 @@ fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
         start_index: 0,
         missing: false,
         skip: None,
-        upstream: None,
         image_urls: cli::ImageUrls::All,
+        upstream: None,
     };
     journal.append(&start("run".to_owned(), false, config)).expect("appended");
     for part in 1..=chunks {
