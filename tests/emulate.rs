@@ -507,7 +507,7 @@ fn r10_0_images_are_held_against_the_providers_limits() {
         (vec![jpeg(70_001)], None),
         (vec!["https://x/1.gif".to_owned(); 5], None),
         (vec!["https://x/1.gif".to_owned(); 6], Some("more images than a request may hold")),
-        (vec![data("jpeg", &jpeg(5_000_001))], Some("an image is larger than 5 MB")),
+        (vec![data("jpeg", &jpeg(5_000_004))], Some("an image is larger than 5 MB")),
         (vec![data("gif", &base64(b"GIF89a\x01\0"))], Some("an image is neither a JPEG nor a PNG file")),
         (vec![good.clone() + "A"], Some("an image is no Base64")),
         (vec![data("jpeg", "")], Some("an image is neither a JPEG nor a PNG file")),

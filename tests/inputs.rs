@@ -476,6 +476,9 @@ fn r10_13_a_typo_in_a_prompt_is_refused_before_anything_is_made() {
             assert!(!dir.exists("w/journal.jsonl") || !dir.read("w/journal.jsonl").contains("\"event\":\"chunk\""));
         }
     }
+    // Two fields that look alike, and both are meant.
+    let ran = dir.run(&[&["gen", "posts.jsonl"][..], &mood(&dir, "{{title}} {{titles}}", "")].concat()).exits(0);
+    assert!(ran.stderr.contains("no post has `titles`"), "{}", ran.stderr);
     let ran = dir.run(&[&["gen", "posts.jsonl"][..], &mood(&dir, "{{text}} {{summary}}", "")].concat()).exits(65);
     assert!(ran.stderr.contains("no post has `summary`, `text`"), "none of them is there: {}", ran.stderr);
 }

@@ -77,17 +77,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     };
     let written = aside.as_deref().or(output);
     seen.log.commit()?;
-    if let Some(path) = &args.faults.report {
-        let report = Report {
-            analyses: set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
-            tally: &seen.tally,
-            posts: Some((counts.places, counts.posts)),
-            batches: None,
-            times: None,
-            next: (seen.tally.analyses.iter().any(|t| t.missing > 0)).then(|| next_command(args, written)),
-        };
-        report.write(path)?;
-    }
+    write_report(args, &set, &seen.tally, counts, written)?;
     summarize(args, &set, &seen.tally, counts, written, console);
     console.show_faults(&seen.log);
     if let Some((output, aside)) = output.zip(aside.as_deref()) {
@@ -96,6 +86,25 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     }
     let rows = counts.places.saturating_mul(set.list.len() as u64);
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), rows))
+}
+
+fn write_report(
+    args: &MergeArgs,
+    set: &AnalysisSet,
+    tally: &Tally,
+    counts: PostCounts,
+    written: Option<&Path>,
+) -> Result<()> {
+    let Some(path) = &args.faults.report else { return Ok(()) };
+    let report = Report {
+        analyses: set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
+        tally,
+        posts: Some((counts.places, counts.posts)),
+        batches: None,
+        times: None,
+        next: (tally.analyses.iter().any(|t| t.missing > 0)).then(|| next_command(args, written)),
+    };
+    report.write(path)
 }
 
 /// What went by, counted, and what was wrong with it.

@@ -220,7 +220,7 @@ impl LineFile {
             LongLine { head: io::Cursor::new(&self.line), tail: &mut self.reader, hasher, bytes: 0, over: false };
         let parsed = if is_object(&self.line) {
             // One byte at a time is slow unless it comes from a buffer.
-            let mut buffered = BufReader::with_capacity(BUFFER, &mut rest);
+            let mut buffered = BufReader::with_capacity(BUFFER, WithoutImages::new(&mut rest));
             serde_json::from_reader(&mut buffered).map_err(|e| e.to_string())
         } else {
             Err("not a JSON object".to_owned())
@@ -277,6 +277,123 @@ impl Read for LongLine<'_> {
         }
         self.bytes += used as u64;
         Ok(used)
+    }
+}
+
+/// JSON whose long data URLs of images are cut: the parser would hold each whole. What is cut is looked at as it goes by, and
+/// the string ends in [`CUT`] and the number of characters, or nothing if they are no Base64.
+struct WithoutImages<R> {
+    inner: R,
+    bytes: Vec<u8>,
+    /// What can be read, from `at` on.
+    ready: Vec<u8>,
+    at: usize,
+    place: Place,
+}
+
+/// Where in the JSON the next byte is.
+enum Place {
+    Outside,
+    /// In a string: its beginning, as long as it may be that of an image, and its length.
+    Head(Vec<u8>),
+    /// In a string that is passed on.
+    Inside,
+    /// After a backslash in a string that is passed on.
+    Escape,
+    /// In an image: characters that were cut, and whether all are Base64.
+    Image(u64, bool),
+}
+
+const CUT: char = '#';
+const IMAGE_HEAD: &[u8] = b"data:image/";
+/// Characters of an image that are passed on, a multiple of four after any head: enough to tell its format.
+const KEPT: usize = 4096;
+
+impl<R: Read> WithoutImages<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, bytes: vec![0; BUFFER], ready: Vec::with_capacity(BUFFER), at: 0, place: Place::Outside }
+    }
+
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            match &mut self.place {
+                Place::Image(count, good) => {
+                    let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+                    let (image, after) = bytes.split_at_checked(end).unwrap_or((bytes, &[]));
+                    *count += image.len() as u64;
+                    *good &= image.iter().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(b));
+                    match after.split_first() {
+                        Some((b'"', after)) => {
+                            let said = if *good { count.to_string() } else { String::new() };
+                            self.ready.extend_from_slice(format!("{CUT}{said}\"").as_bytes());
+                            (self.place, bytes) = (Place::Outside, after);
+                        }
+                        Some((_, after)) => {
+                            // Of all escapes only `\/` is Base64.
+                            (*count, *good) = (*count + 1, *good && after.first() == Some(&b'/'));
+                            bytes = after.get(1..).unwrap_or_default();
+                        }
+                        None => bytes = after,
+                    }
+                    continue;
+                }
+                Place::Outside | Place::Inside => {
+                    let outside = matches!(self.place, Place::Outside);
+                    let end = memchr::memchr2(b'"', if outside { b'"' } else { b'\\' }, bytes)
+                        .map_or(bytes.len(), |at| at + 1);
+                    let (passed, after) = bytes.split_at_checked(end).unwrap_or((bytes, &[]));
+                    self.ready.extend_from_slice(passed);
+                    self.place = match (passed.last(), outside) {
+                        (Some(b'"'), true) => Place::Head(Vec::new()),
+                        (Some(b'"'), false) => Place::Outside,
+                        (Some(b'\\'), false) => Place::Escape,
+                        _ => continue_in(outside),
+                    };
+                    bytes = after;
+                    continue;
+                }
+                Place::Escape => self.place = Place::Inside,
+                Place::Head(head) => {
+                    head.push(byte);
+                    self.place = match byte {
+                        b'"' => Place::Outside,
+                        b'\\' => Place::Escape,
+                        _ if head.len() <= IMAGE_HEAD.len() && !IMAGE_HEAD.starts_with(head) => Place::Inside,
+                        _ if head.len() == KEPT => Place::Image(0, true),
+                        _ => Place::Head(std::mem::take(head)),
+                    };
+                }
+            }
+            self.ready.push(byte);
+            bytes = rest;
+        }
+    }
+}
+
+fn continue_in(outside: bool) -> Place {
+    if outside { Place::Outside } else { Place::Inside }
+}
+
+impl<R: Read> Read for WithoutImages<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.ready.len() {
+            self.at = 0;
+            self.ready.clear();
+            let mut bytes = std::mem::take(&mut self.bytes);
+            let read = self.inner.read(&mut bytes)?;
+            self.pass(bytes.get(..read).unwrap_or_default());
+            self.bytes = bytes;
+            if read == 0 {
+                return Ok(0);
+            }
+        }
+        let ready = self.ready.get(self.at..).unwrap_or_default();
+        let most = ready.len().min(out.len());
+        if let (Some(from), Some(to)) = (ready.get(..most), out.get_mut(..most)) {
+            to.copy_from_slice(from);
+        }
+        self.at += most;
+        Ok(most)
     }
 }
 
@@ -408,15 +525,23 @@ fn check_image(url: &str) -> Result<(), &'static str> {
     {
         return Ok(());
     }
-    let text = url.split_once(";base64,").map_or(url, |(_, text)| text).as_bytes();
+    let text = url.split_once(";base64,").map_or(url, |(_, text)| text);
+    let (text, cut) = text.split_once(CUT).map_or((text, Some(0)), |(text, cut)| (text, cut.parse::<usize>().ok()));
+    let cut = cut.ok_or("an image is no Base64")?;
+    // What is left of a cut text need not end where four characters do.
+    let whole = if cut > 0 { text.len() / 4 * 4 } else { text.len() };
     let mut bytes = [0; PIECE / 4 * 3];
-    let (mut sum, mut is_image) = (0, false);
-    for (at, piece) in text.chunks(PIECE).enumerate() {
+    let (mut sum, mut is_image) = ((text.len() - whole + cut).div_ceil(4) * 3, false);
+    for (at, piece) in text.as_bytes().get(..whole).unwrap_or_default().chunks(PIECE).enumerate() {
         let decoded = STANDARD.decode_slice(piece, &mut bytes).map_err(|_| "an image is no Base64")?;
         is_image |= at == 0 && (bytes.starts_with(&[0xff, 0xd8, 0xff]) || bytes.starts_with(b"\x89PNG"));
         sum += decoded;
     }
-    match (is_image, sum <= MAX_IMAGE_BYTES) {
+    if !(text.len() + cut).is_multiple_of(4) {
+        return Err("an image is no Base64");
+    }
+    // The padding of a cut text was not seen: two bytes more at most.
+    match (is_image, sum <= MAX_IMAGE_BYTES + 2) {
         (false, _) => Err("an image is neither a JPEG nor a PNG file"),
         (_, false) => Err("an image is larger than 5 MB"),
         _ => Ok(()),
@@ -492,6 +617,32 @@ mod tests {
                 assert_eq!(question.expect("parses").body.messages.text, text);
                 assert_eq!(key, LineKey::finish(LineKey::hasher(3).update(lines[place].as_bytes())), "{place}");
                 assert_eq!(reader.bytes_at(spans[place]).expect("reads"), lines[place].as_bytes());
+            }
+        }
+    }
+
+    /// Wherever a read ends: all else comes through as it is, and an image is judged as if it were held.
+    #[test]
+    fn an_image_of_a_long_line_is_looked_at_and_not_held() {
+        let jpeg = |bytes: usize| STANDARD.encode([&[0xff, 0xd8, 0xff, 0xe0][..], &vec![7; bytes - 4]].concat());
+        let line = |image: &str| {
+            format!(r#"{{"a\"\\":"data:imag","b":["看\"图",""],"url":"data:image/jpeg;base64,{image}","c":1}}"#)
+        };
+        for (image, good) in
+            [(jpeg(9_000), true), (jpeg(9_001), true), (jpeg(9_000) + "=", false), (jpeg(9_000) + "看", false)]
+        {
+            let line = line(&image);
+            for step in [1, 7, 4096, 1 << 20] {
+                let mut cut = WithoutImages::new(io::empty());
+                line.as_bytes().chunks(step).for_each(|piece| cut.pass(piece));
+                let text = String::from_utf8(cut.ready).expect("UTF-8");
+                let url: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+                let url = url.get("url").and_then(serde_json::Value::as_str).expect("a URL");
+                assert!(url.len() < KEPT + 10 && text.len() + image.len() < line.len() + url.len());
+                assert_eq!(check_image(url).is_ok(), good, "{step}: {url:.60}");
+                let (before, after) =
+                    (line.find("data:image/").expect("there"), line.rfind("\",\"c\"").expect("there"));
+                assert!(text.starts_with(&line[..before]) && text.ends_with(&line[after..]), "{text}");
             }
         }
     }

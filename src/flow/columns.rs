@@ -138,7 +138,7 @@ impl<'s> Columns<'s> {
             }
         };
         let slips = |analysis: &Analysis| {
-            let is_slip = |slot: &Slot| self.seen(*slot) == Seen::Nothing && self.near(self.name(*slot)).is_some();
+            let is_slip = |slot: &Slot| self.seen(*slot) == Seen::Nothing && self.near(*slot, analysis).is_some();
             placed(analysis).filter(is_slip).take(1).collect()
         };
         self.group(needed).or_else(|| self.group(slips))
@@ -146,14 +146,15 @@ impl<'s> Columns<'s> {
 
     /// The first analysis that lacks something, with all others that lack the same.
     fn group(&self, of: impl Fn(&Analysis) -> Vec<Slot>) -> Option<Lack> {
-        let mut slots = self.set.list.iter().map(&of).find(|slots| !slots.is_empty())?;
+        let one = self.set.list.iter().find(|analysis| !of(analysis).is_empty())?;
+        let mut slots = of(one);
         let analyses = self.set.list.iter().filter(|analysis| of(analysis) == slots);
         let analyses = analyses.map(|analysis| analysis.name.clone()).collect();
         // What is not there at all comes first, and before it what was meant for a column.
-        slots.sort_by_key(|slot| (self.near(self.name(*slot)).is_none(), self.seen(*slot), self.name(*slot)));
+        slots.sort_by_key(|slot| (self.near(*slot, one).is_none(), self.seen(*slot), self.name(*slot)));
         slots.dedup();
         let first = slots.first()?;
-        let near = if self.seen(*first) == Seen::Nothing { self.near(self.name(*first)) } else { None };
+        let near = if self.seen(*first) == Seen::Nothing { self.near(*first, one) } else { None };
         Some(Lack {
             near: near.map(str::to_owned),
             is_empty: self.seen(*first) > Seen::Nothing,
@@ -202,7 +203,7 @@ impl<'s> Columns<'s> {
         if let Some(wrapping) = wrapping.filter(|wrapping| wrapping.is_sure || self.posts == 1) {
             let inner: Vec<String> = wrapping.keys.iter().map(|key| short(key)).collect();
             return error.fix(format!(
-                "it is {} of {}; give zbatch what this prints: {}",
+                "it is {} (with {}); give zbatch what this prints: {}",
                 wrapping.what,
                 inner.join(", "),
                 self.jq(&wrapping.jq, input)
@@ -250,9 +251,11 @@ impl<'s> Columns<'s> {
         self.set.fields.name(slot)
     }
 
-    /// The column that was meant, if one has nearly this name.
-    fn near(&self, name: &str) -> Option<&str> {
-        let near = self.names.iter().filter(|column| is_near(name, column));
+    /// The column that was meant, if one has nearly this name. One that the same prompt names as well was not.
+    fn near(&self, slot: Slot, analysis: &Analysis) -> Option<&str> {
+        let name = self.name(slot);
+        let is_named = |column: &str| placed(analysis).any(|slot| self.name(slot) == column);
+        let near = self.names.iter().filter(|column| is_near(name, column) && !is_named(column));
         near.min_by_key(|column| strsim::osa_distance(name, column)).map(String::as_str)
     }
 

@@ -173,7 +173,9 @@ impl Elements<'_> {
                 (self.images, self.refused) = (Images::default(), 0);
                 self.refuse(format!("{}: it begins like a list, and is no JSON array", short(text)));
             }
-        } else if let Ok(Some(image @ Image::File(_))) = self.finder.image(text) {
+        } else if !is_url(text)
+            && let Ok(Some(image @ Image::File(_))) = self.finder.image(text)
+        {
             // A file's name may hold any separator.
             self.images.found.push(image);
         } else {

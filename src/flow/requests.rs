@@ -396,6 +396,10 @@ fn ends_a_line(bytes: &[u8]) -> bool {
 
 /// JSON with these characters escaped.
 pub fn on_one_line(json: &str) -> String {
+    if is_on_one_line(json.as_bytes()) {
+        // A long text is not copied three times.
+        return json.to_owned();
+    }
     json.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
 }
 

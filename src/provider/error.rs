@@ -93,7 +93,7 @@ impl ApiError {
 
     /// The server takes no file of this size. The next one is as large.
     pub fn is_too_large(&self) -> bool {
-        matches!(self.status, Some(413 | 435))
+        self.call == UPLOAD && matches!(self.status, Some(413 | 435))
     }
 
     /// The account's queue is full: the same call succeeds when one of its batches has ended (`promises.md` M6).
@@ -127,37 +127,27 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
+const SMALLER_FILES: &str =
+    "cut smaller files with --max-bytes, e.g. 50MB; a work directory without a batch takes it without --new";
+const RESULTS_ELSEWHERE: &str = "the results stay at the provider; ask it for https links, or name a --base-url that \
+                                 serves the files itself, and run the same command again";
+const OWN_CERTIFICATE: &str = "if the server is yours, name its certificate, or that of its CA, with --ca-cert FILE";
+const PROXY_PASSWORD: &str = "put the user name and password into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT), or the \
+                              provider's host into NO_PROXY";
+
 impl From<ApiError> for Error {
     fn from(error: ApiError) -> Self {
         let (kind, fix) = match error.class {
             Class::Key => (Kind::Key, Some("check the key, the base URL it belongs to, and what the account may use")),
             Class::Account => (Kind::Unavailable, Some("mend the account's balance, quota or plan, then run it again")),
-            _ if error.is_too_large() => (
-                Kind::Input,
-                Some(
-                    "cut smaller files with --max-bytes, e.g. --max-bytes 50MB; a work directory without a batch takes it without --new",
-                ),
-            ),
+            _ if error.is_too_large() => (Kind::Input, Some(SMALLER_FILES)),
             Class::Model => (Kind::Unavailable, Some("choose a model that the provider takes for batches")),
             Class::BadRequest => (Kind::Input, None),
             Class::NotFound => (Kind::Unavailable, None),
-            Class::Redirect if error.call == DOWNLOAD => (
-                Kind::Unavailable,
-                Some(
-                    "the results stay at the provider: ask it for https links, or use a --base-url that serves the files, and run the same command again",
-                ),
-            ),
+            Class::Redirect if error.call == DOWNLOAD => (Kind::Unavailable, Some(RESULTS_ELSEWHERE)),
             Class::Reply | Class::Redirect => (Kind::Unavailable, Some("check --base-url")),
-            Class::Certificate => (
-                Kind::Unavailable,
-                Some("if the server is yours, name its certificate, or that of its CA, with --ca-cert FILE"),
-            ),
-            Class::Proxy => (
-                Kind::Unavailable,
-                Some(
-                    "put the user name and password into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT), or the provider's host into NO_PROXY",
-                ),
-            ),
+            Class::Certificate => (Kind::Unavailable, Some(OWN_CERTIFICATE)),
+            Class::Proxy => (Kind::Unavailable, Some(PROXY_PASSWORD)),
             Class::RateLimited | Class::Transient | Class::Unreachable => {
                 (Kind::Unavailable, Some("run the same command again later; it goes on where it stopped"))
             }
