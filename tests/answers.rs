@@ -40,8 +40,11 @@ pub fn read(rows: &[(&str, &str)]) -> Vec<String> {
     };
     let input: String = rows.iter().enumerate().map(line).collect();
     let ran = dir.pipe(input, &["parse", "--analyses", "asked", "--max-faults", "100%", "-q"]).exits(0);
-    let word = |answer: &Value| answer["fault"]["kind"].as_str().map(str::to_owned);
-    ran.json_lines().iter().map(|answer| word(answer).unwrap_or_else(|| answer["value"].to_string())).collect()
+    let word = |answer: &Value| answer.pointer("/fault/kind").and_then(Value::as_str).map(str::to_owned);
+    ran.json_lines()
+        .iter()
+        .map(|answer| word(answer).unwrap_or_else(|| answer.get("value").cloned().unwrap_or_default().to_string()))
+        .collect()
 }
 
 #[track_caller]

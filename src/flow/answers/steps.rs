@@ -111,16 +111,14 @@ impl Reading<'_> {
     /// The text is a value and its wrapping, and nothing else.
     fn whole(&mut self, text: &str, depth: usize) -> Option<(Verdict, Rung)> {
         let asked = self.asked;
-        let mut layers = std::iter::successors(Some(text), |text| unwrapped(text, asked)).take(LAYERS);
-        let plain = layers.find_map(|text| {
-            let verdict = self.strict(text, depth);
-            verdict.or_else(|| self.judge.judge_bare(text, asked, self.out))
-        });
+        let layers = || std::iter::successors(Some(text), |text| unwrapped(text, asked)).take(LAYERS);
+        // What was asked for within a fence is the usual case.
+        let plain = layers().find_map(|text| self.strict(text, depth));
+        let plain = plain.or_else(|| layers().find_map(|text| self.judge.judge_bare(text, asked, self.out)));
         if let Some(verdict) = plain {
             return Some((verdict, Rung::Wrapped));
         }
-        let mut layers = std::iter::successors(Some(text), |text| unwrapped(text, asked)).take(LAYERS);
-        layers.find_map(|text| self.mended(text)).map(|verdict| (verdict, Rung::Mended))
+        layers().find_map(|text| self.mended(text)).map(|verdict| (verdict, Rung::Mended))
     }
 
     fn mended(&mut self, text: &str) -> Option<Verdict> {

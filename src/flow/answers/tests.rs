@@ -194,7 +194,8 @@ proptest! {
         let wrap = |text: String, (open, close): (&str, &str)| format!("{open}{text}{close}");
         let text = inner.into_iter().chain(outer).fold(answer.to_owned(), wrap);
         // Thinking comes first, and an empty list among words needs an introduction.
-        let is_free = !text.contains("<think>") && !(answer == "[]" && before.is_empty() | before.contains('。'));
+        let needs_introduction = answer == "[]" && (before.is_empty() || before.contains('。'));
+        let is_free = !text.contains("<think>") && !needs_introduction;
         let text = if is_free { format!("{before}{text}{after}") } else { text };
         let (value, _) = read(&set, analysis, answer).expect("accepted as it is");
         let wrapped = read(&set, analysis, &text).map(|(value, _)| value);
