@@ -110,15 +110,25 @@ impl Reading<'_> {
 
     /// The text is a value and its wrapping, and nothing else.
     fn whole(&mut self, text: &str, depth: usize) -> Option<(Verdict, Rung)> {
-        let asked = self.asked;
-        let layers = || std::iter::successors(Some(text), |text| unwrapped(text, asked)).take(LAYERS);
         // What was asked for within a fence is the usual case.
-        let plain = layers().find_map(|text| self.strict(text, depth));
-        let plain = plain.or_else(|| layers().find_map(|text| self.judge.judge_bare(text, asked, self.out)));
+        let plain = self.in_layers(text, |this, text| this.strict(text, depth));
+        let plain =
+            plain.or_else(|| self.in_layers(text, |this, text| this.judge.judge_bare(text, this.asked, this.out)));
         if let Some(verdict) = plain {
             return Some((verdict, Rung::Wrapped));
         }
-        layers().find_map(|text| self.mended(text)).map(|verdict| (verdict, Rung::Mended))
+        self.in_layers(text, Self::mended).map(|verdict| (verdict, Rung::Mended))
+    }
+
+    /// What `read` reads in the text, or in what is left of it when its wrapping is taken off layer by layer.
+    fn in_layers(&mut self, mut text: &str, read: impl Fn(&mut Self, &str) -> Option<Verdict>) -> Option<Verdict> {
+        for _ in 0..LAYERS {
+            if let Some(verdict) = read(self, text) {
+                return Some(verdict);
+            }
+            text = unwrapped(text, self.asked)?;
+        }
+        None
     }
 
     fn mended(&mut self, text: &str) -> Option<Verdict> {

@@ -119,7 +119,7 @@ fn fence(text: &str) -> Option<&str> {
     let rest = text.strip_prefix("```")?;
     // The end may be missing.
     let inside = rest.strip_suffix("```").unwrap_or(rest);
-    (!inside.contains("```")).then(|| without_language(inside))
+    memchr::memmem::find(inside.as_bytes(), b"```").is_none().then(|| without_language(inside))
 }
 
 /// Takes `json` away from the beginning of a fence.
