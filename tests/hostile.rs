@@ -92,7 +92,7 @@ fn start_event() -> String {
         + "\n"
 }
 
-/// Spliced into a good line: the line is as sound as its piece, and its row is the one that it names.
+/// Spliced into a good line: a sound piece leaves it sound, and whatever comes of it belongs to the row that it names.
 #[test]
 fn h1_foreign_texts_as_a_piece_of_a_result_line() {
     let Some(texts) = corpora() else { return };
@@ -134,8 +134,10 @@ fn h1_foreign_texts_as_a_piece_of_a_result_line() {
             .collect();
         for (index, piece) in (0..).zip(&pieces) {
             let row = rows.iter().find(|(row, _)| *row == index);
-            assert_eq!(Some(row.is_some()), piece.is_json, "{} as {role}", piece.name);
-            if role == "a stranger" || role == "the usage" {
+            // A line that is not quite JSON may be a fault of its row, or be repaired.
+            let is_sound = piece.is_json == Some(true);
+            assert!(row.is_some() || !is_sound, "{} as {role}", piece.name);
+            if is_sound && (role == "a stranger" || role == "the usage") {
                 assert!(row.is_none_or(|(_, has_value)| *has_value), "{} as {role}", piece.name);
             }
         }
