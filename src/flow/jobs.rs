@@ -54,6 +54,8 @@ const FULL_QUEUES: u32 = 20;
 const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(600);
 /// Seconds between downloads of a file that the provider does not have yet: its batch may have ended a moment ago.
 const LATE_FILE: [u64; 7] = [2, 5, 10, 20, 40, 80, 120];
+/// From the pause of this length on the wait is told.
+const TOLD_FROM: u64 = 10;
 /// Creates refused for the moment (rate, overload) before the chunk is given up.
 const REFUSALS: u32 = 30;
 const REFUSALS_NO_WAIT: u32 = 2;
@@ -369,7 +371,9 @@ impl Driver<'_> {
                     floor.leave(&self.job(place)?.chunk);
                 }
                 Ok(Reached::Full(place)) => {
-                    let chunk = self.job(place)?.chunk;
+                    let Job { chunk, step, .. } = self.job(place)?;
+                    // A create that was refused leaves its upload; a batch that failed had been created.
+                    floor.creating -= usize::from(step == Step::Uploaded);
                     floor.leave(&chunk);
                     match floor.found_full(place) {
                         _ if goal == Goal::Fetched || self.settings.no_wait => {}
@@ -797,6 +801,11 @@ impl Driver<'_> {
                 }
                 if let Some(seconds) = pauses.next().filter(|_| !self.settings.no_wait) {
                     let pause = Duration::from_secs(*seconds);
+                    // The first pauses are short: a file that is late by seconds is nothing to tell.
+                    if *seconds == TOLD_FROM {
+                        self.progress
+                            .note(format_args!("{}: {error}; it is asked for again for some minutes", chunk.id));
+                    }
                     self.progress.detail(format_args!("{}: {error}; asking again in {pause:?}", chunk.id));
                     drop(turn);
                     self.unless_stopped(sleep(pause)).await?;
