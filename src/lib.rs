@@ -23,12 +23,12 @@
 //! |---|---|
 //! | [`cli`], [`settings`] | what was typed; what is in force, and from where |
 //! | [`analysis`] | the questions: prompts made ready, rules with their labels |
-//! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`], which maps blocks on threads in order, and [`lines::spill`], where answers wait |
-//! | [`flow::posts`] | posts with their index, given here and nowhere else |
+//! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`], which maps blocks on threads in order, [`lines::spill`], where answers wait, and [`lines::form`] and [`lines::flaw`], which say what is wrong with an input |
+//! | [`flow::posts`], [`flow::columns`] | posts with their index, given here and nowhere else; which fields of the prompts any post has |
 //! | [`flow::requests`], [`flow::images`] | request lines |
 //! | [`flow::chunks`], [`flow::rows`] | chunk files, written by a thread of their own, and the indexes that each holds |
 //! | [`flow::jobs`] over [`provider`] | batches, then verified result files; the one async stage |
-//! | [`flow::results`] | the text of an answer, or why there is none |
+//! | [`flow::results`], [`flow::refusals`] | the text of an answer, or why there is none; what a provider's words about a row mean |
 //! | [`flow::answers`] | a value that its rule accepts, or a fault |
 //! | [`flow::enhanced`] | a post with its fields |
 //! | [`flow::faults`], [`flow::tally`], [`report`] | what went wrong with rows, line by line and counted |
