@@ -16,6 +16,8 @@ const LONGEST: usize = 64 << 10;
 const PIECES: usize = 1024;
 /// A list on lines of its own is not longer, in bytes.
 const LONGEST_LIST: usize = 4 << 10;
+/// Tags without an end that are searched for one.
+const UNENDED: usize = 64;
 /// Strings that hold JSON that holds strings that hold JSON.
 const DEPTH: usize = 4;
 /// Longest text that is searched for labels when none was given, in bytes.
@@ -55,6 +57,8 @@ struct Found {
     /// What precedes it lets it be an answer.
     stands: bool,
     introduced: bool,
+    /// Its text is a list of several lines, which is read when all of them are known.
+    is_list: bool,
 }
 
 impl Reading<'_> {
@@ -100,35 +104,39 @@ impl Reading<'_> {
         }
         let verdict = self.judge.judge_tape(self.asked, self.out);
         let inside = Some(self.judge.tape.text(0)).filter(|inside| !inside.is_empty() && depth > 0);
-        match (&verdict, inside.map(str::to_owned)) {
+        match (&verdict, inside) {
             (Verdict::Refused(_) | Verdict::Foreign(_), Some(inside)) => {
+                let inside = inside.to_owned();
                 Some(self.whole(trim(&inside), depth - 1).map_or(verdict, |(verdict, _)| verdict))
             }
             _ => Some(verdict),
         }
     }
 
-    /// The text is a value and its wrapping, and nothing else.
+    /// The text is a value and its wrapping, and nothing else. Each way of reading is tried on the text, and on what is left
+    /// of it when its wrapping is taken off layer by layer.
     fn whole(&mut self, text: &str, depth: usize) -> Option<(Verdict, Rung)> {
+        if text.is_empty() {
+            return None;
+        }
+        let mut layers = [text; LAYERS];
+        let mut count = 0;
         // What was asked for within a fence is the usual case.
-        let plain = self.in_layers(text, |this, text| this.strict(text, depth));
-        let plain =
-            plain.or_else(|| self.in_layers(text, |this, text| this.judge.judge_bare(text, this.asked, this.out)));
-        if let Some(verdict) = plain {
+        let mut inner = Some(text);
+        for layer in &mut layers {
+            let Some(text) = inner else { break };
+            if let Some(verdict) = self.strict(text, depth) {
+                return Some((verdict, Rung::Wrapped));
+            }
+            (*layer, count) = (text, count + 1);
+            inner = unwrapped(text, self.asked);
+        }
+        let layers = || layers.iter().take(count);
+        let bare = layers().find_map(|text| self.judge.judge_bare(text, self.asked, self.out));
+        if let Some(verdict) = bare {
             return Some((verdict, Rung::Wrapped));
         }
-        self.in_layers(text, Self::mended).map(|verdict| (verdict, Rung::Mended))
-    }
-
-    /// What `read` reads in the text, or in what is left of it when its wrapping is taken off layer by layer.
-    fn in_layers(&mut self, mut text: &str, read: impl Fn(&mut Self, &str) -> Option<Verdict>) -> Option<Verdict> {
-        for _ in 0..LAYERS {
-            if let Some(verdict) = read(self, text) {
-                return Some(verdict);
-            }
-            text = unwrapped(text, self.asked)?;
-        }
-        None
+        layers().find_map(|text| self.mended(text)).map(|verdict| (verdict, Rung::Mended))
     }
 
     fn mended(&mut self, text: &str) -> Option<Verdict> {
@@ -171,16 +179,11 @@ impl Reading<'_> {
             before = Before::End;
             match &mut found {
                 Some(found) if self.is_list(text, found, &new) => {
-                    let (from, to) = (found.text.0, new.text.1);
-                    self.out.truncate(start);
-                    let list = text.get(from..to).and_then(|list| self.whole(list, DEPTH));
-                    if let Some((verdict, _)) = list {
-                        (found.verdict, found.text.1) = (verdict, to);
-                        continue;
-                    }
-                    return Err(more_than_one());
+                    self.out.truncate(end);
+                    (found.is_list, found.text.1) = (true, new.text.1);
                 }
                 Some(first) => {
+                    let end = self.end_list(text, first, start, end)?;
                     let same = first.verdict == new.verdict && self.out.get(start..end) == self.out.get(end..);
                     differs |= !same;
                     self.out.truncate(end);
@@ -195,7 +198,8 @@ impl Reading<'_> {
                 None => found = Some(new),
             }
         }
-        let Some(found) = found else { return Err(self.nothing_given(text)) };
+        let Some(mut found) = found else { return Err(self.nothing_given(text)) };
+        self.end_list(text, &mut found, start, self.out.len())?;
         if differs {
             return Err(more_than_one());
         }
@@ -215,7 +219,7 @@ impl Reading<'_> {
         let start = self.out.len();
         let found = |verdict, rung, stands, introduced| {
             let text = (piece.start, piece.start + piece.text.len());
-            Some(Found { text, verdict, rung, stands, introduced })
+            Some(Found { text, verdict, rung, stands, introduced, is_list: false })
         };
         let is_value = |verdict: &Verdict| !matches!(verdict, Verdict::Foreign(_));
         if piece.alone
@@ -243,9 +247,24 @@ impl Reading<'_> {
         matches!(self.asked.rule, AnswerRule::Labels { .. } | AnswerRule::Pairs { .. })
             && new.rung == Rung::Block
             && found.rung == Rung::Block
-            && !text.get(found.text.0..new.text.1).unwrap_or_default().contains(['[', '`'])
-            && between.trim().is_empty()
             && new.text.1 - found.text.0 <= LONGEST_LIST
+            && between.trim().is_empty()
+            && !text.get(found.text.0..new.text.1).unwrap_or_default().contains(['[', '`'])
+    }
+
+    /// Reads a list of lines in the place of its first line, whose value stands from `start` to `end`. Gives where its value
+    /// ends; what follows stays.
+    fn end_list(&mut self, text: &str, found: &mut Found, start: usize, end: usize) -> Result<usize, Fault> {
+        if !std::mem::take(&mut found.is_list) {
+            return Ok(end);
+        }
+        let after = self.out.split_off(end);
+        self.out.truncate(start);
+        let list = text.get(found.text.0..found.text.1).and_then(|list| self.whole(list, DEPTH));
+        found.verdict = list.ok_or_else(more_than_one)?.0;
+        let end = self.out.len();
+        self.out.extend(after);
+        Ok(end)
     }
 
     /// What a text without an answer holds of the kind that was asked for.
@@ -332,11 +351,12 @@ fn json_in(text: &str) -> impl Iterator<Item = &str> {
 fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
     let mut at = 0;
     let mut alone = true;
+    let mut unended = 0;
     std::iter::from_fn(move || {
         while at < text.len() {
             let rest = text.get(at..).unwrap_or_default();
             let begins_line = std::mem::take(&mut alone);
-            let (length, ends_line) = piece_length(rest);
+            let (length, ends_line) = piece_length(rest, &mut unended);
             let piece = rest.get(..length).unwrap_or(rest);
             at += piece.len().max(1);
             alone = ends_line;
@@ -352,8 +372,9 @@ fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
     })
 }
 
-/// How far the first piece of a text goes, and whether its line ends there.
-fn piece_length(text: &str) -> (usize, bool) {
+/// How far the first piece of a text goes, and whether its line ends there. `unended` counts the tags without an end, for
+/// which the whole rest was searched.
+fn piece_length(text: &str, unended: &mut usize) -> (usize, bool) {
     if let Some(fenced) = text.strip_prefix("```") {
         return (fenced.find("```").map_or(text.len(), |end| end + 6), true);
     }
@@ -365,7 +386,11 @@ fn piece_length(text: &str) -> (usize, bool) {
         }
         match c {
             '\n' => return (at + 1, true),
-            '<' => at += tagged_end(rest).unwrap_or(1),
+            '<' => {
+                let end = if *unended < UNENDED { tagged_end(rest) } else { None };
+                *unended += usize::from(end.is_none());
+                at += end.unwrap_or(1);
+            }
             '[' | '{' => match balanced_end(rest) {
                 Some(end) => at += end,
                 // A value that does not end takes all that follows with it.
@@ -373,10 +398,12 @@ fn piece_length(text: &str) -> (usize, bool) {
             },
             _ => {
                 at += c.len_utf8();
-                let marker = text.get(..at).unwrap_or_default().trim();
-                let is_marker = marker.trim_end_matches('.').bytes().all(|b| b.is_ascii_digit());
+                let is_marker = || {
+                    let marker = text.get(..at).unwrap_or_default().trim();
+                    marker.trim_end_matches('.').bytes().all(|b| b.is_ascii_digit())
+                };
                 let is_stop = c == '.' && after.starts_with(|c: char| c.is_whitespace() || "*\"'”)".contains(c));
-                if ends_sentence(c) || is_stop && (!is_marker || words().is_reason(after)) {
+                if ends_sentence(c) || is_stop && (!is_marker() || words().is_reason(after)) {
                     let closers = |c: char| ends_sentence(c) || ".*_`\"'”’」』】）)》$}]>".contains(c);
                     let end = text.len() - after.trim_start_matches(closers).len();
                     return (end, false);

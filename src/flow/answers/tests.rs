@@ -96,6 +96,43 @@ fn hostile_texts_end_soon() {
     }
 }
 
+/// Seen with models that fall into a loop: the time grew with the square of the text.
+#[test]
+fn r10_6_reading_is_linear() {
+    let set = set();
+    let lines = [("- 支持\n", 1_000), ("支持\n", 1_000), ("支持\n\n", 1_000)];
+    let line = [("<a>", 21_000), ("<answer>", 8_000), ("<|begin_of_box|>", 4_000), ("3", 65_000), ("。\n ", 1_000)];
+    for (piece, times) in lines.into_iter().chain(line) {
+        for text in [piece.repeat(times), format!("好。\n{}好", piece.repeat(times - 10))] {
+            for analysis in &set.list {
+                let took = (0..5).map(|_| {
+                    let started = std::time::Instant::now();
+                    let _either = judge(analysis, &text, &mut Vec::new());
+                    started.elapsed()
+                });
+                let took = took.min().unwrap_or_default();
+                assert!(took.as_millis() < 60, "{piece} {times} times for {}: {took:?}", analysis.name);
+            }
+        }
+    }
+}
+
+/// Seen with a list of labels after prose: its lines are one answer, read together.
+#[test]
+fn r10_6_a_list_of_lines_is_one_answer() {
+    let set = set();
+    for (text, expected) in [
+        ("他来了。\n\n- 支持\n- 愤怒", Some("[\"支持\",\"愤怒\"]")),
+        ("他来了。\n\n支持\n愤怒\n\n理由：他来了。", Some("[\"支持\",\"愤怒\"]")),
+        ("他来了。\n\n支持\n愤怒\n\n答案：支持、愤怒", Some("[\"支持\",\"愤怒\"]")),
+        ("他来了。\n\n支持\n愤怒\n\n答案：支持", None),
+        ("他来了。\n\n支持\n愤怒\n\n答案：愤怒\n支持\n愤怒", None),
+    ] {
+        let read = read(&set, "sentiment_attribute", text).ok().map(|(value, _)| value);
+        assert_eq!(read.as_deref(), expected, "{text}");
+    }
+}
+
 /// Answers as they were asked for, with their analysis.
 const STRICT: [(&str, &str); 6] = [
     ("sentiment_polarity", "3"),

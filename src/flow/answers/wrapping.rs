@@ -143,6 +143,10 @@ fn tag<'t>(text: &'t str, asked: Asked<'_>) -> Option<&'t str> {
 }
 
 fn token(text: &str) -> Option<&str> {
+    // All begin with one of these.
+    if !matches!(text.as_bytes().first(), Some(b'<' | b'\\' | b'$' | b'*' | b'_' | b'~')) {
+        return None;
+    }
     let around = TOKENS.iter().find_map(|(open, close)| {
         let inside = text.strip_prefix(open)?.strip_suffix(close)?;
         (!inside.contains(open) && !inside.contains(close)).then_some(inside)
@@ -157,7 +161,9 @@ fn token(text: &str) -> Option<&str> {
 }
 
 fn pair(text: &str) -> Option<&str> {
-    PAIRS.iter().find_map(|(open, close)| enclosed(text, *open, *close))
+    let (first, last) = (text.chars().next()?, text.chars().next_back()?);
+    let mut around = PAIRS.iter().filter(|(open, close)| (first, last) == (*open, *close));
+    around.find_map(|(open, close)| enclosed(text, *open, *close))
 }
 
 /// What stands between two signs that belong to each other.
@@ -176,9 +182,6 @@ fn enclosed(text: &str, open: char, close: char) -> Option<&str> {
 
 /// The only item of a list. `3、4` is no list of one.
 fn item(text: &str) -> Option<&str> {
-    if text.contains('\n') {
-        return None;
-    }
     let rest = match text.strip_prefix(['-', '*', '+', '•', '·', '–', '—']) {
         Some(rest) => rest.strip_prefix(char::is_whitespace)?,
         None => {
@@ -186,7 +189,7 @@ fn item(text: &str) -> Option<&str> {
             rest.strip_prefix(['.', '、', ')', '）', '．']).filter(|_| rest.len() < text.len())?
         }
     };
-    let rest = Some(rest.trim_start()).filter(|rest| !rest.is_empty())?;
+    let rest = Some(rest.trim_start()).filter(|rest| !rest.is_empty() && !text.contains('\n'))?;
     let is_number =
         rest.starts_with(|c: char| c.is_numeric()) || words().number(rest.trim_end_matches(closes)).is_some();
     (!is_number || text.starts_with(['-', '*', '•', '·'])).then_some(rest)
