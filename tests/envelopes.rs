@@ -568,6 +568,93 @@ fn r10_7_a_line_that_cannot_be_read_keeps_its_row() {
     ]);
 }
 
+/// Seen with a broken byte in a post's text: the id was plain to see, and its row was lost.
+#[test]
+fn r10_7_a_broken_byte_keeps_its_row() {
+    const LOST: &str = "1/sentiment_polarity: bad_line";
+    let good = content(r#""3 é""#);
+    let (before, after) = good.split_once('é').expect("it is there");
+    let broken = |before: &str, after: &str| [before.as_bytes(), b"\xff", after.as_bytes()].concat();
+    let echoed = r#"{"request":{"custom_id":"sentiment_polarity_0009"},"#;
+    check(&[
+        case("in the answer", broken(before, after), LOST),
+        case("in a key", broken(r#"{""#, &format!(r#"":1,"custom_id":"{ID}"}}"#)), LOST),
+        case("between", broken(&format!(r#"{{"custom_id":"{ID}","#), "}"), LOST),
+        case("beside an id that is not of the line", broken(&before.replacen('{', echoed, 1), after), LOST),
+        case("in the id", broken(r#"{"custom_id":"sentiment_polarity_000"#, r#"1"}"#), "bad_line"),
+        case("where no id is", broken(r#"{"x":""#, r#""}"#), "bad_line"),
+    ]);
+}
+
+/// Seen with servers that echo the request: an id in it, or in a text, is not the line's.
+#[test]
+fn r10_7_only_the_lines_own_id_is_its_row() {
+    const LOST: &str = "1/sentiment_polarity: bad_line";
+    let torn = format!(r#"{{"id":"x","custom_id":"{ID}","request":{{"custom_id":"sentiment_polarity_0009"}},"resp"#);
+    check(&[
+        case("in the request", r#"{"id":"x","request":{"custom_id":"sentiment_polarity_0009"},"resp"#, "bad_line"),
+        case("in an array", r#"{"id":"x","requests":[{"custom_id":"sentiment_polarity_0009"}],"resp"#, "bad_line"),
+        case("in a text", r#"{"x":"\\\"custom_id\":\"sentiment_polarity_0009\"","resp"#, "bad_line"),
+        case("in JSON in a text", r#"{"x":"{\"custom_id\":\"sentiment_polarity_0009\"}","resp"#, "bad_line"),
+        case("as a value", r#"{"x":"custom_id","sentiment_polarity_0009":1,"resp"#, "bad_line"),
+        case("after the end of a line", r#"x"},"custom_id":"sentiment_polarity_0009","resp"#, "bad_line"),
+        case(
+            "in quotes in a text",
+            r#"{"x":"a","custom_id":"sentiment_polarity_0009" b"},"custom_id":"sentiment_polarity_0001"}"#,
+            "bad_line",
+        ),
+        case(
+            "after a brace too many",
+            r#"{"id":"x"},"request":{"custom_id":"sentiment_polarity_0009"},"resp"#,
+            "bad_line",
+        ),
+        case("its own beside another's", torn, LOST),
+        case(
+            "a bare quote in a text before it",
+            format!(r#"{{"x":{{"y":"he said "so" twice"}},"custom_id":"{ID}"}}"#),
+            LOST,
+        ),
+    ]);
+}
+
+/// Seen with servers that wrap what they forward: the string in the string, a refusal as a part, an error of nothing.
+#[test]
+fn r10_7_more_shapes_of_the_same() {
+    const BLOCKED: &str = "1/sentiment_polarity: blocked";
+    let inside = r#"{"choices":[{"finish_reason":"stop","message":{"content":"\u0033"}}]}"#;
+    let both = json!({"status_code": 200, "body": inside}).to_string();
+    let with_error = |error: &str| content(r#""3""#).replacen('{', &format!("{{\"error\":{error},"), 1);
+    let in_body = |error: &str| body(&inside.replacen('{', &format!("{{\"error\":{error},"), 1));
+    check(&[
+        case("a body in a response, both in strings", response(&json!(both).to_string()), ""),
+        case(
+            "a refusal beside a text",
+            content(r#"[{"type":"text","text":"3"},{"type":"refusal","refusal":"I can't"}]"#),
+            BLOCKED,
+        ),
+        case("a refusal alone", content(r#"[{"type":"refusal","refusal":"I can't"}]"#), BLOCKED),
+        case("a refusal of nothing", content(r#"[{"type":"text","text":"3"},{"type":"refusal","refusal":""}]"#), ""),
+    ]);
+    for error in ["[]", r#""None""#, r#""null""#, r#"{"code":null,"message":null}"#, r#"{"code": "", "param":null}"#] {
+        check(&[case("beside an answer", with_error(error), ""), case("in the body", in_body(error), "")]);
+        let line = with_error(error).replace(r#""status_code":200"#, r#""status_code":500"#);
+        assert_eq!(of(&fault_of(&line), "kind"), "provider", "{error}");
+        assert_eq!(of(&fault_of(&self::error(error)), "kind"), "provider", "{error}");
+    }
+    for error in ["[1]", r#""no""#, r#"{"code":null,"message":"no"}"#, r#"{"code":1}"#] {
+        check(&[case("an error", with_error(error), "1/sentiment_polarity: provider")]);
+    }
+    let fault = fault_of(&content(r#"[{"type":"refusal","refusal":"I can\u0027t"}]"#));
+    assert_eq!(
+        (of(&fault, "detail").as_str(), of(&fault, "excerpt").as_str()),
+        ("the model refuses: I can't", "I can't")
+    );
+    for reason in [" stop ", "stopped", "FINISH_REASON_STOP", "null", "", " "] {
+        check(&[case("an end", finish(&json!(reason).to_string()), "")]);
+    }
+    check(&[case("no end", finish(r#""length\n""#), "1/sentiment_polarity: truncated")]);
+}
+
 /// Seen with thinking models whose parser puts everything into `reasoning_content`, and with models that call a tool.
 #[test]
 fn r10_7_text_that_is_no_content_is_named() {

@@ -5,7 +5,7 @@
 //! Everything is borrowed from the line; the usual line is read in one pass, an odd one level by level, and one that is
 //! not quite JSON after it was repaired.
 
-use std::{borrow::Cow, fmt, marker::PhantomData};
+use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Serialize,
@@ -85,6 +85,18 @@ fn texts(raw: &str) -> Vec<JsonText<'_>> {
     }
     let parts: Vec<&RawValue> = serde_json::from_str(raw).unwrap_or_default();
     parts.into_iter().filter_map(|part| part_text(part.get())).collect()
+}
+
+/// What a part says that is a refusal.
+fn part_refusal(content: &str) -> Option<&str> {
+    if !content.starts_with('[') {
+        return None;
+    }
+    let parts: Vec<&RawValue> = serde_json::from_str(content).unwrap_or_default();
+    parts.into_iter().find_map(|part| {
+        let [kind, refusal] = pick_some(Some(part.get()), ["type", "refusal"]);
+        refusal.filter(|raw| kind.map(word).as_deref() == Some("refusal") && !texts_are_empty(raw))
+    })
 }
 
 fn part_text(part: &str) -> Option<JsonText<'_>> {
@@ -261,29 +273,71 @@ fn repaired(line: &str) -> String {
     out
 }
 
-/// The custom_id of a line that cannot be read, if exactly one stands in it.
+/// The custom_id of a line that cannot be read, if exactly one stands at the top of its object: one in what a server
+/// echoes, or in a text, is not the line's.
 pub fn find_custom_id(line: &[u8]) -> Option<&str> {
-    /// A longer one is none of ours.
-    const LONGEST: usize = 300;
-    // What can be read has none in its place, whatever stands elsewhere in it.
-    if serde_json::from_slice::<IgnoredAny>(line).is_ok() {
+    // What can be read has none in its place. That it is UTF-8 is looked at apart, since serde ignores it in what it skips.
+    if std::str::from_utf8(line).is_ok_and(|line| serde_json::from_str::<IgnoredAny>(line).is_ok()) {
         return None;
     }
+    let start = memchr::memchr3(b'{', b'[', b'"', line).filter(|start| line.get(*start) == Some(&b'{'))?;
+    let mut rest = line.get(start..)?;
     let mut found = None;
-    for at in memchr::memmem::find_iter(line, "\"custom_id\"") {
-        let rest = line.get(at + "\"custom_id\"".len()..)?.trim_ascii_start();
-        let Some(rest) = rest.strip_prefix(b":").and_then(|rest| rest.trim_ascii_start().strip_prefix(b"\"")) else {
-            continue;
-        };
-        let end = memchr::memchr3(b'"', b'\\', b'\n', rest.get(..LONGEST).unwrap_or(rest));
-        let Some((id, after)) = end.and_then(|end| rest.split_at_checked(end)) else { continue };
-        let id = std::str::from_utf8(id).ok().filter(|_| after.starts_with(b"\""))?;
-        if found.is_some_and(|known| known != id) {
-            return None;
+    let (mut depth, mut is_whole) = (0_usize, true);
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        match byte {
+            b'{' | b'[' => depth += 1,
+            // After its last brace, the line has no top any more.
+            b'}' | b']' | b'"' if depth == 0 => {
+                is_whole = false;
+                break;
+            }
+            b'}' | b']' => depth -= 1,
+            b'"' => {
+                let Some((text, after)) = text_end(rest).and_then(|end| rest.split_at_checked(end)) else { break };
+                rest = after.get(1..).unwrap_or_default();
+                is_whole &= matches!(rest.trim_ascii_start().first(), None | Some(b':' | b',' | b'}' | b']'));
+                if depth == 1
+                    && text == b"custom_id"
+                    && let Some(id) = id_after(rest)
+                {
+                    if found.is_some_and(|known| known != id) {
+                        return None;
+                    }
+                    found = Some(id);
+                }
+            }
+            _ => {}
         }
-        found = Some(id);
     }
-    found
+    // Where a text ended in a wrong place, depth tells little: no other id may stand anywhere.
+    let others = || memchr::memmem::find_iter(line, KEY).filter_map(|at| id_after(line.get(at + KEY.len()..)?));
+    let found = found.filter(|known| is_whole || others().all(|id| id == *known))?;
+    std::str::from_utf8(found).ok()
+}
+
+const KEY: &[u8] = b"\"custom_id\"";
+
+/// Where the text ends whose first quote has been read.
+fn text_end(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += memchr::memchr2(b'"', b'\\', text.get(at..)?)?;
+        if text.get(at) == Some(&b'"') {
+            return Some(at);
+        }
+        at += 2;
+    }
+}
+
+/// The text that follows a key, if it may be an id.
+fn id_after(rest: &[u8]) -> Option<&[u8]> {
+    /// A longer one is none of ours.
+    const LONGEST: usize = 300;
+    let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+    let end = memchr::memchr3(b'"', b'\\', b'\n', rest.get(..LONGEST).unwrap_or(rest))?;
+    rest.split_at_checked(end).filter(|(_, after)| after.starts_with(b"\"")).map(|(id, _)| id)
 }
 
 /// The custom_id of a result line, if it has one that can be read.
@@ -505,7 +559,8 @@ impl<'a> Parts<'a> {
             format!(r#"{{"custom_id":{},"error":{},"response":{response}}}"#, null(self.custom_id), null(self.error));
         let line = if Parts::pick_from(&line).is_ok() { line } else { repaired(&line) };
         let parts = Parts::pick_from(&line).ok()?;
-        Some(parts.read().map(ResultLine::into_owned))
+        // The body in the string of a response may be in a string again.
+        Some(parts.unfolded().unwrap_or_else(|| parts.read().map(ResultLine::into_owned)))
     }
 
     fn read(&self) -> Result<ResultLine<'a>, String> {
@@ -522,18 +577,20 @@ impl<'a> Parts<'a> {
         }
         let body = &self.body;
         let content = body.content.filter(|raw| !texts_are_empty(raw));
-        if let Some(refusal) = body.refusal.filter(|raw| !texts_are_empty(raw)) {
+        let refusal = body.refusal.filter(|raw| !texts_are_empty(raw));
+        if let Some(refusal) = refusal.or_else(|| body.content.and_then(part_refusal)) {
             let detail = format!("the model refuses: {}", short(&word(refusal)));
             return line(Err(Fault::new(FaultKind::Blocked, detail)), Some(refusal), Some(true));
         }
         let elsewhere = if content.is_none() { self.elsewhere() } else { None };
-        let reason = body.finish_reason.map(word).filter(|reason| !reason.is_empty());
+        let reason = body.finish_reason.map(word);
+        let reason = reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty());
         // A call of a tool is an end, if it is all there is.
         let is_call = |reason: &str| elsewhere.is_some() && matches!(reason, "tool_calls" | "function_call");
         if let Some(reason) = reason.filter(|reason| !is_call(reason))
-            && let Err(kind) = finish_kind(&reason)
+            && let Err(kind) = finish_kind(reason)
         {
-            let fault = Fault::new(kind, format!("finish_reason is {}", short(&reason)));
+            let fault = Fault::new(kind, format!("finish_reason is {}", short(reason)));
             return line(Err(fault), content, content.is_some().then_some(true));
         }
         match (content, elsewhere) {
@@ -576,6 +633,8 @@ impl<'a> Parts<'a> {
     fn check_envelope(&self) -> Result<(), (Fault, Option<bool>)> {
         let body = &self.body;
         let provider = |detail: &str| Fault::new(FaultKind::Provider, detail);
+        let is_answer = || body.has_choice && self.status.is_none_or(|status| integer(status) == Some(200));
+        let said = |error| said(error).filter(|raw| !(is_answer() && is_nothing(raw)));
         if let Some(error) = said(self.error).or(said(body.error)) {
             return Err((error_fault(error, self.status), None));
         }
@@ -608,6 +667,16 @@ impl<'a> Parts<'a> {
 /// An error that says something: some servers write `{}` or `""` where there was none.
 fn said(error: Option<&str>) -> Option<&str> {
     error.filter(|raw| !matches!(*raw, "\"\"" | "false") && !is_blank_object(raw))
+}
+
+/// What some servers write beside a good answer, for want of an error.
+fn is_nothing(error: &str) -> bool {
+    let is_word = |raw: &str| matches!(word(raw).trim(), "" | "None" | "null");
+    let is_null = |value: &Option<&RawValue>| value.is_none_or(|raw| is_word(raw.get()));
+    is_word(error)
+        || serde_json::from_str::<BTreeMap<Cow<'_, str>, Option<&RawValue>>>(error)
+            .is_ok_and(|entries| entries.values().all(is_null))
+        || serde_json::from_str::<[IgnoredAny; 0]>(error).is_ok()
 }
 
 fn is_blank_object(raw: &str) -> bool {
