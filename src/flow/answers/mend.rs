@@ -1,6 +1,8 @@
 //! JSON with small damage, made whole: other quotes, full-width signs, trailing commas, raw line breaks and bare quotes in
 //! strings, words without quotes, comments, a last bracket that is missing.
 
+use super::words::words;
+
 /// JSON out of almost-JSON. Whether the outcome is JSON is for the parser to say. The last bracket may be missing: of a
 /// model that had not finished there is no answer.
 pub(super) fn mended(text: &str) -> String {
@@ -10,8 +12,12 @@ pub(super) fn mended(text: &str) -> String {
     while let Some(c) = rest.chars().next() {
         let after = rest.get(c.len_utf8()..).unwrap_or_default();
         let closing = closing_quotes(c);
-        if let Some(comment) = comment(rest) {
-            rest = comment;
+        if let Some((said, after)) = comment(rest) {
+            // Beside an element, never after all of it, nor before a value.
+            if open.is_empty() || out.trim_end().ends_with(':') || !words().is_comment(said) {
+                return String::new();
+            }
+            rest = after;
         } else if !closing.is_empty() {
             (rest, is_cut) = mend_string(after, c, closing, &mut out);
         } else if let Some(sign) = structural(c) {
@@ -36,13 +42,13 @@ pub(super) fn mended(text: &str) -> String {
     out
 }
 
-/// What follows the comment that the text begins with.
-fn comment(text: &str) -> Option<&str> {
+/// The comment that the text begins with, and what follows it.
+fn comment(text: &str) -> Option<(&str, &str)> {
     if let Some(rest) = text.strip_prefix("/*") {
-        return rest.split_once("*/").map(|(_, after)| after);
+        return Some(rest.split_once("*/").unwrap_or((rest, "")));
     }
     let rest = text.strip_prefix("//").or_else(|| text.strip_prefix('#'))?;
-    Some(rest.find('\n').and_then(|end| rest.get(end..)).unwrap_or_default())
+    Some(rest.split_at_checked(rest.find('\n').unwrap_or(rest.len())).unwrap_or((rest, "")))
 }
 
 /// What may end a string that begins so.

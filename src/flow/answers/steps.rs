@@ -176,7 +176,10 @@ impl Reading<'_> {
                 goes_on |= found.is_some() && reason == Reason::None && !is_farewell;
                 continue;
             };
-            before = Before::End;
+            // What does not stand leaves the next one no better.
+            if new.stands {
+                before = Before::End;
+            }
             match &mut found {
                 Some(found) if self.is_list(text, found, &new) => {
                     self.out.truncate(end);
@@ -238,7 +241,7 @@ impl Reading<'_> {
             self.out.truncate(start);
             return None;
         }
-        found(verdict, Rung::Introduced, before != Before::Open, true)
+        found(verdict, Rung::Introduced, matches!(before, Before::End | Before::Introduction), true)
     }
 
     /// Values on lines that follow each other are one list, where the rule wants a list.
@@ -403,7 +406,7 @@ fn piece_length(text: &str, unended: &mut usize) -> (usize, bool) {
                     marker.trim_end_matches('.').bytes().all(|b| b.is_ascii_digit())
                 };
                 let is_stop = c == '.' && after.starts_with(|c: char| c.is_whitespace() || "*\"'”)".contains(c));
-                if ends_sentence(c) || is_stop && (!is_marker() || words().is_reason(after)) {
+                if ends_sentence(c) || is_stop && !is_marker() {
                     let closers = |c: char| ends_sentence(c) || ".*_`\"'”’」』】）)》$}]>".contains(c);
                     let end = text.len() - after.trim_start_matches(closers).len();
                     return (end, false);

@@ -24,6 +24,9 @@ struct Data {
     neutral_keys: FxHashSet<String>,
     nothing: Nothing,
     reasons: Vec<String>,
+    causes: Vec<String>,
+    reason_keys: FxHashSet<String>,
+    comments: FxHashSet<String>,
     farewells: FxHashSet<String>,
     points: Vec<String>,
     numbers: FxHashMap<String, i64>,
@@ -51,12 +54,15 @@ struct Nothing {
 enum Class {
     Lead,
     Name,
+    /// What this answer may be called, whatever the list says.
+    Own,
     Thing,
     Link,
     Verdict,
     Nothing,
     Fit,
     Reason,
+    Cause,
 }
 
 #[derive(Debug)]
@@ -64,6 +70,8 @@ pub(super) struct Words {
     /// By their first character; longer ones first.
     words: FxHashMap<char, Vec<(String, Class)>>,
     keys: FxHashSet<String>,
+    reason_keys: FxHashSet<String>,
+    comments: FxHashSet<String>,
     tags: FxHashSet<String>,
     farewells: FxHashSet<String>,
     pub points: Vec<String>,
@@ -117,6 +125,7 @@ impl Words {
             (Class::Nothing, data.nothing.words),
             (Class::Fit, data.nothing.fits),
             (Class::Reason, data.reasons),
+            (Class::Cause, data.causes),
         ];
         for (class, list) in classes {
             for word in list {
@@ -125,8 +134,8 @@ impl Words {
             }
         }
         words.values_mut().for_each(|list| list.sort_by_key(|(word, _)| std::cmp::Reverse(word.len())));
-        let Data { neutral_keys: keys, farewells, points, numbers, .. } = data;
-        Self { words, keys, tags, farewells, points, numbers }
+        let Data { neutral_keys: keys, reason_keys, comments, farewells, points, numbers, .. } = data;
+        Self { words, keys, reason_keys, comments, tags, farewells, points, numbers }
     }
 
     /// The longest known word of these classes at the beginning, and what follows it.
@@ -135,12 +144,25 @@ impl Words {
         let list = self.words.get(&first).into_iter().flatten().filter(|(_, class)| classes.contains(class));
         let known = list.filter_map(|(word, class)| Some((*class, after_word(text, word)?))).next();
         let own = asked.into_iter().flat_map(own_names).filter_map(|name| after_name(text, name));
-        own.map(|rest| (Class::Thing, rest)).chain(known).min_by_key(|(_, rest)| rest.len())
+        own.map(|rest| (Class::Own, rest)).chain(known).min_by_key(|(_, rest)| rest.len())
     }
 
     /// Whether these words begin a reason, which may follow an answer.
+    /// A noun such as `reason` is followed by a colon or a link, or stands alone: `依据不足` is no reason but a doubt.
     pub fn is_reason(&self, text: &str) -> bool {
-        self.take(skip_marks(text), &[Class::Reason], None).is_some()
+        let Some((class, rest)) = self.take(skip_marks(text), &[Class::Reason, Class::Cause], None) else {
+            return false;
+        };
+        let rest = rest.trim_start_matches(is_mark);
+        class == Class::Cause
+            || rest.is_empty()
+            || rest.starts_with([':', '：'])
+            || self.take(rest, &[Class::Link], None).is_some()
+    }
+
+    /// The few comments that models write beside an element; any other may take it back.
+    pub fn is_comment(&self, text: &str) -> bool {
+        self.comments.contains(&*text.trim().to_lowercase())
     }
 
     /// A courtesy after the answer.
@@ -155,6 +177,7 @@ impl Words {
     /// A key that may stand beside a neutral one.
     pub fn is_reason_key(&self, key: &str) -> bool {
         self.take(key, &[Class::Reason], None).is_some_and(|(_, rest)| rest.is_empty())
+            || self.reason_keys.contains(&*key.to_lowercase())
     }
 
     pub fn is_tag(&self, name: &str) -> bool {
@@ -167,7 +190,7 @@ impl Words {
         let Some((_, mut rest)) = self.take(text, &[Class::Nothing], None) else { return false };
         let mut is_named = rest.is_empty();
         while let Some((class, after)) = self.take(rest.trim_start(), &[Class::Fit, Class::Thing], Some(asked)) {
-            is_named = class == Class::Thing;
+            is_named = matches!(class, Class::Own | Class::Thing);
             rest = after;
         }
         is_named && rest.is_empty()
@@ -190,6 +213,8 @@ impl Words {
             rest = after;
             match class {
                 Class::Lead => leads = true,
+                // `Is the answer 3` asks.
+                Class::Link if !(names || leads) => return None,
                 Class::Link => links = true,
                 _ => names = true,
             }
@@ -199,6 +224,17 @@ impl Words {
             let spaced = |c: char| c.is_whitespace() || SPACING.contains(&c);
             let value = rest.trim_start_matches(spaced);
             let bare = value.trim_start_matches(|c| spaced(c) || CLOSERS.contains(&c));
+            let between = rest.get(..rest.len() - bare.len()).unwrap_or_default();
+            let is_apart = match class {
+                Class::Own | Class::Link | Class::Verdict => true,
+                // `选择3` and `回答学生` may say something else.
+                Class::Name => bare.is_empty() || !between.is_empty(),
+                // `Topic 3` and `Class A` are names of things.
+                _ => bare.is_empty() || links || between.contains([':', '：', '=', '】']),
+            };
+            if !is_apart {
+                continue;
+            }
             let found = read(value).or_else(|| if bare.len() < value.len() { read(bare) } else { None });
             if found.is_some() {
                 return found;
@@ -215,7 +251,10 @@ impl Words {
             _ if is_introduction && before != Before::Open => Before::Introduction,
             Some(':' | '：' | ',' | '，' | '、' | '-' | '—') => Before::Open,
             _ if is_introduction => Before::Open,
-            Some(c) if ends_sentence(c) || c == '.' => Before::End,
+            Some('.') if ABBREVIATIONS.iter().any(|short| sentence.trim_end_matches(is_mark).ends_with(short)) => {
+                Before::Open
+            }
+            Some('。' | '！' | '!' | '？' | '?' | '.') => Before::End,
             _ => Before::Other,
         }
     }
@@ -243,9 +282,12 @@ impl Words {
     }
 }
 
-/// What may stand around the words of an introduction.
+/// What ends in a full stop and does not end its sentence.
+const ABBREVIATIONS: [&str; 4] = ["e.g.", "i.e.", "cf.", "vs."];
+
+/// What may stand around the words of an introduction. A `>` quotes somebody else.
 fn is_mark(c: char) -> bool {
-    c.is_whitespace() || "*_#`\"'“”‘’「」『』【】[]（）()>".contains(c)
+    c.is_whitespace() || "*_#`\"'“”‘’「」『』【】[]（）()".contains(c)
 }
 
 fn skip_marks(text: &str) -> &str {
