@@ -149,6 +149,44 @@ fn r10_10_s0_only_posts_with_their_fields_replace_an_input() {
     assert_eq!(dir.read("posts.jsonl"), posts);
 }
 
+/// Seen with `zbatch gen -o p.jsonl < p.jsonl`: the file has no name on the command line, and was replaced all the same.
+#[test]
+fn r10_10_s0_a_file_on_stdin_is_an_input_too() {
+    let dir = WorkDir::new();
+    let (posts, torn) = ("{\"content\":\"a\"}\n", "{\"content\":\"a\"}\n{\"content\n");
+    dir.write("posts.jsonl", posts).write("answers.jsonl", answers(1)).write("torn.jsonl", torn);
+    symlink("posts.jsonl", dir.join("link")).expect("linked");
+    let shell = |script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script.replace("zbatch", env!("CARGO_BIN_EXE_zbatch"))]).current_dir(dir.path());
+        Ran::of(shell.output().expect("sh is here"))
+    };
+    for script in [
+        "zbatch gen -o posts.jsonl < posts.jsonl",
+        "zbatch gen - -o link < posts.jsonl",
+        "zbatch gen --missing - -o posts.jsonl < link",
+        "zbatch gen --faults posts.jsonl < posts.jsonl",
+        "zbatch gen --report posts.jsonl < posts.jsonl",
+        "zbatch parse -o posts.jsonl < posts.jsonl",
+        "zbatch parse - --faults posts.jsonl < posts.jsonl",
+        "zbatch merge posts.jsonl - -o answers.jsonl < answers.jsonl",
+        "zbatch merge posts.jsonl -o answers.jsonl < answers.jsonl",
+        "zbatch merge - answers.jsonl --faults posts.jsonl < posts.jsonl",
+        "zbatch chunk -d w --faults posts.jsonl < posts.jsonl",
+    ] {
+        let ran = shell(script).exits(64);
+        assert!(ran.stderr.contains("it is read already, as stdin"), "{script}: {}", ran.stderr);
+        assert_eq!((dir.read("posts.jsonl").as_str(), dir.read("answers.jsonl")), (posts, answers(1)), "{script}");
+    }
+    // A pipe may hold the very file that is there.
+    let ran = shell(&format!("cat torn.jsonl | zbatch merge - answers.jsonl -o torn.jsonl {ONE}")).exits(65);
+    assert!(ran.stderr.contains("torn.jsonl.partial"), "{}", ran.stderr);
+    assert_eq!(dir.read("torn.jsonl"), torn);
+    // Another file may be written as before.
+    shell(&format!("zbatch merge - answers.jsonl -o out.jsonl {ONE} < posts.jsonl")).exits(0);
+    shell(&format!("zbatch merge - answers.jsonl -o posts.jsonl {ONE} < posts.jsonl")).exits(0);
+}
+
 // Point 11: joined, padded and torn files.
 
 /// `cat a.jsonl b.jsonl` of files that Windows editors or Python's utf-8-sig wrote.

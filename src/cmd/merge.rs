@@ -1,7 +1,7 @@
 //! Posts ⋈ answers → enhanced posts. Answers are read first, in whatever order they come, into a store of bounded
 //! memory; then the posts stream past it, in order, and each takes its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Ended, next::NextCommand, outputs};
 use crate::{
@@ -45,7 +45,8 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     let (max_line, start_index) = (args.input.max_line, args.input.start_index);
     let reader = PostReader::open(Some(&args.posts), None, &set.fields, max_line, start_index)?;
     let output = args.output.output.as_deref();
-    outputs::check(Some(&args.posts), args.answers.iter().map(PathBuf::as_path), output, &args.faults)?;
+    let inputs = answers.iter().map(|path| path.unwrap_or(Path::new("-")));
+    outputs::check(Some(&args.posts), inputs, output, &args.faults)?;
     let as_array = match args.output.format {
         Some(format) => format == Format::Json,
         None => output.is_some_and(is_array_name),
@@ -70,7 +71,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     let counts = write_posts(reader, start_index, &set, store.join(), &mut writer, &mut seen)?;
     counts.check(&posts_name, console)?;
     // Where the output replaces the posts, one that could not be read would be gone.
-    let replaced = output.filter(|output| counts.posts < counts.places && outputs::replaces(Some(&args.posts), output));
+    let replaced = output.filter(|output| counts.posts < counts.places && outputs::may_replace(&args.posts, output));
     let aside = match replaced {
         Some(_) => Some(writer.commit_aside()?),
         None => writer.commit().map(|()| None)?,

@@ -25,6 +25,7 @@ pub fn check<'a>(
 ) -> Result<()> {
     let others: Vec<&Path> = inputs.into_iter().collect();
     check_stdout(posts.into_iter().chain(others.iter().copied()), output)?;
+    check_stdin(posts, &others, output, faults)?;
     let named = |path: &&Path| *path != Path::new("-");
     let (posts, others) = (posts.filter(named), others.into_iter().filter(named));
     let read = |path: &Path| Some((real(path)?, "is read".to_owned()));
@@ -43,6 +44,24 @@ pub fn check<'a>(
             taken.push((real, format!("takes {flag}")));
         }
         Output::probe(path)?;
+    }
+    Ok(())
+}
+
+/// A file may also be read by way of stdin (`< posts.jsonl`), where no name tells.
+fn check_stdin(posts: Option<&Path>, others: &[&Path], output: Option<&Path>, faults: &FaultArgs) -> Result<()> {
+    let is_stdin = |path: &Path| path == Path::new("-");
+    let read = others.iter().any(|path| is_stdin(path));
+    let outputs = [
+        ("-o", output.filter(|_| read)),
+        ("--faults", faults.faults.as_deref()),
+        ("--report", faults.report.as_deref()),
+    ];
+    let Some(stdin) = identity(None).filter(|_| read || posts.is_some_and(is_stdin)) else { return Ok(()) };
+    for (flag, path) in outputs {
+        let Some(path) = path.filter(|path| !is_stream(path) && identity(Some(path)) == Some(stdin)) else { continue };
+        return Err(Error::usage(format!("{flag} {}: it is read already, as stdin", path.display()))
+            .fix(format!("give {flag} a file of its own")));
     }
     Ok(())
 }
@@ -66,6 +85,12 @@ fn check_stdout<'a>(mut inputs: impl Iterator<Item = &'a Path>, output: Option<&
 pub fn replaces(posts: Option<&Path>, output: &Path) -> bool {
     let posts = identity(posts);
     !is_stream(output) && posts.is_some() && posts == identity(Some(output))
+}
+
+/// The same, or it may be so: posts that come through a pipe may come from the file that is there.
+pub fn may_replace(posts: &Path, output: &Path) -> bool {
+    let is_pipe = posts == Path::new("-") && identity(None).is_none() || is_stream(posts);
+    replaces(Some(posts), output) || is_pipe && !is_stream(output) && identity(Some(output)).is_some()
 }
 
 /// The posts stay where they are, since some could not be read and are not in the output.

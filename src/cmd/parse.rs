@@ -39,7 +39,9 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     let set = config.analyses(&args.source)?;
     set.notes.iter().for_each(|note| console.note(note));
     check_inputs(args)?;
-    outputs::check(None, args.results.iter().map(PathBuf::as_path), args.output.as_deref(), &args.faults)?;
+    let stdin = args.results.is_empty().then_some(Path::new("-"));
+    let inputs = args.results.iter().map(PathBuf::as_path).chain(stdin);
+    outputs::check(None, inputs, args.output.as_deref(), &args.faults)?;
 
     let mut output = Output::create(args.output.as_deref())?;
     let mut faults = FaultLog::create(args.faults.faults.as_deref())?;
