@@ -352,9 +352,10 @@ fn r10_12_an_object_around_the_posts_is_refused_with_the_jq_command_that_helps()
         ("posts.json", format!(r#"{{"微博":{posts}}}"#), r#".["微博"][]"#),
         ("posts.json", format!(r#"{{"end":{posts}}}"#), r#".["end"][]"#),
         ("posts.json", r#"{"4901":{"content":"a"},"4902":{"content":"b"}}"#.to_owned(), ".[]"),
-        // pandas: to_json(orient="split"), to_json().
+        // pandas: to_json(orient="split"), to_json(), to_dict("list").
         ("posts.json", PANDAS_SPLIT.to_owned(), ".columns as $c"),
         ("posts.json", PANDAS_COLUMNS.to_owned(), ". as $t"),
+        ("posts.json", r#"{"content":["a","b"],"n":[1,2]}"#.to_owned(), ". as $t"),
         ("posts.json", r#"{"content":"a"}"#.to_owned(), "."),
     ] {
         let value: Value = serde_json::from_str(&text).expect("JSON");
@@ -639,6 +640,27 @@ fn r10_13_a_post_that_leaves_a_whole_prompt_empty_is_a_bad_post() {
     let mood = mood(&dir, "{{title}}", ",\"images\":true");
     let posts = "{\"title\":\"t\"}\n{\"image_urls\":[\"https://x/1.jpg\"]}\n{\"image_urls\":[]}\n";
     assert_eq!(indexes(&dir.pipe(posts, &[&["gen"][..], &mood].concat()).exits(1)), [0, 1]);
+}
+
+/// Seen with a prompt without its labels: two notes, and requests that name no label.
+#[test]
+fn r10_13_a_typo_in_labels_is_refused_before_anything_is_made() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n")
+        .write(
+            "asked/mood/analysis.json",
+            r#"{"rule":{"type":"label"},"reference":{"file":"moods.json"},"name":"mood","field":"mood"}"#,
+        )
+        .write("asked/mood/prompt.txt", "One of {{lables}}: {{content}}")
+        .write("asked/mood/moods.json", r#"["good","bad"]"#);
+    let ran =
+        dir.run(&["run", "posts.jsonl", "--emulate", "--analyses", "asked", "--only", "mood", "-o", "o"]).exits(65);
+    assert!(
+        ran.stderr.contains("no post has `lables`") && ran.stderr.contains("did you mean `{{labels}}`?"),
+        "{}",
+        ran.stderr
+    );
+    assert!(!dir.exists("o"));
 }
 
 // Point 15: one request, one line, for every reader.

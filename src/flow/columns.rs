@@ -211,6 +211,9 @@ impl<'s> Columns<'s> {
         }
         let key = |name: &str| jq_path(std::slice::from_ref(&name.to_owned()));
         match &lack.near {
+            Some(near) if OF_OURS.contains(&near.as_str()) => {
+                error.fix(format!("did you mean `{{{{{near}}}}}`? Mend it in the prompt"))
+            }
             Some(near) => error.fix(format!(
                 "did you mean `{near}`? Name it in the prompt, or in the posts: {}",
                 self.jq(&format!("{} = {}", key(first), key(near)), input)
@@ -255,8 +258,10 @@ impl<'s> Columns<'s> {
     fn near(&self, slot: Slot, analysis: &Analysis) -> Option<&str> {
         let name = self.name(slot);
         let is_named = |column: &str| placed(analysis).any(|slot| self.name(slot) == column);
-        let near = self.names.iter().filter(|column| is_near(name, column) && !is_named(column));
-        near.min_by_key(|column| strsim::osa_distance(name, column)).map(String::as_str)
+        let columns = self.names.iter().map(String::as_str).filter(|column| !is_named(column));
+        let of_ours = OF_OURS.into_iter().filter(|known| !analysis.template.uses.contains(known));
+        let near = of_ours.chain(columns).filter(|column| is_near(name, column));
+        near.min_by_key(|column| strsim::osa_distance(name, column))
     }
 
     fn shown(&self) -> String {
@@ -281,6 +286,9 @@ fn required(analysis: &Analysis) -> impl Iterator<Item = Slot> {
 fn image(analysis: &Analysis, set: &AnalysisSet) -> Option<Slot> {
     set.image_slot.filter(|_| analysis.images)
 }
+
+/// What a prompt can place beside fields of a post.
+const OF_OURS: [&str; 2] = ["labels", "examples"];
 
 /// The same letters in another spelling, or a slip of the pen: one letter in five.
 fn is_near(name: &str, column: &str) -> bool {

@@ -76,7 +76,8 @@ impl Form {
 
     /// `fields` are those that a post has.
     pub fn wrapping(&self, fields: &[String]) -> Option<Wrapping> {
-        self.split_table().or_else(|| self.array(fields)).or_else(|| self.objects(fields)).or_else(|| {
+        let table = self.split_table().or_else(|| self.list_table(fields));
+        table.or_else(|| self.array(fields)).or_else(|| self.objects(fields)).or_else(|| {
             let deep = self.deep.iter().map(|(path, keys)| (path.as_slice(), keys));
             Self::array_in(deep, fields)
         })
@@ -94,6 +95,18 @@ impl Form {
             jq: ".columns as $c | .data[] | [$c, .] | transpose | map({(.[0] | tostring): .[1]}) | add".to_owned(),
             keys: Vec::new(),
             what: "a table in pandas' split form",
+            is_sure: true,
+        })
+    }
+
+    /// pandas' `to_dict("list")`: an array for each column.
+    fn list_table(&self, fields: &[String]) -> Option<Wrapping> {
+        let is_table = self.top.iter().all(|(_, kind)| matches!(kind, Kind::Array(Element::Scalar)))
+            && self.top.iter().any(|(key, _)| fields.contains(key));
+        is_table.then(|| Wrapping {
+            jq: ". as $t | range($t | map(length) | max) as $row | $t | map_values(.[$row])".to_owned(),
+            keys: self.keys().map(str::to_owned).collect(),
+            what: "a table with an array for each column",
             is_sure: true,
         })
     }
@@ -299,6 +312,7 @@ mod tests {
     #[test]
     fn r10_12_the_program_is_the_one_for_the_form() {
         const SPLIT: &str = ".columns as $c | .data[] | [$c, .] | transpose | map({(.[0] | tostring): .[1]}) | add";
+        const LISTS: &str = ". as $t | range($t | map(length) | max) as $row | $t | map_values(.[$row])";
         const COLUMNS: &str = ". as $t | (first(.[]) | keys_unsorted[]) as $row | $t | map_values(.[$row])";
         for (text, program) in [
             (r#"{"user":{"id":1},"weibo":[{"content":"a"}]}"#, Some(".weibo[]")),
@@ -312,6 +326,8 @@ mod tests {
             (r#"{"微博":{"a b":[{"content":"a"}]}}"#, Some(r#".["微博"]["a b"][]"#)),
             (r#"{"columns":["content"],"index":[0],"data":[["a"]]}"#, Some(SPLIT)),
             (r#"{"content":{"0":"a","1":"b"},"n":{"0":1,"1":2}}"#, Some(COLUMNS)),
+            (r#"{"id":[1,2],"content":["x","y"]}"#, Some(LISTS)),
+            (r#"{"id":[1,2],"tags":["x","y"]}"#, None),
             (r#"{"4901":{"content":"a"},"4902":{"content":"b"}}"#, Some(".[]")),
             (r#"{"a":{"content":"a"},"b":{"content":"b"}}"#, Some(".[]")),
             (r#"{"0":{"0":"a"},"1":{"0":"b"}}"#, Some(".[]")),
