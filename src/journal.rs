@@ -193,6 +193,9 @@ pub enum Event {
     Missing {
         chunk: ChunkId,
         why: String,
+        /// Seconds since 1970.
+        #[serde(default)]
+        at: u64,
     },
     Again {
         chunk: ChunkId,
@@ -270,8 +273,8 @@ pub struct Job {
     pub lost: u32,
     /// What came instead of an answer to the last create, if anything came.
     pub unclear: Option<Unclear>,
-    /// How often a results file was asked for in vain, by commands that do not wait.
-    pub missing: u32,
+    /// When a results file was first asked for in vain by a command that does not wait, in seconds since 1970.
+    pub missing: Option<u64>,
     /// Its create is not sent again unless the user says so.
     pub held: bool,
 }
@@ -353,6 +356,8 @@ impl State {
         }
         let paid = |step: Step| step >= Step::Intended;
         match (from.is_some_and(paid), paid(to)) {
+            // The lost create that it came of was counted.
+            (false, true) if matches!(event, Event::Created { .. }) => {}
             (false, true) => self.spent = (self.spent.0 + 1, self.spent.1.saturating_add(lines)),
             // A create that no listing shows may have been paid for all the same.
             (true, false) if !matches!(event, Event::Lost { .. }) => {
@@ -397,7 +402,7 @@ impl State {
                     lost: 0,
                     unclear: None,
                     held: false,
-                    missing: 0,
+                    missing: None,
                 });
                 self.move_one(None, Step::Cut, chunk.lines, event);
                 return Ok(());
@@ -453,7 +458,9 @@ impl Job {
                 self.file_id = None;
                 self.settle(Step::Cut);
             }
-            (Step::Intended, Event::Created { batch_id, .. }) => {
+            // A batch of an earlier create that counted as lost may be listed before the next one is sent.
+            (Step::Intended, Event::Created { batch_id, .. })
+            | (Step::Uploaded, Event::Created { batch_id, adopted: true, .. }) => {
                 self.batch_id = Some(batch_id.clone());
                 self.cancelling = false;
                 self.trouble = None;
@@ -474,9 +481,9 @@ impl Job {
                 self.rows = Some(rows.clone());
                 self.step = Step::Fetched;
             }
-            (Step::Ended, Event::Missing { why, .. }) => {
+            (Step::Ended, Event::Missing { why, at, .. }) => {
                 self.trouble = Some(why.clone());
-                self.missing += 1;
+                self.missing = self.missing.or(Some(*at));
             }
             (Step::Fetched, Event::Again { .. }) => {
                 self.rows = None;

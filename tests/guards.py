@@ -23,7 +23,7 @@ SUITES = {
     "paging": SIMULATOR,
     "settle": SIMULATOR,
     "fence": SIMULATOR,
-    "once": SIMULATOR,
+    "once": ["zbatch", "flow::jobs::tests::r10_1_"],
     "evidence": ["zbatch", "flow::jobs::tests::r10_1_"],
     "made": ["zbatch", "flow::jobs::tests::r10_1_"],
     "rename": SIMULATOR,

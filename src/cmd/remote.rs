@@ -243,14 +243,21 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
             count(unclear, "create")
         ));
     }
+    let held = state.jobs.iter().filter(|job| job.held).count();
+    if held > 0 {
+        console.note(format_args!(
+            "held: {}; each use of --on-ambiguous again creates them once more, so look at the provider's console before it",
+            count(held, "chunk")
+        ));
+    }
     console.note(format_args!("to go on: {again}"));
 }
 
 /// The complete command that goes on with a directory, with what was typed for this one.
 pub fn command(verb: &str, dir: &Path, typed: &Typed) -> String {
-    // `--again` is in the journal.
+    // `--again` is in the journal; `--on-ambiguous again` was true then, and would pay again each time.
     NextCommand::new(&format!("zbatch {verb}"))
         .path("-d", Some(dir))
-        .typed(verb, typed, &["work_dir", "again"])
+        .typed(verb, typed, &["work_dir", "again", "on_ambiguous"])
         .into_text()
 }

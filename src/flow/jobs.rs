@@ -12,7 +12,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::Mutex,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
@@ -54,6 +54,8 @@ const FULL_QUEUES: u32 = 20;
 const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(600);
 /// Seconds between downloads of a file that the provider does not have yet: its batch may have ended a moment ago.
 const LATE_FILE: [u64; 7] = [2, 5, 10, 20, 40, 80, 120];
+/// Seconds after which a command that does not wait gives up such a file, counted from the first that asked for it.
+const LATEST_FILE: u64 = 600;
 /// From the pause of this length on the wait is told.
 const TOLD_FROM: u64 = 10;
 /// Creates refused for the moment (rate, overload) before the chunk is given up.
@@ -253,6 +255,8 @@ struct Queue {
     /// Requests at the provider, and the most there may be.
     queued: u64,
     limit: Option<u64>,
+    /// Chunks that found the provider's queue full and wait: until they are back, no other one tries.
+    full: usize,
 }
 
 type JobFuture<'f> = LocalBoxFuture<'f, std::result::Result<Reached, Gave>>;
@@ -327,7 +331,7 @@ impl Driver<'_> {
                 });
             }
             let waiting = floor.waiting(&gate);
-            let takes_more = more && waiting < WAITING && !gate.halted.get();
+            let takes_more = more && waiting + floor.waiting_for_room < WAITING && !gate.halted.get();
             let may_create = floor.creating + floor.waiting_for_room > 0 || waiting > 0 || more && !gate.halted.get();
             if running.is_empty() && later.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
@@ -361,6 +365,8 @@ impl Driver<'_> {
                 }
                 Ok(Reached::Ended(place)) => {
                     floor.leave(&self.job(place)?.chunk);
+                    // The queue moves.
+                    floor.full.clear();
                     gate.changed.notify_waiters();
                     if goal != Goal::Submitted {
                         later.push_back(place);
@@ -377,9 +383,13 @@ impl Driver<'_> {
                     floor.leave(&chunk);
                     match floor.found_full(place) {
                         _ if goal == Goal::Fetched || self.settings.no_wait => {}
-                        tries if tries > FULL_QUEUES => end.give_up(self.progress, &chunk, queue_stays_full()),
+                        tries if tries > FULL_QUEUES => {
+                            gate.bar(chunk.model.clone());
+                            end.give_up(self.progress, &chunk, queue_stays_full());
+                        }
                         tries => {
                             floor.waiting_for_room += 1;
+                            self.queue(&mut floor, &chunk).full += 1;
                             running.push(Box::pin(self.to_room(place, tries, &gate)));
                         }
                     }
@@ -387,7 +397,9 @@ impl Driver<'_> {
                 Ok(Reached::Room(place)) => {
                     floor.waiting_for_room -= 1;
                     let chunk = self.job(place)?.chunk;
-                    self.queue(&mut floor, &chunk).wait(place, &chunk);
+                    let queue = self.queue(&mut floor, &chunk);
+                    queue.full -= 1;
+                    queue.waiting.push_front((place, chunk.lines));
                 }
                 Ok(Reached::Done) | Err(Gave::Stopped) => {}
                 // Whoever read the results says why he stopped.
@@ -404,7 +416,7 @@ impl Driver<'_> {
                     }
                     match scope {
                         Scope::Chunk => {}
-                        Scope::Model(model) => drop(gate.halted_models.borrow_mut().insert(model)),
+                        Scope::Model(model) => gate.bar(model),
                         Scope::Creates => gate.halt(),
                     }
                     end.give_up(self.progress, &job.chunk, error);
@@ -499,10 +511,11 @@ impl Driver<'_> {
     ) -> std::result::Result<Sent, Gave> {
         let id = &job.chunk.id;
         let file_id = file_id(job)?;
-        if let Some(error) = self.over_the_cap(job)? {
-            return Err(Gave::Up { place, scope: Scope::Creates, error });
+        // A create that counted as lost may be listed by now.
+        if job.lost > 0 && self.adopt(place, job).await? == Listed::Adopted {
+            return Ok(Sent::Once);
         }
-        let error = match self.send_create(job, &file_id).await? {
+        let error = match self.send_create(place, job, &file_id).await? {
             Ok(batch) => {
                 gate.refused.set(0);
                 self.created(job, &batch.id, false)?;
@@ -543,6 +556,7 @@ impl Driver<'_> {
     /// Sends a create, once, between the event that announces it and the event that says what came of it.
     async fn send_create(
         &self,
+        place: usize,
         job: &Job,
         file_id: &FileId,
     ) -> std::result::Result<std::result::Result<Batch, CreateError>, Gave> {
@@ -551,6 +565,10 @@ impl Driver<'_> {
         let blake3 = job.chunk.blake3.clone();
         // An intent is a create that may have been sent: the provider's pause comes before it.
         self.unless_stopped(self.client.turn()).await?;
+        // Nothing is awaited between this and the intent, so that no other create comes in between.
+        if let Some(error) = self.over_the_cap(job)? {
+            return Err(Gave::Up { place, scope: Scope::Creates, error });
+        }
         let intent = Event::Intent { chunk: id.clone(), file_id: file_id.to_string(), attempt, blake3 };
         if !drill::without(Guard::Intent) {
             self.append(&intent)?;
@@ -585,8 +603,13 @@ impl Driver<'_> {
             return Ok(());
         };
         if self.settings.on_ambiguous == OnAmbiguous::Hold {
-            let error = Error::new(Kind::TryAgain, format!("{id}: whether its batch was created is not known"))
-                .fix("look at the provider's console; the same command without --on-ambiguous hold creates it anew");
+            let made = job.unclear.as_ref().is_some_and(|unclear| unclear.made);
+            let error = Error::new(Kind::TryAgain, format!("{id}: whether its batch was created is not known"));
+            let error = error.fix(if made {
+                "the provider said that it made a batch, and not which: look for it at the provider's console"
+            } else {
+                "look at the provider's console; the same command without --on-ambiguous hold creates it anew"
+            });
             return Err(Gave::Up { place, scope: Scope::Chunk, error });
         }
         if let Some(why) = self.why_held(job, is_proof)? {
@@ -794,8 +817,10 @@ impl Driver<'_> {
             let Downloaded { mut balance, absent, missing } = self.download(place, &job).await?;
             if let Some(error) = missing {
                 // A batch may say that it has ended before its files can be read.
-                if self.settings.no_wait && (job.missing as usize) < LATE_FILE.len() {
-                    self.append(&Event::Missing { chunk: chunk.id.clone(), why: error.to_string() })?;
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                let is_late = job.missing.is_some_and(|since| now.saturating_sub(since) > LATEST_FILE);
+                if self.settings.no_wait && !is_late {
+                    self.append(&Event::Missing { chunk: chunk.id.clone(), why: error.to_string(), at: now })?;
                     self.progress.note(format_args!("{}: {error}; it is asked for again next time", chunk.id));
                     return Ok(Reached::Done);
                 }
@@ -813,7 +838,7 @@ impl Driver<'_> {
                     continue;
                 }
                 // It will not come: another download would not bring more.
-                balance.short = false;
+                (balance.short, balance.missing) = (false, true);
                 self.tell_absent(&job, &balance, &absent, Some(&error));
             } else {
                 tries += 1;
@@ -891,7 +916,8 @@ impl Driver<'_> {
             let id: FileId = parsed(Some(id), chunk)?;
             match self.unless_stopped(self.client.download(&id, to)).await? {
                 Ok(download) => whole &= download.complete,
-                Err(error) if error.class == Class::NotFound => missing = Some(error),
+                // Some say in other words that it is not there yet; no request of ours for a file is a bad one.
+                Err(error) if matches!(error.class, Class::NotFound | Class::BadRequest) => missing = Some(error),
                 Err(error) => {
                     // What cannot be fetched need not be paid for: the next batch's files are kept at the same place.
                     let scope = if error.class == Class::Redirect { Scope::Creates } else { Scope::Chunk };
@@ -913,7 +939,8 @@ impl Driver<'_> {
         if !self.settings.keep_requests {
             remove(&self.work.join(&job.chunk.path))?;
         }
-        let short = job.rows.as_ref().is_some_and(|rows| rows.short || rows.textless);
+        // What may be wanted again stays there.
+        let short = job.rows.as_ref().is_some_and(|rows| rows.short || rows.textless || rows.missing);
         if self.settings.keep_remote || job.cleaned || short {
             return Ok(Reached::Done);
         }
@@ -961,6 +988,12 @@ impl Gate {
 
     fn halt(&self) {
         self.halted.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// No more creates under this model; whoever waits for its queue need not.
+    fn bar(&self, model: String) {
+        self.halted_models.borrow_mut().insert(model);
         self.changed.notify_waiters();
     }
 
@@ -1062,7 +1095,7 @@ impl Queue {
 
     /// The first in line, if the provider's queue has room for it.
     fn next(&self) -> Option<usize> {
-        let (place, lines) = self.waiting.front()?;
+        let (place, lines) = self.waiting.front().filter(|_| self.full == 0)?;
         // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
         let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued + lines <= limit);
         fits.then_some(*place)

@@ -121,6 +121,9 @@ pub struct RowBalance {
     /// Answers came, and none of them has text where text stands: this is another format, not a bad model.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub textless: bool,
+    /// A results file was not at the provider, however long it was asked for. What it has may still come to light.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
     /// The output file and the error file as they were counted, where there is one. `None`: counted before this was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<[Option<FileMark>; 2]>,
@@ -261,6 +264,7 @@ mod tests {
             bad: 1,
             short: false,
             textless: true,
+            missing: false,
             files: marks,
         };
         assert_eq!(verify(&files, "a", &rows).expect("read"), (balance.clone(), vec![4]));

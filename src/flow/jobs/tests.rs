@@ -36,6 +36,10 @@ impl Seen {
         self.0.lock().expect("whole").0.clone()
     }
 
+    fn calls(&self) -> Vec<String> {
+        self.0.lock().expect("whole").1.clone()
+    }
+
     fn count(&self, name: &str) -> usize {
         self.0.lock().expect("whole").1.iter().filter(|call| call.starts_with(name)).count()
     }
@@ -617,7 +621,9 @@ async fn r10_3_a_file_that_never_comes_leaves_absent_rows_and_no_trouble() {
         for place in 0..2 {
             let job = job(&journal, place);
             let rows = job.rows.expect("fetched");
-            assert_eq!((rows.output, rows.absent, rows.short, job.cleaned), (0, 1, false, true));
+            // What the provider may still have is left there.
+            assert_eq!((rows.output, rows.absent, rows.short, job.cleaned), (0, 1, false, false));
+            assert_eq!(seen.count("delete"), 0);
         }
     }
 }
@@ -634,4 +640,55 @@ async fn r10_20_a_refused_download_halts_no_create() {
         assert!(end.trouble.is_some(), "{status}");
         assert_eq!((seen.count("create"), journal.lock().expect("whole").state.at(Step::Ended)), (6, 6), "{status}");
     }
+}
+
+/// A list that shows a batch only after its create had counted as lost: the second create was sent all the same.
+#[tokio::test]
+async fn r10_1_a_lost_create_is_looked_for_once_more_before_the_next_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 1);
+    let seen = Seen::default();
+    let router = creating(&seen, |_, _| reset());
+    let late = seen.clone();
+    // The second upload comes when the batch of the first create is listed.
+    let upload = post(async move || {
+        late.call("upload");
+        let number = late.count("upload");
+        if number == 2 {
+            let metadata = json!({"zbatch": "run/a_batch_part1"});
+            late.add(json!({"id": "batch-1", "status": "completed", "metadata": metadata}));
+        }
+        Json(json!({"id": format!("file-{number}")}))
+    });
+    let uploads = Router::new().route("/x/files", upload);
+    let router = Router::new().fallback(async move |request: axum::extract::Request| {
+        use tower::ServiceExt as _;
+        let to = if request.uri().path() == "/x/files" { uploads } else { router };
+        let Ok(response) = to.oneshot(request).await;
+        response
+    });
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    assert_eq!((seen.count("create"), job(&journal, 0).batch_id.as_deref()), (1, Some("batch-1")));
+    assert_eq!(journal.lock().expect("whole").state.spent(), (1, 1));
+}
+
+/// Forty chunks and a queue for two: every chunk was uploaded again and again, and all of them were in the way of each other.
+#[tokio::test(start_paused = true)]
+async fn r10_2_while_the_queue_is_full_no_other_chunk_tries() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 40);
+    let seen = Seen::default();
+    let router = creating(&seen, |seen, asked| {
+        let number = seen.batches().len() + 1;
+        let batch = json!({"id": format!("batch-{number}"), "status": "failed", "input_file_id": asked["input_file_id"],
+            "errors": {"data": [{"code": "token_limit_exceeded"}]}});
+        seen.add(batch.clone());
+        Json(batch)
+    });
+    let end = drive(router, &work, &journal, Goal::Done).await;
+    assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
+    // All but the last chunk are of one model; three at once.
+    let tried = (1..=40).filter(|part| seen.calls().contains(&format!("create a_batch_part{part}"))).count();
+    assert!(tried <= 10, "{tried} of 40 chunks were sent to a full queue");
 }
