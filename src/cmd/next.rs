@@ -51,6 +51,10 @@ impl NextCommand {
             let (Some(long), Some(values)) = (arg.get_long(), values.filter(|_| !others.contains(&id))) else {
                 continue;
             };
+            // The user had looked at the provider's console then; each use of it may pay once more.
+            if id == "on_ambiguous" && values.iter().any(|value| value == "again") {
+                continue;
+            }
             let flag = format!("--{long}");
             let values = values.iter().map(|value| value.to_string_lossy());
             self = match arg.get_value_delimiter() {

@@ -255,9 +255,9 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
 
 /// The complete command that goes on with a directory, with what was typed for this one.
 pub fn command(verb: &str, dir: &Path, typed: &Typed) -> String {
-    // `--again` is in the journal; `--on-ambiguous again` was true then, and would pay again each time.
+    // `--again` is in the journal.
     NextCommand::new(&format!("zbatch {verb}"))
         .path("-d", Some(dir))
-        .typed(verb, typed, &["work_dir", "again", "on_ambiguous"])
+        .typed(verb, typed, &["work_dir", "again"])
         .into_text()
 }

@@ -294,14 +294,9 @@ impl Join<'_> {
 }
 
 /// The flags of `run` that the next round does not repeat as they were typed.
-pub const OF_A_ROUND: [&str; 9] = [
-    // A word on what was found at the provider then.
-    "on_ambiguous",
+pub const OF_A_ROUND: [&str; 8] = [
     // It has a directory and files of its own.
-    "work_dir",
-    "output",
-    "faults",
-    "report",  // Repeated, and the faults of this round are added.
+    "work_dir", "output", "faults", "report",  // Repeated, and the faults of this round are added.
     "skip",    // It is what makes a round.
     "missing", // It moved away what this round was not begun with.
     "new",     // In the emulator it would strike the same lines again.
