@@ -48,8 +48,10 @@ pub const LOCK: &str = "lock";
 /// The posts, where they cannot be read again from where they came, and the hash of what the spool holds.
 pub const SPOOL: &str = "input.zst";
 pub const SPOOL_HASH: &str = "input.blake3";
+/// Hashes of the outputs that took the place of the posts: the last one, and the one before.
+pub const OUTPUT_HASHES: &str = "output.blake3";
 /// All that is ours in a work directory.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     journal::FILE,
     LOCK,
     "requests",
@@ -57,6 +59,7 @@ pub const NAMES: [&str; 12] = [
     "results",
     SPOOL,
     SPOOL_HASH,
+    OUTPUT_HASHES,
     "emulator",
     "integration_report.json",
     "jsonl_files_info.json",

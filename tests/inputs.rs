@@ -187,6 +187,28 @@ fn r10_10_s0_a_file_on_stdin_is_an_input_too() {
     shell(&format!("zbatch merge - answers.jsonl -o posts.jsonl {ONE} < posts.jsonl")).exits(0);
 }
 
+/// Seen with `run X -o X` again after X was appended to: the new posts were gone, with exit 0.
+#[test]
+fn r10_10_s0_posts_that_were_changed_since_are_not_replaced() {
+    let dir = WorkDir::new();
+    let posts = "{\"content\":\"a\"}\n{\"content\":\"b\"}\n";
+    dir.write("posts.jsonl", posts);
+    let again = || dir.run(&["run", "posts.jsonl", "-o", "posts.jsonl", "-d", "w", "--emulate", ONE]);
+    again().exits(0);
+    let ours = dir.read("posts.jsonl");
+    assert_ne!(ours, posts);
+    again().exits(0);
+    assert_eq!(dir.read("posts.jsonl"), ours, "its own output is no change");
+    dir.write("posts.jsonl", posts);
+    again().exits(0);
+    assert_eq!(dir.read("posts.jsonl"), ours, "nor are the posts as they were");
+    let changed = format!("{ours}{{\"content\":\"new\"}}\n");
+    dir.write("posts.jsonl", &changed);
+    let ran = again().exits(65);
+    assert!(ran.stderr.contains("posts.jsonl has changed"), "{}", ran.stderr);
+    assert_eq!(dir.read("posts.jsonl"), changed);
+}
+
 // Point 11: joined, padded and torn files.
 
 /// `cat a.jsonl b.jsonl` of files that Windows editors or Python's utf-8-sig wrote.

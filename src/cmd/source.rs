@@ -17,7 +17,7 @@ use crate::{
         output::{AtomicFile, is_stream, write_private},
     },
     settings::Config,
-    workdir::WorkDir,
+    workdir::{OUTPUT_HASHES, WorkDir},
 };
 
 /// The spool's compression: fast, and enough for text.
@@ -121,6 +121,18 @@ impl Source {
         let nothing_comes = from.is_none() && std::io::stdin().is_terminal();
         if is_kept && (nothing_comes || !nothing_is_cut(journal)) {
             let replaced = from.is_some_and(Path::is_file);
+            if let Some(file) = from.filter(|_| replaced)
+                && !holds_the_posts(file, work)?
+                && !is_own_output(file, work)?
+            {
+                let file = file.display();
+                let what = format!(
+                    "{file} has changed: it holds neither the posts of {} nor its output",
+                    work.path().display()
+                );
+                return Err(Error::input(what)
+                    .fix("name another output with -o, another directory with -d, or begin again with --new"));
+            }
             if !replaced && !nothing_comes {
                 // Without a hash nothing is piped in.
                 let hash = copy(Input::open(from, "")?, &mut std::io::sink())?;
@@ -167,6 +179,21 @@ fn is_the_kept(hash: &str, work: &WorkDir) -> Result<bool> {
     // A sum that is damaged says nothing: the posts themselves do.
     Ok(has_sum(&work.spool_hash(), hash)
         || copy(Input::open(Some(&work.spool()), "")?, &mut std::io::sink())?.as_deref() == Some(hash))
+}
+
+/// What the last run, or the one before, put in the place of the posts.
+fn is_own_output(file: &Path, work: &WorkDir) -> Result<bool> {
+    let hash = copy(Input::open(Some(file), "")?, &mut std::io::sink())?;
+    let known = read_small(&work.join(OUTPUT_HASHES), BUFFER as u64).unwrap_or_default();
+    Ok(hash.is_some_and(|hash| known.lines().any(|known| known == hash)))
+}
+
+/// Before an output takes the place of the posts: a later run must know it from a file that the user has changed.
+pub fn remember_output(hash: &str, work: &WorkDir) -> Result<()> {
+    let path = work.join(OUTPUT_HASHES);
+    let known = read_small(&path, BUFFER as u64).unwrap_or_default();
+    let last = known.lines().next().unwrap_or_default();
+    write_private(&path, format!("{hash}\n{last}\n").as_bytes())
 }
 
 /// A file holds what the posts were kept from: then it is the only other place where those that cannot be read stand as

@@ -442,11 +442,26 @@ pub struct JsonWriter {
     output: Output,
     as_array: bool,
     began: bool,
+    ended: bool,
+    hasher: Option<blake3::Hasher>,
 }
 
 impl JsonWriter {
     pub fn new(output: Output, as_array: bool) -> Self {
-        Self { output, as_array, began: false }
+        Self { output, as_array, began: false, ended: false, hasher: None }
+    }
+
+    /// The same, and [`JsonWriter::end`] gives the hash of all that was written, before it is compressed.
+    #[must_use]
+    pub fn hashed(self) -> Self {
+        Self { hasher: Some(blake3::Hasher::new()), ..self }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
+        self.output.put(bytes)
     }
 
     pub fn put(&mut self, value: &[u8]) -> Result<()> {
@@ -457,8 +472,8 @@ impl JsonWriter {
             (false, true) => b"\n",
         };
         self.began = true;
-        self.output.put(before)?;
-        self.output.put(value)
+        self.write(before)?;
+        self.write(value)
     }
 
     pub fn commit(mut self) -> Result<()> {
@@ -472,13 +487,18 @@ impl JsonWriter {
         self.output.commit_aside()
     }
 
-    fn end(&mut self) -> Result<()> {
-        self.output.put(match (self.as_array, self.began) {
+    /// Writes the end, once. The hash is there if it was asked for.
+    pub fn end(&mut self) -> Result<Option<String>> {
+        let end: &[u8] = match (self.as_array, self.began) {
+            _ if self.ended => b"",
             (true, false) => b"[\n]\n",
             (true, true) => b"\n]\n",
             (false, false) => b"",
             (false, true) => b"\n",
-        })
+        };
+        self.ended = true;
+        self.write(end)?;
+        Ok(self.hasher.as_ref().map(|hasher| hasher.finalize().to_hex().to_string()))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         next::NextCommand,
         outputs,
         setup::Rendering,
-        source::{Posts, holds_the_posts},
+        source::{Posts, holds_the_posts, remember_output},
     },
     console::Console,
     error::{Error, Kind, Result},
@@ -77,6 +77,9 @@ impl Join<'_> {
             None => is_array_name(self.output),
         };
         let mut writer = JsonWriter::new(Output::create(Some(self.output))?, as_array);
+        if self.posts.is_output {
+            writer = writer.hashed();
+        }
         let mut log = FaultLog::create(self.args.faults.faults.as_deref())?;
         let mut tally = Tally { surrogates: parsed.surrogates, ..Tally::new(analyses) };
         let mut renderer = self.rendering.renderer()?;
@@ -188,7 +191,10 @@ impl Join<'_> {
         }
         let aside = match self.loses_posts(counts, work)? {
             true => Some(writer.commit_aside()?),
-            false => writer.commit().map(|()| None)?,
+            false => {
+                writer.end()?.map_or(Ok(()), |hash| remember_output(&hash, work))?;
+                writer.commit().map(|()| None)?
+            }
         };
         log.commit()?;
         let passed = Passed { counts, askable, output: aside.as_deref().unwrap_or(self.output) };
