@@ -372,7 +372,11 @@ fn creating<R: axum::response::IntoResponse + 'static>(
     server(seen).route(
         "/x/batches",
         post(async move |Json(asked): Json<Value>| {
-            seen_here.call(format!("create {}", asked["metadata"]["chunk"].as_str().unwrap_or_default()));
+            let create = format!("create {}", asked["metadata"]["chunk"].as_str().unwrap_or_default());
+            seen_here.call(create.clone());
+            // A guard that is taken away must fail its test at once, not go round until the time is up.
+            let times = seen_here.calls().iter().filter(|call| **call == create).count();
+            assert!(times <= 30, "{create} without end");
             answer(&seen_here, &asked)
         }),
     )
