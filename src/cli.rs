@@ -497,7 +497,7 @@ pub struct FetchArgs {
     /// Download these chunks again, or `failed`: those whose download failed or came short, as every fetch does
     #[arg(long, value_name = "CHUNK", num_args = 1..)]
     pub again: Vec<String>,
-    /// Results of these batches, whoever made them, to -o [default: stdout]: no work directory is needed
+    /// Write the results of these batches to -o [default: stdout]; any tool may have made them, and no work directory is needed
     #[arg(long, value_name = "ID,...", value_delimiter = ',', conflicts_with_all = ["again", "work_dir"])]
     pub batch: Vec<String>,
     #[command(flatten)]

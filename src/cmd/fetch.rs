@@ -94,8 +94,8 @@ fn all_is_here(state: &State, keep_remote: bool) -> bool {
     state.jobs.iter().all(|job| job.step == Step::Fetched && (job.cleaned || keep_remote))
 }
 
-/// Says how the rows balance; what is not a result or an error of a row is a fault, and so is a results file that is gone
-/// for good.
+/// Prints the counts of the rows. Absent rows, foreign lines and unreadable lines are faults, and so is a results file that
+/// neither this machine nor the provider has.
 fn tell(state: &State, gone: usize, console: &Console) -> Ended {
     let rows = totals(&state.jobs);
     console.note(format_args!(

@@ -147,7 +147,7 @@ pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<w
     Ok(stop)
 }
 
-/// Until the verb is told to stop.
+/// Completes when a signal or the deadline tells the verb to stop.
 pub async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     let reason = stop.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
     match reason {

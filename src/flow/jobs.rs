@@ -202,10 +202,8 @@ struct Floor {
     live: usize,
     /// Those of them that are on their way to a batch.
     creating: usize,
-    /// Jobs that wait for the provider's queue to have room, and how often each found it full.
+    /// How often each job has found the provider's queue full since a batch of ours last ended. At most one entry a chunk.
     full: HashMap<usize, u32>,
-    /// Those of them that wait now.
-    waiting_for_room: usize,
 }
 
 /// What became of a create.
@@ -331,8 +329,8 @@ impl Driver<'_> {
                 });
             }
             let waiting = floor.waiting(&gate);
-            let takes_more = more && waiting + floor.waiting_for_room < WAITING && !gate.halted.get();
-            let may_create = floor.creating + floor.waiting_for_room > 0 || waiting > 0 || more && !gate.halted.get();
+            let takes_more = more && waiting + floor.waiting_for_room() < WAITING && !gate.halted.get();
+            let may_create = floor.creating + floor.waiting_for_room() > 0 || waiting > 0 || more && !gate.halted.get();
             if running.is_empty() && later.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
             }
@@ -388,14 +386,12 @@ impl Driver<'_> {
                             end.give_up(self.progress, &chunk, queue_stays_full());
                         }
                         tries => {
-                            floor.waiting_for_room += 1;
                             self.queue(&mut floor, &chunk).full += 1;
                             running.push(Box::pin(self.to_room(place, tries, &gate)));
                         }
                     }
                 }
                 Ok(Reached::Room(place)) => {
-                    floor.waiting_for_room -= 1;
                     let chunk = self.job(place)?.chunk;
                     let queue = self.queue(&mut floor, &chunk);
                     queue.full -= 1;
@@ -723,7 +719,7 @@ impl Driver<'_> {
 
     /// What all attempts of a chunk carry, and no other directory's chunk.
     fn mark(&self, job: &Job) -> Result<String> {
-        Ok(format!("{}/{}", locked(self.journal)?.state.run, job.chunk.id))
+        Ok(mark(&locked(self.journal)?.state, &job.chunk))
     }
 
     fn over_the_cap(&self, job: &Job) -> Result<Option<Error>> {
@@ -1016,10 +1012,10 @@ impl Gate {
 
 impl Evidence {
     fn of(state: &State) -> Self {
-        let known = state.jobs.iter().filter_map(|job| {
-            let mark = format!("{}/{}", state.run, job.chunk.id);
-            Some((job.batch_id.clone()?, (job.file_id.clone(), mark)))
-        });
+        let known = state
+            .jobs
+            .iter()
+            .filter_map(|job| Some((job.batch_id.clone()?, (job.file_id.clone(), mark(state, &job.chunk)))));
         let (any, traceable) = (Cell::new(false), Cell::new(false));
         Self { known: known.collect(), proven: Cell::new(state.was_listed), any, traceable }
     }
@@ -1057,6 +1053,11 @@ impl Floor {
         self.live += 1;
         self.creating += 1;
         Some(place)
+    }
+
+    /// Chunks that wait for the provider's queue to have room.
+    fn waiting_for_room(&self) -> usize {
+        self.models.values().map(|queue| queue.full).sum()
     }
 
     /// How often this chunk has found the provider's queue full, now included.
@@ -1189,6 +1190,11 @@ fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
 /// It did not validate, and nothing of it ran.
 fn has_failed(batch: &Batch) -> bool {
     batch.status == BatchStatus::Failed
+}
+
+/// What all attempts of a chunk carry in their metadata.
+fn mark(state: &State, chunk: &Chunk) -> String {
+    format!("{}/{}", state.run, chunk.id)
 }
 
 fn queue_stays_full() -> Error {

@@ -82,7 +82,7 @@ async fn list(client: &Client, known: &Known, console: &Console) -> Result<Orpha
     }
     let keep_batch = |batch: &Batch| {
         let mut found = found.borrow_mut();
-        // A file goes with its batch, whoever made that.
+        // A file that a listed batch names as its input belongs to that batch.
         batch.input_file_id.as_ref().map(|file| found.files.remove(file));
         if let Some(mark) = batch.metadata.get(MARK).filter(|mark| known.is_orphan(batch, mark)) {
             let files = [&batch.input_file_id, &batch.output_file_id, &batch.error_file_id];
