@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     cli::Progress,
+    error::Error,
     flow::faults::{FaultLog, escape_control},
     units::count,
 };
@@ -46,18 +47,36 @@ impl Console {
 
     /// What went wrong.
     pub fn always(&self, text: impl fmt::Display) {
-        self.raw(format_args!("zbatch: {text}"));
+        self.put([format!("zbatch: {text}")]);
+    }
+
+    /// What stopped a verb, and below it how to mend it.
+    pub fn error(&self, error: &Error) {
+        self.put(format!("zbatch: {error}").split('\n'));
+    }
+
+    /// Lines below a first one; silent under `-q`.
+    pub fn table(&self, head: impl fmt::Display, lines: &str) {
+        if !self.quiet {
+            let head = escape_control(&head.to_string());
+            self.put(format!("zbatch: {head}\n{lines}").split('\n'));
+        }
     }
 
     /// A line for a program that reads stderr (`--progress json`).
     pub fn raw(&self, line: impl fmt::Display) {
+        self.put([line.to_string()]);
+    }
+
+    /// Names of files, and texts of posts and servers, are in these lines: none may talk to the terminal, or begin a line that
+    /// seems to be from us.
+    fn put(&self, lines: impl IntoIterator<Item = impl AsRef<str>>) {
         if self.silent {
             return;
         }
-        // Names of files, and texts of posts and servers, are in it: none may talk to the terminal.
-        let line: Vec<String> = line.to_string().split('\n').map(escape_control).collect();
+        let lines: String = lines.into_iter().map(|line| escape_control(line.as_ref()) + "\n").collect();
         // In one piece: in a pipe of several zbatch the others write there too.
-        let _closed_stderr = std::io::stderr().lock().write_all((line.join("\n") + "\n").as_bytes());
+        let _closed_stderr = std::io::stderr().lock().write_all(lines.as_bytes());
     }
 
     /// Bars are drawn.

@@ -49,16 +49,18 @@ impl Kind {
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     kind: Kind,
     what: String,
+    /// Further lines below it.
+    more: Vec<String>,
     fix: Option<String>,
 }
 
 impl Error {
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, what: what.into(), fix: None }))
+        Self(Box::new(Inner { kind, what: what.into(), more: Vec::new(), fix: None }))
     }
 
     pub fn usage(what: impl Into<String>) -> Self {
@@ -76,7 +78,7 @@ impl Error {
         }
         // An error of ours that travelled through `Read` or `Write` comes out as it went in.
         if let Some(inner) = source.get_ref().and_then(|e| e.downcast_ref::<Self>()) {
-            return Self(Box::new(Inner { kind: inner.0.kind, what: inner.0.what.clone(), fix: inner.0.fix.clone() }));
+            return Self(inner.0.clone());
         }
         Self::new(Kind::Io, format!("{operation} {}: {source}", path.as_ref().display()))
     }
@@ -88,22 +90,31 @@ impl Error {
         self
     }
 
+    /// Adds lines below the first.
+    #[must_use]
+    pub fn lines(mut self, more: Vec<String>) -> Self {
+        self.0.more = more;
+        self
+    }
+
     pub fn kind(&self) -> Kind {
         self.0.kind
     }
 
     /// All of it in one line, for a list of them.
     pub fn line(&self) -> String {
-        let fix = self.0.fix.as_ref().map(|fix| format!(": {fix}")).unwrap_or_default();
-        escape_control(&format!("{}{fix}", self.0.what))
+        let parts = [&self.0.what].into_iter().chain(&self.0.more).chain(&self.0.fix);
+        escape_control(&parts.map(String::as_str).collect::<Vec<_>>().join(": "))
     }
 }
 
+/// Whatever a name or a text holds, it begins no line.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.what)?;
+        f.write_str(&escape_control(&self.0.what))?;
+        self.0.more.iter().try_for_each(|line| write!(f, "\n  {}", escape_control(line)))?;
         match &self.0.fix {
-            Some(fix) => write!(f, "\n  fix: {fix}"),
+            Some(fix) => write!(f, "\n  fix: {}", escape_control(fix)),
             None => Ok(()),
         }
     }

@@ -36,7 +36,7 @@
 //! | [`cmd`] | the verbs: one file each, made of the above |
 //! | [`emulator`] | a provider of our own |
 //! | [`blocking`], [`drill`] | file work beside the async runtime; kills and missing guards, for tests |
-//! | [`error`], [`console`], [`progress`], [`units`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed |
+//! | [`error`], [`console`], [`progress`], [`units`], [`shell`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed; words of commands that are offered |
 //!
 //! # Architecture of `run`
 //!
@@ -82,6 +82,7 @@ pub mod progress;
 pub mod provider;
 pub mod report;
 pub mod settings;
+pub mod shell;
 pub mod snapshots;
 pub mod units;
 pub mod workdir;

@@ -16,6 +16,7 @@ use zbatch::{
     cmd,
     console::Console,
     error::{Error, Kind},
+    flow::faults::{escape_control, is_hostile},
     units::nearest,
 };
 
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         Err(mut error) => {
             keep_near_hints(&mut error);
             // What clap repeats of the command line may be the name of a file that somebody else chose.
-            let is_hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(char::is_control);
+            let is_hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(is_hostile);
             if error.use_stderr() && std::env::args_os().any(is_hostile) {
                 Console::new(false, 0, Progress::Plain).always(error.to_string().trim_end());
                 return ExitCode::from(Kind::Usage.exit_code());
@@ -68,7 +69,7 @@ fn keep_near_hints(error: &mut clap::Error) {
 
 fn fail(error: &Error, progress: Progress) -> ExitCode {
     if error.kind() != Kind::ClosedPipe {
-        Console::new(false, 0, progress).always(error);
+        Console::new(false, 0, progress).error(error);
     }
     ExitCode::from(error.kind().exit_code())
 }
@@ -82,7 +83,23 @@ fn show_events(verbosity: &Verbosity) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time();
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(|| OneLine(std::io::stderr())).with_ansi(false).without_time();
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     tracing_subscriber::registry().with(ours).with(lines).init();
+}
+
+/// An event is written in one piece, and stays one line: texts of servers are in it.
+struct OneLine(std::io::Stderr);
+
+impl std::io::Write for OneLine {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        self.0.write_all((escape_control(text.trim_end_matches('\n')) + "\n").as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }

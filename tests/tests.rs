@@ -17,6 +17,7 @@ mod inputs;
 mod jobs;
 mod laws;
 mod merge;
+mod messages;
 mod money;
 mod network;
 mod outputs;

@@ -5,6 +5,7 @@ use crate::{
     cli::ConfigArgs,
     console::Console,
     error::Result,
+    flow::faults::escape_control,
     lines::output::Output,
     provider::Dialect,
     settings::{Config, Origin, PROVIDER, Sourced},
@@ -67,7 +68,8 @@ pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {
     let width = rows.iter().map(|(_, value, _)| value.chars().count()).max().unwrap_or_default().min(48);
     let mut stdout = Output::create(None)?;
     for (key, value, origin) in &rows {
-        stdout.put(format!("{key:26} {value:width$}  {origin}").trim_end().as_bytes())?;
+        let line = format!("{key:26} {value:width$}  {origin}");
+        stdout.put(escape_control(line.trim_end()).as_bytes())?;
         stdout.put(b"\n")?;
     }
     stdout.commit()?;

@@ -293,9 +293,9 @@ fn summarize(
 
 /// Asks for what is missing in our output, under the settings that were in force here.
 fn next_command(args: &MergeArgs, written: Option<&Path>) -> String {
-    let output = written.filter(|path| !is_stream(path));
+    let output = written.filter(|path| !is_stream(path)).unwrap_or(Path::new("ENHANCED"));
     NextCommand::new("zbatch gen --missing")
-        .word(&output.map_or("ENHANCED".to_owned(), |path| path.display().to_string()))
+        .operand(output)
         .path("--skip", args.faults.faults.as_deref())
         .typed("gen", &args.typed, &["output", "faults", "report"])
         .into_text()

@@ -1,12 +1,16 @@
 //! The one complete command to run next, as a POSIX shell reads it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
 
 use clap::CommandFactory as _;
 
 use crate::{
     cli::{Cli, Typed},
-    units::shell_word,
+    shell,
 };
 
 #[derive(Debug)]
@@ -18,22 +22,25 @@ impl NextCommand {
         Self(verb.to_owned())
     }
 
-    pub fn word(mut self, word: &str) -> Self {
+    pub fn word(mut self, word: impl AsRef<OsStr>) -> Self {
         self.0.push(' ');
-        self.0 += &shell_word(word);
+        self.0 += &shell::word(word);
         self
     }
 
-    /// A flag and its value, if it has one.
-    pub fn flag(self, name: &str, value: Option<&str>) -> Self {
-        match value {
-            Some(value) => self.word(name).word(value),
-            None => self,
-        }
+    /// A file or directory that stands alone.
+    pub fn operand(mut self, path: &Path) -> Self {
+        self.0.push(' ');
+        self.0 += &shell::path(path);
+        self
     }
 
+    /// A flag and its file or directory, if it has one.
     pub fn path(self, name: &str, path: Option<&Path>) -> Self {
-        self.flag(name, path.map(|path| path.display().to_string()).as_deref())
+        match path {
+            Some(path) => self.word(name).operand(path),
+            None => self,
+        }
     }
 
     /// A flag that is given once for each value.
@@ -56,15 +63,12 @@ impl NextCommand {
                 continue;
             }
             let flag = format!("--{long}");
-            let values = values.iter().map(|value| value.to_string_lossy());
             self = match arg.get_value_delimiter() {
                 _ if !arg.get_action().takes_values() => self.word(&flag),
-                Some(delimiter) => {
-                    self.word(&flag).word(&values.collect::<Vec<_>>().join(delimiter.to_string().as_str()))
-                }
-                None => values.fold(self, |command, value| match value.strip_prefix('-') {
-                    Some(rest) if !rest.is_empty() => command.word(&format!("{flag}={value}")),
-                    _ => command.word(&flag).word(&value),
+                Some(delimiter) => self.word(&flag).word(values.join(OsStr::new(delimiter.encode_utf8(&mut [0; 4])))),
+                None => values.iter().fold(self, |command, value| match value.as_bytes() {
+                    [b'-', _, ..] => command.word([OsStr::new(&flag), value].join(OsStr::new("="))),
+                    _ => command.word(&flag).word(value),
                 }),
             };
         }
@@ -85,8 +89,11 @@ mod tests {
 
     #[test]
     fn words_are_quoted_where_a_shell_would_read_more_into_them() {
-        let command = NextCommand::new("zbatch gen").word("o'ut $x.jsonl").flag("--only", Some("a,b")).flag("-x", None);
-        assert_eq!(command.into_text(), r"zbatch gen 'o'\''ut $x.jsonl' --only a,b");
+        let command = NextCommand::new("zbatch gen")
+            .operand(Path::new("-o'ut $x"))
+            .path("-d", Some(Path::new("-d")))
+            .path("-x", None);
+        assert_eq!(command.into_text(), r"zbatch gen './-o'\''ut $x' -d ./-d");
     }
 
     /// Every flag of `run`, each with a value that it takes.

@@ -22,6 +22,7 @@ use crate::{
     lines::input::read_small,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
+    shell,
     units::count,
     workdir::WorkDir,
 };
@@ -81,7 +82,7 @@ fn check_provider(state: &State, dir: &Path, provider: &str) -> Result<()> {
     }
     if there.provider != provider {
         return Err(Error::input(format!("{} belongs to {}, not to {provider}", dir.display(), there.provider))
-            .fix(format!("add --provider {}", there.provider)));
+            .fix(format!("add --provider {}", shell::word(&there.provider))));
     }
     Ok(())
 }

@@ -74,7 +74,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
         Err(error) if error.kind() == Kind::Input => match finish(end, Ended::Finished, &run.journal, console) {
             Ok(Ended::Finished) => Err(error),
             left => {
-                console.always(&error);
+                console.error(&error);
                 left
             }
         },
@@ -391,7 +391,7 @@ fn cut_all(
         Err(error) if error.kind() == Kind::ClosedPipe => Ok(()),
         Err(error) => {
             // Told again at the end, which may be hours away.
-            console.always(format_args!("no more chunks are cut: {error}"));
+            console.always(format_args!("no more chunks are cut: {}", error.line()));
             console.note("what is cut already is finished first");
             Err(error)
         }

@@ -16,6 +16,7 @@ use crate::{
     journal::{self, FILE, Job, State, Step},
     lines::output::Output,
     settings::Config,
+    shell,
     units::count,
 };
 
@@ -48,7 +49,8 @@ fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> bool {
     let mut lost = false;
     for job in &state.jobs {
         if let Some(what) = what_is_lost(job, dir) {
-            let way = if job.cleaned { NO_COPY } else { "`zbatch fetch` downloads it again" };
+            let fetch = || format!("`zbatch fetch -d {}` downloads it again", shell::path(dir));
+            let way = if job.cleaned { NO_COPY.to_owned() } else { fetch() };
             console.always(format_args!("{what}; {way}"));
             lost = true;
         }
@@ -82,7 +84,7 @@ fn input_name(state: &State) -> &str {
 
 fn as_text(dir: &Path, state: &State) -> String {
     let rows = totals(&state.jobs);
-    let mut text = format!("{}: ", dir.display());
+    let mut text = escape_control(&format!("{}: ", dir.display()));
     match &state.posts {
         Some((good, input)) => {
             text += &format!("{} read, {good} good, all cut\n", count(input.posts, input_name(state)))

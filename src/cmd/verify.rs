@@ -24,6 +24,7 @@ use crate::{
         output::Output,
     },
     settings::Config,
+    shell,
     units::count,
     workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, is_part, list, results_path, rows_path},
 };
@@ -193,7 +194,7 @@ fn check_results(
         "the provider's copy is deleted: put it back from a backup, or ask for its rows in another round (--missing)"
             .to_owned()
     } else {
-        format!("`zbatch fetch -d {} --again {id}` downloads it again", dir.display())
+        format!("`zbatch fetch -d {} --again {id}` downloads it again", shell::path(dir))
     };
     let paths = ResultFile::BOTH.map(|file| results_path(dir, id, file));
     let none = RowSet::default();

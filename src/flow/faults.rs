@@ -243,10 +243,16 @@ pub fn short(text: &str) -> String {
     }
 }
 
-/// Makes text safe for a terminal: control characters (C0, C1, bidirectional overrides) become `\u{..}`.
+/// What a terminal acts on instead of showing it: control characters (C0, C1), line separators, and all that changes the
+/// direction of text.
+pub fn is_hostile(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Makes text safe for a terminal, and one line: what [`is_hostile`] becomes `\n`, `\u{..}` and the like.
 pub fn escape_control(text: &str) -> String {
-    let hostile = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if !text.chars().any(hostile) {
+    if !text.chars().any(is_hostile) {
         return text.to_owned();
     }
     let mut out = String::with_capacity(text.len() + 16);
@@ -255,7 +261,7 @@ pub fn escape_control(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
-            c if hostile(c) => out.extend(c.escape_unicode()),
+            c if is_hostile(c) => out.extend(c.escape_unicode()),
             c => out.push(c),
         }
     }

@@ -1079,7 +1079,7 @@ impl JobsEnd {
     /// A chunk is left behind. The first trouble is told again at the end.
     fn give_up(&mut self, progress: &Progress, chunk: &Chunk, error: Error) {
         let id = chunk.id.to_string();
-        let told = error.to_string();
+        let told = error.line();
         let told = if told.starts_with(&id) { told } else { format!("{id}: {told}") };
         match self.trouble {
             None => progress.note(told),

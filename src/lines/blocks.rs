@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    units::shell_word,
+    shell,
 };
 
 /// A block is handed on when it holds this many bytes; one longer line may make it larger.
@@ -477,11 +477,12 @@ fn without_nuls(line: &[u8]) -> &[u8] {
 
 /// The command that reads a file, or a pipe, with this program.
 pub fn jq_command(program: &str, name: &str) -> String {
-    let (program, path) = (shell_word(program), Path::new(name));
+    let (program, path) = (shell::word(program), Path::new(name));
     match unpacker(path) {
-        Some(unpacker) => format!("{unpacker} {} | jq -c {program}", shell_word(name)),
-        None if path.is_file() => format!("jq -c {program} {}", shell_word(name)),
-        None => format!("… | jq -c {program}"),
+        // Also a name that is not UTF-8, and so not whole here.
+        _ if !path.is_file() => format!("… | jq -c {program}"),
+        Some(unpacker) => format!("{unpacker} {} | jq -c {program}", shell::path(path)),
+        None => format!("jq -c {program} {}", shell::path(path)),
     }
 }
 

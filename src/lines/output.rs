@@ -21,6 +21,7 @@ use super::ahead::WriteBehind;
 use crate::{
     drill::{self, Guard},
     error::{Error, Result},
+    shell,
 };
 
 /// Buffer before a file or stdout.
@@ -166,7 +167,7 @@ fn check_place(path: &Path) -> Result<()> {
             crate::error::Kind::Io,
             format!("cannot write {}: there is no directory {}", path.display(), dir.display()),
         )
-        .fix(format!("mkdir -p {}", dir.display())));
+        .fix(format!("mkdir -p {}", shell::path(dir))));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use super::{Dialect, percent_escape};
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
+    shell,
 };
 
 /// A longer file is not a key file.
@@ -426,7 +427,7 @@ fn read_private(path: &Path) -> Result<String> {
     }
     if meta.mode() & 0o077 != 0 {
         return Err(refuse(format!("others can read it (mode {:04o})", meta.mode() & 0o7777))
-            .fix(format!("chmod 600 {}", path.display())));
+            .fix(format!("chmod 600 {}", shell::path(path))));
     }
     let mut text = String::new();
     file.take(MAX_FILE).read_to_string(&mut text).map_err(|e| refuse(e.to_string()))?;

@@ -307,8 +307,8 @@ impl Keys {
             [] => {}
             [(what, fix)] => return Err(Error::input(format!("config {here}: {what}")).fix(fix)),
             many => {
-                let lines: Vec<String> = many.iter().map(|(what, fix)| format!("\n  {what}: {fix}")).collect();
-                return Err(Error::input(format!("config {here}: {} things to mend{}", many.len(), lines.concat())));
+                let lines = many.iter().map(|(what, fix)| format!("{what}: {fix}")).collect();
+                return Err(Error::input(format!("config {here}: {} things to mend", many.len())).lines(lines));
             }
         }
         let mut notes = Vec::new();

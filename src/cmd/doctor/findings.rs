@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{error::Result, lines::output::Output};
+use crate::{error::Result, flow::faults::escape_control, lines::output::Output};
 
 /// What is found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl Findings {
         let line = if self.json {
             json!({"finding": name, "verdict": verdict, "measured": measured, "assumed": assumed}).to_string()
         } else {
-            format!("{:12}  {name:26}  {measured} (assumed: {assumed})", verdict.as_str())
+            escape_control(&format!("{:12}  {name:26}  {measured} (assumed: {assumed})", verdict.as_str()))
         };
         self.stdout.put(line.as_bytes())?;
         self.stdout.put(b"\n")?;

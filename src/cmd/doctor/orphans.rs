@@ -17,11 +17,12 @@ use crate::{
     },
     console::Console,
     error::{Error, Kind, Result},
-    flow::{ChunkId, jobs::Stop},
+    flow::{ChunkId, faults::escape_control, jobs::Stop},
     journal,
     lines::output::Output,
     provider::{Batch, Client, Dialect, FileId},
     settings::Config,
+    shell,
     units::count,
 };
 
@@ -150,7 +151,7 @@ fn is_our_name(name: &str) -> bool {
 impl Orphans {
     fn print(&self, as_json: bool) -> Result<()> {
         let mut stdout = Output::create(None)?;
-        let mut put = |line: String| stdout.put((line + "\n").as_bytes());
+        let mut put = |line: String| stdout.put((if as_json { line } else { escape_control(&line) } + "\n").as_bytes());
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         for batch in &self.batches {
             let files: Vec<String> = batch["files"].as_array().into_iter().flatten().map(text).collect();
@@ -181,12 +182,15 @@ impl Orphans {
         }
         let key = dialect.key_variables.first().copied().unwrap_or("KEY");
         let curl = format!("curl -H \"Authorization: Bearer ${key}\" -X");
-        console.note(format_args!(
-            "a job that runs elsewhere looks the same: be sure before you delete\n  \
-             results of a batch:  zbatch fetch --batch ID -o -\n  \
-             cancel a batch:      {curl} POST {base}/batches/ID/cancel\n  \
-             delete a file:       {curl} DELETE {base}/files/ID"
-        ));
+        let [cancel, delete] = ["batches/ID/cancel", "files/ID"].map(|path| shell::word(format!("{base}/{path}")));
+        console.table(
+            "a job that runs elsewhere looks the same: be sure before you delete",
+            &format!(
+                "  results of a batch:  zbatch fetch --batch ID -o -\n  \
+                 cancel a batch:      {curl} POST {cancel}\n  \
+                 delete a file:       {curl} DELETE {delete}"
+            ),
+        );
     }
 }
 

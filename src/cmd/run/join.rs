@@ -1,6 +1,8 @@
 //! The last pass of a run: the posts, each with its answers, its faults and its share of the report.
 
 use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -36,7 +38,7 @@ use crate::{
         spill::{Cell, Joined},
     },
     report::Report,
-    units::shell_word,
+    shell,
     workdir::WorkDir,
 };
 
@@ -216,11 +218,11 @@ impl Join<'_> {
         let with = |verb: &str| {
             NextCommand::new(&format!("zbatch {verb}")).typed(verb, &self.args.typed, &GIVEN_HERE).into_text()
         };
-        let output = shell_word(&self.output.display().to_string());
+        let output = shell::path(self.output);
         format!(
             "take the output from there; or mend the lines in {output}, then: {} {}/*.jsonl | {} {output} - -o {output}",
             with("parse"),
-            shell_word(&work.join("results").display().to_string()),
+            shell::path(work.join("results")),
             with("merge"),
         )
     }
@@ -269,7 +271,7 @@ impl Join<'_> {
             }
         };
         let name = if output == Path::new("-") { Path::new("stdout") } else { output };
-        self.console.note(format_args!("{}\n{}", name.display(), report.table()));
+        self.console.table(name.display(), &report.table());
         self.console.note(format_args!("report: {}", path.display()));
         self.console.show_faults(log);
         let rows = tally.analyses.iter().map(|tally| tally.rows).sum::<u64>() + (counts.places - counts.posts);
@@ -284,13 +286,12 @@ impl Join<'_> {
         // What went down a pipe is somewhere, under a name that only the user knows.
         let is_file = output != Path::new("-") && !is_stream(output);
         let output = if is_file { output } else { Path::new("ENHANCED") };
-        let work_name = work.path().file_name().unwrap_or_default().to_string_lossy();
         let named = |path: &Option<PathBuf>| path.clone().filter(|path| !is_stdout(path) && !is_stream(path));
         let (faults, report) = (named(&self.args.faults.faults), named(&self.args.faults.report));
         NextCommand::new("zbatch run --missing")
-            .word(&output.display().to_string())
+            .operand(output)
             .path("-o", Some(&of_next_round(output)))
-            .path("-d", Some(&work.path().with_file_name(format!("{work_name}-round2"))))
+            .path("-d", Some(&shell::path_with(work.path(), "-round2")))
             .paths("--skip", self.args.rows.skip.iter().chain(&faults))
             .path("--faults", faults.as_deref().map(of_next_round).as_deref())
             .path("--report", report.as_deref().map(of_next_round).as_deref())
@@ -311,17 +312,10 @@ pub const OF_A_ROUND: [&str; 8] = [
 
 /// `out/enhanced.json.gz` → `out/enhanced.round2.json.gz`.
 fn of_next_round(path: &Path) -> PathBuf {
-    let (stem, ending) = split_name(path);
-    path.with_file_name(format!("{stem}.round2{ending}"))
-}
-
-/// `enhanced.json.gz` → `enhanced`, `.json.gz`.
-fn split_name(path: &Path) -> (String, String) {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    match name.char_indices().skip(1).find(|(_, c)| *c == '.').and_then(|(at, _)| name.split_at_checked(at)) {
-        Some((stem, ending)) => (stem.to_owned(), ending.to_owned()),
-        None => (name, String::new()),
-    }
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let dot = memchr::memchr(b'.', name.get(1..).unwrap_or_default()).map_or(name.len(), |at| at + 1);
+    let (stem, ending) = name.split_at(dot);
+    path.with_file_name(OsStr::from_bytes(&[stem, b".round2".as_slice(), ending].concat()))
 }
 
 /// A fault that waited in the store.
