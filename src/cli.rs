@@ -10,6 +10,7 @@ use crate::units::{MaxFaults, parse_bytes, parse_count, parse_duration, parse_in
 
 #[derive(Debug, Parser)]
 #[command(name = "zbatch", version, about, long_about = LONG_ABOUT, max_term_width = 100, subcommand_required = true)]
+#[command(after_long_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     pub verb: Verb,
@@ -29,6 +30,19 @@ Posts come in as JSON Lines or one JSON array, plain or gz, zst, bz2, xz.
 Data goes to stdout, all else to stderr. gen, parse and merge are filters; the
 other verbs work in a directory (-d), can be killed, and go on when run again.";
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    finished
+  1    finished and written, but more rows went wrong than --max-faults allows
+  64   wrong flags or arguments
+  65   bad input, configuration or work directory
+  69   the provider cannot be reached, or refuses for account, quota or model
+  74   the system refused: a file, the disk, or a limit of the process
+  75   something remains to be done: the same command goes on
+  77   no key, a wrong key, or no permission
+  101  a bug in zbatch: please report it
+  129, 130, 143  ended by a signal: SIGHUP, SIGINT (Ctrl-C), SIGTERM";
+
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Gen(GenArgs),
@@ -41,6 +55,7 @@ pub enum Verb {
     Status(StatusArgs),
     Verify(VerifyArgs),
     Cancel(CancelArgs),
+    Clean(CleanArgs),
     Doctor(DoctorArgs),
     Emulate(EmulateArgs),
     Config(ConfigArgs),
@@ -183,6 +198,9 @@ pub struct RowArgs {
     /// What a post that cannot be read does
     #[arg(long, value_enum, default_value_t = OnBadPost::Fault)]
     pub on_bad_post: OnBadPost,
+    /// Exit 65 if the input has another number of posts, readable or not; `run` and `gen -d` then leave nothing that could be paid for
+    #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
+    pub expect_posts: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -556,25 +574,36 @@ pub struct RunArgs {
     pub faults: FaultArgs,
 }
 
-/// Show where a work directory stands: a fold of its journal, without a lock
+/// Show where work directories stand; reads their journals, safe while jobs run
 ///
 /// Examples:
 ///   zbatch status -d work
 ///   zbatch status -d work --json | jq .chunks
 ///   zbatch status -d work --watch
+///   zbatch status jobs/*                   one line each, with ages
+///   zbatch status -q -d work --exit-code >/dev/null || echo "not finished"
+///
+/// One directory is shown chunk by chunk, several are shown in one line each. Days until
+/// the provider deletes results are shown where the provider documents them (zhipu: 30).
 ///
 /// Memory: at most 64 MiB.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct StatusArgs {
-    #[command(flatten)]
-    pub work: WorkArgs,
-    /// One JSON object on stdout
+    /// Work directories, as -d
+    pub dirs: Vec<PathBuf>,
+    /// Work directory, may be given several times [default: paths.work_dir, `temp` beside the config found, or ./batch/temp]
+    #[arg(short = 'd', long = "work-dir", value_name = "DIR")]
+    pub work_dirs: Vec<PathBuf>,
+    /// One JSON object a directory on stdout, each on one line
     #[arg(long)]
     pub json: bool,
     /// Show again whenever something changed, until all is done
     #[arg(long, conflicts_with = "json")]
     pub watch: bool,
+    /// Exit 0 if all is finished; 75 if something remains; 1 if it is finished and rows were refused, absent or lost; 65 if a directory cannot be read
+    #[arg(long)]
+    pub exit_code: bool,
     #[command(flatten)]
     pub source: SourceArgs,
 }
@@ -622,6 +651,52 @@ pub struct CancelArgs {
     pub provider: ProviderArgs,
     #[command(flatten)]
     pub remote: RemoteArgs,
+}
+
+/// Clean up after a finished job, at the provider and in its work directory
+///
+/// Examples:
+///   zbatch clean -d work --dry-run
+///   zbatch clean -d work
+///   zbatch clean -d work --compress        results become work/results.jsonl.zst
+///   zbatch clean -d work1 -d work2 --all   nothing of these jobs is left
+///
+/// The directory is verified first, as by `verify`. Refused (exit 75) while a batch may
+/// run, rows remain to be fetched, or chunks have no batch. At the provider: the files
+/// of its batches, and of batches that carry its mark and are not in its journal. Here:
+/// request files, half-written files and the state of `run --emulate`. Results, journal
+/// and kept posts stay, so that `fetch`, `verify` and `run` still work, unless --compress
+/// or --all is given. Files that zbatch did not make are left. One line a step on stdout.
+///
+/// Memory: at most 64 MiB.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct CleanArgs {
+    /// Work directory; may be given several times
+    #[arg(short = 'd', long = "work-dir", value_name = "DIR", required = true)]
+    pub work_dirs: Vec<PathBuf>,
+    /// Say what would be done, and do none of it
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Write all results into results.jsonl.zst in the directory (`zbatch parse` reads it), and remove all else but kept posts
+    #[arg(long, conflicts_with = "all")]
+    pub compress: bool,
+    /// Remove everything of the job, also results, kept posts and the journal: it cannot be gone on with
+    #[arg(long)]
+    pub all: bool,
+    /// Only on this machine: nothing is asked of the provider, and no key is needed
+    #[arg(long)]
+    pub local: bool,
+    #[command(flatten)]
+    pub source: SourceArgs,
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// File that holds the key (mode 0600) [default: the provider's variable, e.g. ZHIPUAI_API_KEY]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// One more root certificate (PEM) to trust
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
 }
 
 /// Try out, on one-line batches, whether the provider does what zbatch assumes

@@ -35,7 +35,7 @@
 //! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, its log, copies for older tools |
 //! | [`cmd`] | the verbs: one file each, made of the above |
 //! | [`emulator`] | a provider of our own |
-//! | [`blocking`], [`drill`] | file work beside the async runtime; kills and missing guards, for tests |
+//! | [`blocking`], [`threads`], [`drill`] | file work beside the async runtime; threads that may not be had; kills and missing guards, for tests |
 //! | [`error`], [`console`], [`progress`], [`units`], [`shell`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed; words of commands that are offered |
 //!
 //! # Architecture of `run`
@@ -84,5 +84,6 @@ pub mod report;
 pub mod settings;
 pub mod shell;
 pub mod snapshots;
+pub mod threads;
 pub mod units;
 pub mod workdir;

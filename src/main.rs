@@ -1,6 +1,6 @@
 //! The program: parse, run, exit code.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use clap::{
     CommandFactory as _, Parser as _,
@@ -21,6 +21,7 @@ use zbatch::{
 };
 
 fn main() -> ExitCode {
+    hear_of_full_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {
@@ -45,6 +46,14 @@ fn main() -> ExitCode {
         Ok(ended) => ExitCode::from(ended.exit_code()),
         Err(error) => fail(&error, cli.output.progress),
     }
+}
+
+/// Under `ulimit -f` a write that goes too far ends the process, unless it has a handler for the signal: then the write fails,
+/// and the error names the file.
+fn hear_of_full_files() {
+    let signal = rustix::process::Signal::XFSZ.as_raw();
+    // Nobody looks at the flag. Without the handler the process ends by the signal, as before.
+    let _unheard = signal_hook::flag::register(signal, Arc::default());
 }
 
 /// clap suggests words that only look a little like what was typed, and for a short word that is misspelt none.

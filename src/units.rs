@@ -74,10 +74,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);
     let hisses = ["ch", "s", "x"].iter().any(|end| thing.ends_with(end));
-    match (number, hisses) {
+    match (number, thing.strip_suffix("ry")) {
         (1, _) => format!("1 {thing}"),
-        (_, true) => format!("{number} {thing}es"),
-        (_, false) => format!("{number} {thing}s"),
+        (_, Some(stem)) => format!("{number} {stem}ries"),
+        (_, None) if hisses => format!("{number} {thing}es"),
+        (_, None) => format!("{number} {thing}s"),
     }
 }
 
@@ -134,6 +135,7 @@ mod tests {
     fn one_is_not_many() {
         assert_eq!([0_u64, 1, 2].map(|n| count(n, "chunk")), ["0 chunks", "1 chunk", "2 chunks"]);
         assert_eq!([count(1_usize, "batch"), count(3_usize, "batch")], ["1 batch", "3 batches"]);
+        assert_eq!(count(2_usize, "directory"), "2 directories");
     }
 
     #[test]

@@ -456,7 +456,7 @@ fn r10_5d_results_that_are_gone_are_told_and_are_not_success() {
     assert_eq!(setup.files("batch_output"), CHUNKS, "`batch.keep_remote` keeps them");
     std::fs::remove_file(setup.work.join(FILE)).expect("removed");
     let ran = setup.work.run(&["status", "-d", "w"]).exits(1);
-    assert!(ran.stderr.contains("`zbatch fetch` downloads it again"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("`zbatch fetch -d w` downloads it again"), "{}", ran.stderr);
     setup.run(&["fetch", "--config", "c.json"]).exits(0);
     setup.work.run(&["status", "-d", "w"]).exits(0);
 }

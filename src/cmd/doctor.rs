@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// The key of a mark, as in a job.
-const MARK: &str = "zbatch";
+pub const MARK: &str = "zbatch";
 /// A create that was sent is waited for this long after a stop; what comes later is found in a listing.
 const LAST_CALL: Duration = Duration::from_secs(10);
 /// What cleaning up may take.

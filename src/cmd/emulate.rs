@@ -6,7 +6,7 @@ use tokio::{net::TcpListener, signal::unix::SignalKind};
 
 use super::{
     Ended,
-    remote::{heard, listen},
+    remote::{heard, listen, runtime},
 };
 use crate::{
     cli::{EmulateArgs, EmulatorArgs},
@@ -16,7 +16,6 @@ use crate::{
     settings::Config,
 };
 
-const WORKERS: usize = 2;
 /// What a worker is given to end when the server ends. Nothing is lost: it is done again at the next start.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -31,11 +30,7 @@ pub fn run(args: &EmulateArgs, console: &Console) -> Result<Ended> {
         args.state.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path)).unwrap_or("emulator".as_ref());
     std::fs::create_dir_all(state).map_err(|e| Error::io("create", state, &e))?;
     let emulator = Emulator::open(settings, state, analyses)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .build()
-        .map_err(|e| Error::io("start", "the runtime", &e))?;
+    let runtime = runtime()?;
     let ended = runtime.block_on(serve(&emulator, args.port, console));
     runtime.shutdown_timeout(GRACE);
     ended

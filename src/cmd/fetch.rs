@@ -23,7 +23,7 @@ use crate::{
     journal::{Event, Job, Journal, State, Step, locked},
     lines::{blocks::Block, input::exists, output::Output},
     progress::Progress,
-    snapshots,
+    snapshots, threads,
     units::count,
     workdir::{ResultFile, WorkDir, results_path},
 };
@@ -67,13 +67,16 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let driver =
         Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched };
     let (_, none) = mpsc::channel(1);
+    let (held, shared) = (&work, &journal);
     let (end, emitted) = std::thread::scope(|scope| {
-        let emitter = args.output.as_deref().map(|path| scope.spawn(|| emit_all(path, &work, &journal, receive)));
+        let emit = |path| threads::spawn_scoped(scope, move || emit_all(path, held, shared, receive));
+        let emitter = args.output.as_deref().map(emit).transpose()?;
         let end = runtime.block_on(driver.drive(none));
         drop(driver);
         let died = |_| Err(Error::input("the thread that writes the results died; run the same command again"));
-        (end, emitter.map(|emitter| emitter.join().unwrap_or_else(died)).transpose())
-    });
+        let emitted = emitter.map(|emitter| emitter.join().unwrap_or_else(died)).transpose();
+        Ok::<_, Error>((end, emitted))
+    })?;
     snapshots::write_download_info(&work, &locked(&journal)?.state, console)?;
     let (end, output) = (end?, emitted?);
     let next = {
@@ -206,6 +209,13 @@ pub fn what_is_lost(job: &Job, dir: &Path) -> Option<String> {
             (Some(then), Some(now)) => Some(format!("{path} has {now} bytes, and {then} were downloaded")),
         }
     })
+}
+
+/// The results of every chunk in one file, which appears whole.
+pub fn write_results(path: &Path, work: &WorkDir, state: &State) -> Result<()> {
+    let mut output = Output::create(Some(path))?;
+    state.jobs.iter().try_for_each(|job| emit(job, work, &mut output))?;
+    output.commit()
 }
 
 /// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as

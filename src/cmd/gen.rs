@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, Rendering, Step, claim, forget_empty},
+    setup::{ChunkRecords, Rendering, Step, claim, forget_empty, forget_refused},
 };
 use crate::{
     cli::GenArgs,
@@ -46,7 +46,8 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
             let (work, journal) = claim(dir, args.new, rendering.record(false), false, console)?;
             let journal = Mutex::new(journal);
             let mut records = ChunkRecords::create()?;
-            let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk))?;
+            let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk));
+            let done = done.or_else(|error| forget_refused(error, &work, &journal))?;
             if !forget_empty(&work, &journal, console)? {
                 snapshots::write_files_info(&work, &locked(&journal)?.state, console)?;
             }
@@ -174,6 +175,7 @@ fn filter(
     output: Option<&Path>,
     seen: &mut Seen<'_>,
 ) -> Result<(PostCounts, RenderTally)> {
+    let name = &posts.name().to_owned();
     let mut output = Held { output: Output::create(output)?, held: Some(Vec::new()) };
     let mut renderer = rendering.renderer()?;
     let counts = rendering.render(posts, &mut renderer, |step| match step {
@@ -192,6 +194,7 @@ fn filter(
     })?;
     if !counts.are_all_bad() {
         seen.judge()?;
+        counts.check_number(rendering.expected, name)?;
         output.release()?;
         output.output.commit()?;
     }
@@ -234,6 +237,7 @@ pub fn cut(
     seen: &mut Seen<'_>,
     yield_chunk: &mut (dyn FnMut(Chunk) -> Result<()> + Send),
 ) -> Result<(PostCounts, RenderTally)> {
+    let name = &posts.name().to_owned();
     let mut cutter = locked(journal)?.state.cutter(work.path(), rendering.limits);
     let (text, vision) = (&rendering.models.model.value, &rendering.models.multimodal_model.value);
     let groups: Vec<[Group; 2]> = rendering
@@ -266,6 +270,7 @@ pub fn cut(
         })?;
         // Before the last chunks are made durable, which are all of them unless the input is large.
         seen.judge()?;
+        counts.check_number(rendering.expected, name)?;
         Ok((counts, cutter.finish(writer)?))
     })?;
     seen.bytes_bind = cutter.bytes_bind();

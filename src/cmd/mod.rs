@@ -2,6 +2,7 @@
 
 mod cancel;
 mod chunk;
+mod clean;
 mod config;
 mod doctor;
 mod emulate;
@@ -65,6 +66,7 @@ pub fn run(cli: &Cli) -> Result<Ended> {
         Verb::Status(args) => status::run(args, &console),
         Verb::Verify(args) => verify::run(args, &console),
         Verb::Cancel(args) => cancel::run(args, &console),
+        Verb::Clean(args) => clean::run(args, &console),
         Verb::Doctor(args) => doctor::run(args, &console),
         Verb::Emulate(args) => emulate::run(args, &console),
         Verb::Config(args) => config::run(args, &console),

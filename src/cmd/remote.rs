@@ -22,7 +22,7 @@ use crate::{
     lines::input::read_small,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
-    shell,
+    shell, threads,
     units::count,
     workdir::WorkDir,
 };
@@ -32,9 +32,19 @@ pub const SETTLE: Duration = Duration::from_secs(120);
 /// For an emulator in the same process, which hides nothing.
 const EMULATED_POLL: Duration = Duration::from_millis(50);
 
+/// Threads of the async runtime that run tasks.
+const WORKERS: usize = 2;
+/// As good as for ever.
+const KEPT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 pub fn runtime() -> Result<Runtime> {
-    let built = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
-    built.map_err(|e| Error::new(Kind::Io, format!("start the runtime: {e}")))
+    threads::check_room(WORKERS + 1)?;
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(WORKERS).max_blocking_threads(8).thread_keep_alive(KEPT).enable_all();
+    let runtime = builder.build().map_err(|e| Error::new(Kind::Io, format!("start the runtime: {e}")))?;
+    // One thread for file work is kept from now on: later there may be none to be had, and the work would wait for ever.
+    drop(runtime.spawn_blocking(|| ()));
+    Ok(runtime)
 }
 
 /// A client for the provider that flags and config name, with its key.

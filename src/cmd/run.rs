@@ -47,7 +47,7 @@ use crate::{
     progress::Progress,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
-    snapshots,
+    snapshots, threads,
     workdir::WorkDir,
 };
 
@@ -57,8 +57,8 @@ const CUT_AHEAD: usize = 1;
 const FETCHED_AHEAD: usize = 16;
 
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
-    let run = Run::begin(args, None, console)?;
     let runtime = runtime()?;
+    let run = Run::begin(args, None, console)?;
     let stop = watch_for_stops(&runtime, run.timeout)?;
     let overlapped = run.overlapped(&runtime, &stop);
     let kept = run.write_snapshots();
@@ -144,8 +144,8 @@ impl<'a> Run<'a> {
         std::thread::scope(|scope| {
             let (cut_send, cut_receive) = mpsc::channel(CUT_AHEAD);
             let (fetched_send, fetched_receive) = mpsc::channel(FETCHED_AHEAD);
-            let cutter = scope.spawn(|| self.cut(cut_send));
-            let reader = scope.spawn(|| self.gather(store, fetched_receive));
+            let cutter = threads::spawn_scoped(scope, || self.cut(cut_send))?;
+            let reader = threads::spawn_scoped(scope, || self.gather(store, fetched_receive))?;
             let driver = self.driver(stop, Some(fetched_send));
             let end = runtime.block_on(driver.drive(cut_receive));
             drop(driver);
@@ -327,6 +327,7 @@ fn plan(
         }
         Ok(())
     })?;
+    counts.check_number(rendering.expected, &posts.name)?;
     counts.check(&posts.name, console)?;
     if let Some(note) = columns.judge(&posts.name)? {
         console.note(note);

@@ -37,6 +37,8 @@ pub struct Rendering {
     rows: Rows,
     data_dir: Option<PathBuf>,
     on_bad_post: OnBadPost,
+    /// `--expect-posts`.
+    pub expected: Option<u64>,
     input: InputArgs,
 }
 
@@ -74,6 +76,7 @@ impl Rendering {
             rows: Rows { missing: rows.missing, skip: read_skip(&rows.skip, &set)?, image_urls: rows.image_urls },
             data_dir: config.data_dir(source.data_dir.as_deref())?.map(|dir| dir.value),
             on_bad_post: rows.on_bad_post,
+            expected: rows.expect_posts,
             input: input.clone(),
             set: Arc::new(set),
             models,
@@ -310,6 +313,14 @@ pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console)
         work.forget(false)?;
     }
     Ok(is_empty)
+}
+
+/// An input that was refused leaves no chunks that `submit` would pay for, if this command began the job.
+pub fn forget_refused<T>(error: Error, work: &WorkDir, journal: &Mutex<Journal>) -> Result<T> {
+    if error.kind() == Kind::Input && !locked(journal)?.resumed {
+        work.forget(false)?;
+    }
+    Err(error)
 }
 
 pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {

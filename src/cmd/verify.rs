@@ -37,8 +37,14 @@ const RESTORE: &str = "put it back from a backup; without one, begin again with 
 
 pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     let config = Config::load(args.source.config.as_deref(), console)?;
-    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    let journal::Replay { mut state, whole, torn, damage } = journal::examine(&dir)?;
+    check(&config.work_dir(args.work.work_dir.as_deref()).value, console)?;
+    Ok(Ended::Finished)
+}
+
+/// # Errors
+/// Something in the directory is not as its journal says: the problems are on stdout.
+pub fn check(dir: &Path, console: &Console) -> Result<()> {
+    let journal::Replay { mut state, whole, torn, damage } = journal::examine(dir)?;
     if torn > 0 {
         console.note(format_args!(
             "{}: the last line is torn, {torn} bytes: a crash does that, and the next command drops it",
@@ -47,12 +53,12 @@ pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     }
     let is_whole = damage.is_none();
     let mut problems: Vec<Error> = damage.into_iter().collect();
-    problems.extend(check_beginning(&dir, &state, is_whole)?);
-    problems.extend(check_spool(&dir, &state)?);
+    problems.extend(check_beginning(dir, &state, is_whole)?);
+    problems.extend(check_spool(dir, &state)?);
     let mut files = Files::default();
-    problems.extend(check_chunks(&dir, &mut state, &mut files)?);
-    tell_what_is_left(&dir, &state, is_whole, console)?;
-    if journal::examine(&dir)?.whole != whole {
+    problems.extend(check_chunks(dir, &mut state, &mut files)?);
+    tell_what_is_left(dir, &state, is_whole, console)?;
+    if journal::examine(dir)?.whole != whole {
         console.note("another process works there: what it did meanwhile is checked in part; run it again at the end");
     }
     print(&problems)?;
@@ -71,7 +77,7 @@ pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     match problems.len() {
         0 => {
             console.note(format_args!("{sum}; all is as the journal says"));
-            Ok(Ended::Finished)
+            Ok(())
         }
         many => Err(Error::input(format!("{sum}; {}", count(many, "problem")))),
     }

@@ -73,7 +73,7 @@ impl Refusal {
 
     /// For an error of our own.
     pub fn of(error: &Error) -> Self {
-        if error.kind() == Kind::Io { Self::disk(error.to_string()) } else { Self::internal(error.to_string()) }
+        if error.kind() == Kind::Io { Self::disk(error.line()) } else { Self::internal(error.line()) }
     }
 
     /// The server's disk is full or broken. The client need not try again: of the embedded server it is the same disk.

@@ -33,7 +33,7 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-pub use self::{dialect::Dialect, upstream::Upstream};
+pub use self::{dialect::Dialect, log::NAME as STATE_FILE, upstream::Upstream};
 use self::{
     dialect::Refusal,
     faults::FaultPlan,

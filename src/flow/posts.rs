@@ -19,6 +19,7 @@ use crate::{
         flaw::Flaw,
         input::Input,
     },
+    units::count,
 };
 
 /// The field names that matter, each with its [`Slot`].
@@ -174,6 +175,19 @@ impl PostCounts {
         self.posts += u64::from(is_post);
     }
 
+    /// # Errors
+    /// `--expect-posts` names another number.
+    pub fn check_number(self, expected: Option<u64>, name: &str) -> Outcome<()> {
+        match expected.filter(|expected| *expected != self.places) {
+            None => Ok(()),
+            Some(expected) => Err(Error::input(format!(
+                "{name}: it has {}, and --expect-posts says {expected}",
+                count(self.places, "post")
+            ))
+            .fix("is the file whole? Run the same command when it is, or mend --expect-posts")),
+        }
+    }
+
     /// Says so if there is nothing.
     ///
     /// # Errors
@@ -236,6 +250,9 @@ impl<'f> PostReader<'f> {
                     self.parser.parse(index, line.bytes)
                 };
                 counts.add(line.number, post.is_ok());
+                if post.is_err() {
+                    line.check_end(self.lines.name())?;
+                }
                 if let Err(bad) = &post
                     && !bad.is_json
                     && self.lines.is_array()

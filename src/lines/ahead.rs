@@ -4,8 +4,10 @@
 use std::{
     io::{self, Read, Write},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
 };
+
+use crate::{error::Result, threads};
 
 /// Bytes that go from thread to thread at a time.
 const PIECE: usize = 256 << 10;
@@ -28,10 +30,12 @@ pub struct ReadAhead {
 }
 
 impl ReadAhead {
-    pub fn new(mut reader: impl Read + Send + 'static) -> Self {
+    /// # Errors
+    /// The system gives no thread.
+    pub fn new(mut reader: impl Read + Send + 'static) -> Result<Self> {
         let (send, full) = sync_channel(PIECES);
         let (empty, used) = sync_channel::<Vec<u8>>(PIECES);
-        thread::spawn(move || {
+        threads::spawn(move || {
             loop {
                 let mut piece = used.try_recv().unwrap_or_default();
                 piece.resize(PIECE, 0);
@@ -49,8 +53,8 @@ impl ReadAhead {
                     return;
                 }
             }
-        });
-        Self { full, empty, piece: Vec::new(), at: 0, ended: false }
+        })?;
+        Ok(Self { full, empty, piece: Vec::new(), at: 0, ended: false })
     }
 }
 
@@ -85,21 +89,23 @@ pub struct WriteBehind<T> {
 
 impl<T: Send + 'static> WriteBehind<T> {
     /// `finish` ends the encoding and gives back what is below it.
+    /// # Errors
+    /// The system gives no thread.
     pub fn new<E: Write + Send + 'static>(
         mut encoder: E,
         finish: impl FnOnce(E) -> io::Result<T> + Send + 'static,
-    ) -> Self {
+    ) -> Result<Self> {
         let (full, todo) = sync_channel::<Vec<u8>>(PIECES);
         let (used, empty) = sync_channel(PIECES);
-        let thread = thread::spawn(move || {
+        let thread = threads::spawn(move || {
             for mut piece in todo {
                 encoder.write_all(&piece)?;
                 piece.clear();
                 let _enough = used.try_send(piece);
             }
             finish(encoder)
-        });
-        Self { full: Some(full), empty, piece: Vec::new(), thread: Some(thread) }
+        })?;
+        Ok(Self { full: Some(full), empty, piece: Vec::new(), thread: Some(thread) })
     }
 
     /// # Errors
@@ -150,13 +156,13 @@ mod tests {
         #[test]
         fn what_goes_in_comes_out(size in 0usize..2_000_000, step in 1usize..300_000) {
             let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-            let mut writer = WriteBehind::new(Vec::new(), Ok);
+            let mut writer = WriteBehind::new(Vec::new(), Ok).expect("a thread");
             for piece in bytes.chunks(step) {
                 writer.put(piece).expect("put");
             }
             let written = writer.finish().expect("finished");
             prop_assert!(written == bytes);
-            let mut reader = ReadAhead::new(io::Cursor::new(bytes.clone()));
+            let mut reader = ReadAhead::new(io::Cursor::new(bytes.clone())).expect("a thread");
             let mut back = Vec::new();
             io::copy(&mut reader, &mut back).expect("read");
             prop_assert!(back == bytes);
@@ -185,11 +191,11 @@ mod tests {
 
     #[test]
     fn errors_come_through_and_an_end_is_an_end() {
-        let mut reader = ReadAhead::new(Broken(3));
+        let mut reader = ReadAhead::new(Broken(3)).expect("a thread");
         let mut back = Vec::new();
         assert_eq!(io::copy(&mut reader, &mut back).expect_err("told").to_string(), "torn");
         assert_eq!(back, b"xxx");
-        let mut writer = WriteBehind::new(Broken(0), Ok);
+        let mut writer = WriteBehind::new(Broken(0), Ok).expect("a thread");
         let error = loop {
             if let Err(error) = writer.put(&[0; PIECE]) {
                 break error;

@@ -47,6 +47,7 @@ struct Span {
     number: u64,
     offset: u64,
     too_long: bool,
+    has_no_end: bool,
 }
 
 /// One line, without its line break.
@@ -61,6 +62,42 @@ pub struct Line<'a> {
     pub offset: u64,
     /// Over the limit: `bytes` is only its beginning.
     pub too_long: bool,
+    /// The input ends in this line, without a line feed.
+    pub has_no_end: bool,
+}
+
+impl Line<'_> {
+    /// Refuses a line of JSON that the input ends in the middle of: whoever writes the file is not done, and what is made of
+    /// the beginning would be paid for as if it were all.
+    pub fn check_end(&self, name: &str) -> Result<()> {
+        if !self.has_no_end || self.too_long || !is_cut_off(self.bytes) {
+            return Ok(());
+        }
+        let Self { number, offset, .. } = self;
+        let what = format!("{name}: the last line ends in the middle (line {number}, byte {offset})");
+        let path = Path::new(name);
+        let end = if path.is_file() { format!(" (`echo >> {}`)", shell::path(path)) } else { String::new() };
+        Err(Error::input(what).fix(format!(
+            "is the file still being written, or was its copy cut off? Run the same command when it is whole. \
+             If there is no more of it, end the line with a line feed{end}: then it is one line that cannot be read"
+        )))
+    }
+}
+
+/// The beginning of a JSON object, without its end.
+fn is_cut_off(line: &[u8]) -> bool {
+    let line = line.trim_ascii();
+    if !line.starts_with(b"{") {
+        return false;
+    }
+    // In the middle of a character.
+    if let Err(error) = std::str::from_utf8(line) {
+        return error.error_len().is_none();
+    }
+    serde_json::from_slice::<IgnoredAny>(line).is_err_and(|error| {
+        // A number without its digits is not called an end.
+        error.is_eof() || error.column() >= line.len() && error.to_string().starts_with("invalid number")
+    })
 }
 
 impl Block {
@@ -71,6 +108,7 @@ impl Block {
             number: span.number,
             offset: span.offset,
             too_long: span.too_long,
+            has_no_end: span.has_no_end,
         })
     }
 
@@ -368,7 +406,8 @@ impl LineReader {
                     false => begin + line.len() - usize::from(line.ends_with(b"\r")),
                 };
                 let offset = base + begin as u64;
-                let span = Span { start: begin, end, index: self.next_index, number: self.number, offset, too_long };
+                let (index, number, has_no_end) = (self.next_index, self.number, feed == block.bytes.len());
+                let span = Span { start: begin, end, index, number, offset, too_long, has_no_end };
                 block.spans.push(span);
                 self.next_index += 1;
             }
@@ -420,7 +459,8 @@ impl LineReader {
         self.number += 1;
         // White space alone takes no index, however long it is.
         if !blank && !padding {
-            block.spans.push(Span { start: 0, end: block.bytes.len(), index, number, offset, too_long: true });
+            let (end, too_long, has_no_end) = (block.bytes.len(), true, false);
+            block.spans.push(Span { start: 0, end, index, number, offset, too_long, has_no_end });
             self.next_index += 1;
         }
         Ok(())
@@ -436,7 +476,8 @@ impl LineReader {
                 block.bytes.extend_from_slice(element.bytes);
                 let Place { offset, number } = element.place;
                 let too_long = element.too_long;
-                block.spans.push(Span { start, end: block.bytes.len(), index, number, offset, too_long });
+                let (end, has_no_end) = (block.bytes.len(), false);
+                block.spans.push(Span { start, end, index, number, offset, too_long, has_no_end });
                 index += 1;
             });
             let done = splitter.is_done();

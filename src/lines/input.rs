@@ -90,21 +90,21 @@ impl Input {
         let reader: Box<dyn Read + Send> = match Packing::of(&magic) {
             Some(Packing::Gzip) => {
                 use flate2::bufread::GzDecoder;
-                Box::new(ReadAhead::new(Members::new(whole(head, file), GzDecoder::new, GzDecoder::into_inner)))
+                Box::new(ReadAhead::new(Members::new(whole(head, file), GzDecoder::new, GzDecoder::into_inner))?)
             }
             Some(Packing::Zstd) => {
                 let mut decoder = zstd::Decoder::new(whole(head, file)).map_err(failed)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed)?;
-                Box::new(ReadAhead::new(decoder))
+                Box::new(ReadAhead::new(decoder)?)
             }
             Some(Packing::Bzip2) => {
                 use bzip2::bufread::BzDecoder;
-                Box::new(ReadAhead::new(Members::new(whole(head, file), BzDecoder::new, BzDecoder::into_inner)))
+                Box::new(ReadAhead::new(Members::new(whole(head, file), BzDecoder::new, BzDecoder::into_inner))?)
             }
             Some(Packing::Xz) => {
                 let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
                     .map_err(|e| failed(e.into()))?;
-                Box::new(ReadAhead::new(liblzma::read::XzDecoder::new_stream(whole(head, file), stream)))
+                Box::new(ReadAhead::new(liblzma::read::XzDecoder::new_stream(whole(head, file), stream))?)
             }
             None if have < magic.len() => Box::new(Cursor::new(head)),
             None => Box::new(whole(head, file)),

@@ -355,12 +355,12 @@ impl Output {
             Packing::Plain => Encoder::Plain(target),
             Packing::Gzip => {
                 let encoder = flate2::write::GzEncoder::new(target, flate2::Compression::default());
-                Encoder::Packed(WriteBehind::new(encoder, flate2::write::GzEncoder::finish))
+                Encoder::Packed(WriteBehind::new(encoder, flate2::write::GzEncoder::finish)?)
             }
             Packing::Zstd => {
                 let encoder = zstd::Encoder::new(target, zstd::DEFAULT_COMPRESSION_LEVEL)
                     .map_err(|e| Error::io("compress", path, &e))?;
-                Encoder::Packed(WriteBehind::new(encoder, zstd::Encoder::finish))
+                Encoder::Packed(WriteBehind::new(encoder, zstd::Encoder::finish)?)
             }
         };
         let name = if path == Path::new("-") { Path::new("stdout") } else { path };

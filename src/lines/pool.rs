@@ -6,6 +6,7 @@ use std::{collections::VecDeque, num::NonZeroUsize, sync::mpsc::sync_channel, th
 use crate::{
     drill,
     error::{Error, Result},
+    threads,
 };
 
 /// Jobs that a worker has or waits for: one in hand, one ahead. So many jobs times workers is all that is ever held.
@@ -47,7 +48,7 @@ pub fn map_in_order<J: Default + Send, S: Send>(
         for mut state in states {
             let (send, todo) = sync_channel::<J>(AHEAD);
             let (done_send, done) = sync_channel::<J>(AHEAD);
-            let thread = scope.spawn(move || {
+            let thread = threads::spawn_scoped(scope, move || {
                 for mut job in todo {
                     work(&mut state, &mut job);
                     // Nobody listens any more: the loop has failed and tells of it itself.
@@ -56,7 +57,7 @@ pub fn map_in_order<J: Default + Send, S: Send>(
                     }
                 }
                 state
-            });
+            })?;
             workers.push((send, done, thread));
         }
         let died = || Error::input("a worker thread died; run the same command again");

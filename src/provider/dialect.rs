@@ -34,6 +34,8 @@ pub struct Dialect {
     pub queue_limits: &'static [(&'static str, u64)],
     /// Models known to be taken for batches; empty: not known. It changes, so it is for a warning only.
     pub batch_models: &'static [&'static str],
+    /// Days that files and results are kept, if it is known.
+    pub kept_days: Option<u64>,
     /// A model that costs nothing, for `doctor`.
     pub free_model: Option<&'static str>,
     /// What its business codes mean.
@@ -55,6 +57,7 @@ const ZHIPU: Dialect = Dialect {
     key_variables: &["ZHIPUAI_API_KEY", "ZAI_API_KEY", "ZHIPU_API_KEY"],
     queue_limits: ZHIPU_QUEUES,
     batch_models: ZHIPU_MODELS,
+    kept_days: Some(30),
     free_model: Some("glm-4-flash"),
     codes: ZHIPU_CODES,
 };
@@ -72,6 +75,7 @@ const OPENAI: Dialect = Dialect {
     key_variables: &["OPENAI_API_KEY"],
     queue_limits: &[],
     batch_models: &[],
+    kept_days: None,
     free_model: None,
     codes: COMPATIBLE_CODES,
 };

@@ -271,7 +271,11 @@ impl Broken {
 
     fn by(error: reqwest::Error) -> Self {
         let sent = !error.is_connect();
-        let class = if is_about_a_certificate(&error) { Class::Certificate } else { Class::Unreachable };
+        let class = match () {
+            () if is_about_a_certificate(&error) => Class::Certificate,
+            () if lacks_files(&error) => Class::Io,
+            () => Class::Unreachable,
+        };
         let why = chain(&error.without_url());
         // The client's own layers say nothing to whoever reads it.
         let layers = ["error sending request: ", "client error (Connect): ", "client error (SendRequest): "];
@@ -295,6 +299,15 @@ fn is_about_a_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
     // An error within an `io::Error` is not its source.
     let within = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
     within.is_some_and(|within| is_about_a_certificate(within)) || error.source().is_some_and(is_about_a_certificate)
+}
+
+/// This process, or the machine, has as many files open as it may: the network is not to blame.
+fn lacks_files(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustix::io::Errno;
+
+    let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    code.is_some_and(|code| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&code))
+        || error.source().is_some_and(lacks_files)
 }
 
 /// When the body of a request last moved, shared by the body and by who waits for the reply.

@@ -20,6 +20,7 @@ use crate::{
         output::{AtomicFile, write_private},
         pool::workers,
     },
+    threads,
 };
 
 /// Pieces between the threads, each way.
@@ -99,13 +100,13 @@ pub fn write_behind<T>(
     let (todo, asked) = sync_channel(PIECES);
     let (used, empty) = sync_channel(PIECES);
     thread::scope(|scope| {
-        let thread = scope.spawn(move || {
+        let thread = threads::spawn_scoped(scope, move || {
             for todo in asked {
                 // A full channel has enough of them.
                 let _enough = used.try_send(files.take(todo)?);
             }
             Ok(())
-        });
+        })?;
         let cut = cut(&mut ChunkWriter(Way::Thread { todo, empty }));
         let died = |_| Err(Error::input("the thread that writes chunks died; run the same command again"));
         thread.join().unwrap_or_else(died).and(cut)

@@ -1,0 +1,221 @@
+//! After a job: its leftovers at the provider, and what its work directory no longer needs.
+//!
+//! The directory is verified first, as by `verify`. Nothing is deleted while a batch lives or rows remain to be fetched, at the
+//! provider nothing that does not carry this directory's mark or stands in its journal, and here nothing by another name
+//! than those that zbatch gives.
+
+use std::{collections::HashSet, path::Path};
+
+use super::{
+    Ended,
+    doctor::MARK,
+    fetch::{came_short, write_results},
+    remote::{Opened, client, open, runtime},
+    setup::open_journal,
+    verify,
+};
+use crate::{
+    cli::{CleanArgs, RemoteArgs, WorkArgs},
+    console::Console,
+    emulator,
+    error::{Error, Kind, Result},
+    flow::faults::escape_control,
+    journal::{self, Event, FILE, Journal, State, Step},
+    lines::output::Output,
+    provider::{Batch, Client, FileId},
+    shell,
+    units::count,
+    workdir::{FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, results_path, rows_path},
+};
+
+/// The one file that holds all results, with --compress.
+const ALL_RESULTS: &str = "results.jsonl.zst";
+
+pub fn run(args: &CleanArgs, console: &Console) -> Result<Ended> {
+    args.work_dirs.iter().try_for_each(|dir| clean(dir, args, console))?;
+    Ok(Ended::Finished)
+}
+
+fn clean(dir: &Path, args: &CleanArgs, console: &Console) -> Result<()> {
+    let is_emulated = journal::read(dir)?.config.is_some_and(|config| config.emulate);
+    let is_remote = !args.local && !is_emulated;
+    let (config, work, mut journal) = if is_remote {
+        let work = WorkArgs { work_dir: Some(dir.to_owned()) };
+        let Opened { config, work, journal, .. } = open(&args.source, &work, &args.provider, console)?;
+        (Some(config), work, journal)
+    } else {
+        let work = WorkDir::open(dir)?;
+        let journal = open_journal(&work, console)?;
+        (None, work, journal)
+    };
+    verify::check(dir, console)?;
+    check_is_over(dir, &journal.state)?;
+    let mut told = Told { dry: args.dry_run, stdout: Output::create(None)? };
+    if let Some(config) = config {
+        let remote =
+            RemoteArgs { key_file: args.key_file.clone(), ca_cert: args.ca_cert.clone(), ..RemoteArgs::default() };
+        let client = client(&config, &args.provider, &remote)?;
+        runtime()?.block_on(clean_provider(&client, dir, &mut journal, &mut told))?;
+    }
+    clean_directory(&work, &journal, args, &mut told)?;
+    told.stdout.commit()?;
+    Ok(())
+}
+
+/// # Errors
+/// [`Kind::TryAgain`] while something may still come of the job.
+fn check_is_over(dir: &Path, state: &State) -> Result<()> {
+    let at = |step| state.at(step);
+    let what = match () {
+        () if at(Step::Created) > 0 => format!("{} may still run", count(at(Step::Created), "batch")),
+        () if at(Step::Intended) > 0 => {
+            format!("whether {} made a batch is not known", count(at(Step::Intended), "create"))
+        }
+        () if at(Step::Ended) > 0 => format!("the results of {} are not fetched", count(at(Step::Ended), "chunk")),
+        () if state.jobs.iter().any(came_short) => "some results came short".to_owned(),
+        () if state.below(Step::Intended) > 0 => {
+            format!("without a batch yet: {}", count(state.below(Step::Intended), "chunk"))
+        }
+        () if state.posts.is_none() => "the input is not cut to its end".to_owned(),
+        () => return Ok(()),
+    };
+    Err(Error::new(Kind::TryAgain, format!("{}: {what}; nothing is deleted", dir.display())).fix(format!(
+        "finish the job first: the command that began it, or `zbatch submit -d {dir}`, then `zbatch fetch -d {dir}`",
+        dir = shell::path(dir)
+    )))
+}
+
+/// Says each step on stdout, before it is taken or instead.
+struct Told {
+    dry: bool,
+    stdout: Output,
+}
+
+impl Told {
+    /// Whether it is to be done.
+    fn tell(&mut self, what: &str, thing: &str) -> Result<bool> {
+        let would = if self.dry { "would " } else { "" };
+        self.stdout.put((escape_control(&format!("{would}{what} {thing}")) + "\n").as_bytes())?;
+        self.stdout.flush()?;
+        Ok(!self.dry)
+    }
+
+    fn remove(&mut self, path: &Path) -> Result<()> {
+        // A link is removed, and what it leads to stays.
+        let is_there = std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_dir());
+        if is_there && self.tell("remove", &path.display().to_string())? {
+            std::fs::remove_file(path).map_err(|e| Error::io("remove", path, &e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Deletes the files of the chunks, then those of batches that carry this directory's mark and are not in its journal.
+async fn clean_provider(client: &Client, dir: &Path, journal: &mut Journal, told: &mut Told) -> Result<()> {
+    let strays = find_strays(client, &journal.state).await?;
+    if let Some(batch) = strays.iter().find(|batch| !batch.status.is_terminal()) {
+        return Err(Error::new(
+            Kind::TryAgain,
+            format!("{}: batch {} of this job is {}, and not in its journal", dir.display(), batch.id, batch.status),
+        )
+        .fix("wait for its end or cancel it; `zbatch doctor --orphans` shows how"));
+    }
+    let left: Vec<_> = journal.state.jobs.iter().filter(|job| !job.cleaned).cloned().collect();
+    for job in left {
+        let end = job.end.unwrap_or_default();
+        let mut all = true;
+        for id in [end.output_file_id, end.error_file_id, job.file_id].into_iter().flatten() {
+            all &= delete(client, &id.parse()?, &job.chunk.id.to_string(), told).await?;
+        }
+        if all {
+            journal.append(&Event::Cleaned { chunk: job.chunk.id })?;
+        }
+    }
+    for batch in &strays {
+        for id in [&batch.output_file_id, &batch.error_file_id, &batch.input_file_id].into_iter().flatten() {
+            delete(client, id, &format!("batch {}", batch.id), told).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn delete(client: &Client, id: &FileId, of: &str, told: &mut Told) -> Result<bool> {
+    let is_meant = told.tell("delete at the provider:", &format!("file {id} of {of}"))?;
+    if is_meant {
+        client.delete(id).await?;
+    }
+    Ok(is_meant)
+}
+
+/// Batches with this directory's mark that its journal does not name.
+async fn find_strays(client: &Client, state: &State) -> Result<Vec<Batch>> {
+    let known: HashSet<&str> = state.jobs.iter().filter_map(|job| job.batch_id.as_deref()).collect();
+    let is_ours = |batch: &Batch| {
+        let run = batch.metadata.get(MARK).and_then(|mark| mark.split_once('/')).map(|(run, _)| run);
+        run == Some(state.run.as_str()) && !known.contains(batch.id.as_str())
+    };
+    let listing = client.find_batches(is_ours).await?;
+    if !listing.complete {
+        return Err(Error::new(Kind::TryAgain, "the list of batches did not come to its end; nothing is deleted")
+            .fix("run the same command again, or --local for this machine alone"));
+    }
+    Ok(listing.found)
+}
+
+fn clean_directory(work: &WorkDir, journal: &Journal, args: &CleanArgs, told: &mut Told) -> Result<()> {
+    let (dir, jobs) = (work.path(), &journal.state.jobs);
+    if args.compress && told.tell("write", &dir.join(ALL_RESULTS).display().to_string())? {
+        write_results(&dir.join(ALL_RESULTS), work, &journal.state)?;
+    }
+    // What no step needs any more.
+    for job in jobs {
+        told.remove(&dir.join("requests").join(format!("{}.jsonl", job.chunk.id)))?;
+    }
+    if journal.state.config.as_ref().is_some_and(|config| config.emulate) {
+        remove_emulator(&dir.join("emulator"), told)?;
+    }
+    if !args.all && !args.compress {
+        return Ok(());
+    }
+    for job in jobs {
+        for path in ResultFile::BOTH.map(|file| results_path(dir, &job.chunk.id, file)) {
+            told.remove(&path)?;
+        }
+        told.remove(&rows_path(dir, &job.chunk.id))?;
+    }
+    // The posts may be here alone; the journal goes last, since without one the rest would be taken for a loss.
+    let kept = |name: &&&str| [FILE, LOCK].contains(*name) || args.compress && [SPOOL, SPOOL_HASH].contains(*name);
+    for name in NAMES.iter().filter(|name| !kept(name)) {
+        told.remove(&dir.join(name))?;
+    }
+    told.remove(&dir.join(FILE))?;
+    told.remove(&dir.join(LOCK))?;
+    if !told.dry {
+        // What holds something else stays.
+        let folders = FOLDERS.iter().map(|folder| dir.join(folder)).chain([dir.to_owned()]);
+        folders.for_each(|folder| drop(std::fs::remove_dir(folder)));
+    }
+    Ok(())
+}
+
+/// Files that the embedded server made.
+fn remove_emulator(dir: &Path, told: &mut Told) -> Result<()> {
+    let folders = [dir.join("files"), dir.to_owned()];
+    for folder in folders.iter().filter(|folder| std::fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir())) {
+        for path in list(folder)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_file_id = name.split_once('_').is_some_and(|(seconds, hash)| {
+                seconds.bytes().all(|b| b.is_ascii_digit())
+                    && hash.len() == 32
+                    && hash.bytes().all(|b| b.is_ascii_hexdigit())
+            });
+            if is_file_id || name == emulator::STATE_FILE {
+                told.remove(&path)?;
+            }
+        }
+    }
+    if !told.dry {
+        folders.iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+    }
+    Ok(())
+}

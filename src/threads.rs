@@ -1,0 +1,53 @@
+//! Threads, and what is said where the system gives none: `std::thread::spawn` and tokio panic then.
+
+use std::{
+    io,
+    os::fd::AsFd as _,
+    sync::mpsc::channel,
+    thread::{Builder, JoinHandle, Scope, ScopedJoinHandle},
+};
+
+use crate::error::{Error, Kind, Result};
+
+/// Open files that the async runtime and its first connections take.
+const FILES: usize = 12;
+
+pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    Builder::new().spawn(work).map_err(|e| no_thread(&e))
+}
+
+pub fn spawn_scoped<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    Builder::new().spawn_scoped(scope, work).map_err(|e| no_thread(&e))
+}
+
+fn no_thread(e: &io::Error) -> Error {
+    Error::new(Kind::Io, format!("the system gives no more threads: {e}"))
+        .fix("raise the limit on processes (`ulimit -u`, or pids of the container), and run the same command again")
+}
+
+/// Proves that so many more threads and some open files can be had, before an async runtime is begun: it would panic, or wait
+/// for ever for a thread that does not come.
+///
+/// # Errors
+/// The limits of the process or its container are too low.
+pub fn check_room(threads: usize) -> Result<()> {
+    let files = (0..FILES).map(|_| io::stderr().as_fd().try_clone_to_owned()).collect::<io::Result<Vec<_>>>();
+    let files = files.map_err(|e| {
+        Error::new(Kind::Io, format!("{FILES} more files cannot be opened: {e}"))
+            .fix("raise the limit on open files, e.g. `ulimit -n 256`, and run the same command again")
+    })?;
+    drop(files);
+    // All of them at once: each waits until the last has begun.
+    std::thread::scope(|scope| {
+        let mut held = Vec::new();
+        for _ in 0..threads {
+            let (hold, released) = channel::<()>();
+            spawn_scoped(scope, move || released.recv().is_ok())?;
+            held.push(hold);
+        }
+        Ok(())
+    })
+}

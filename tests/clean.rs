@@ -1,0 +1,156 @@
+//! `clean`, and `status` of several directories: what is left after jobs, and where they stand.
+
+#![expect(clippy::indexing_slicing, reason = "a key that is not there fails the test")]
+
+use serde_json::{Value, json};
+
+use crate::{
+    jobs::Setup,
+    workdir::{Ran, WorkDir},
+};
+
+const KEY: &str = "idididididid.secretsecretsecret";
+const POLARITY: &str = "--only=sentiment_polarity";
+
+fn clean(setup: &Setup, args: &[&str]) -> Ran {
+    let all = [&["clean", "-d", "w", "--base-url", &setup.server.base], args].concat();
+    let mut command = setup.work.command(&all);
+    Ran::of(command.env("ZHIPUAI_API_KEY", KEY).output().expect("the program starts"))
+}
+
+/// Files that the provider keeps.
+fn remote_files(setup: &Setup) -> usize {
+    let listed = setup.server.get("/api/paas/v4/files?purpose=batch&limit=100");
+    listed["data"].as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn r11_9h_clean_refuses_while_something_may_come() {
+    let setup = Setup::new(&["--latency", "60s"]);
+    let ran = clean(&setup, &[]).exits(75);
+    assert!(ran.stderr.contains("without a batch yet: 6 chunks; nothing is deleted"), "{}", ran.stderr);
+    setup.run(&["submit", "--settle", "100ms", "--no-wait"]).exits(75);
+    let ran = clean(&setup, &["--all"]).exits(75);
+    assert!(ran.stderr.contains("3 batches may still run; nothing is deleted"), "{}", ran.stderr);
+    assert!(setup.work.exists("w/journal.jsonl") && setup.work.exists("w/requests/topic_analysis_batch_part1.jsonl"));
+}
+
+#[test]
+fn r11_9h_clean_removes_what_the_job_left_and_nothing_else() {
+    let setup = Setup::new(&[]);
+    setup.submit();
+    setup.run(&["fetch", "--keep-remote", "--keep-requests", "-o", "all.jsonl"]).exits(0);
+    let all = setup.work.read("all.jsonl");
+    setup.work.write("w/mine.txt", "mine").write("w/results/notes.md", "mine").write("outside.jsonl", "mine");
+    let before = remote_files(&setup);
+    assert!(before >= 6, "{before} inputs are there");
+
+    let ran = clean(&setup, &["--dry-run"]).exits(0);
+    assert!(
+        ran.text().contains("would delete at the provider: file ") && ran.text().contains("would remove w/requests/")
+    );
+    assert!(ran.stderr.contains("2 files are not this job's: w/mine.txt, w/results/notes.md"), "{}", ran.stderr);
+    assert!(setup.work.exists("w/requests/topic_analysis_batch_part1.jsonl"));
+    assert_eq!(remote_files(&setup), before);
+
+    // A directory that is not as it was written is left alone.
+    let output = "w/results/topic_analysis_batch_part1.output.jsonl";
+    let was = setup.work.read(output);
+    setup.work.write(output, "other\n");
+    clean(&setup, &[]).exits(65);
+    assert_eq!(remote_files(&setup), before);
+    setup.work.write(output, &was);
+
+    clean(&setup, &[]).exits(0);
+    assert_eq!(remote_files(&setup), 0);
+    assert!(!setup.work.exists("w/requests/topic_analysis_batch_part1.jsonl"));
+    assert!(clean(&setup, &[]).exits(0).text().is_empty(), "all is done");
+    // The results are still there.
+    setup.work.run(&["verify", "-d", "w"]).exits(0);
+    setup.run(&["fetch", "-o", "again.jsonl"]).exits(0);
+    assert_eq!(setup.work.read("again.jsonl"), all);
+
+    clean(&setup, &["--compress"]).exits(0);
+    assert!(!setup.work.exists("w/journal.jsonl") && !setup.work.exists("w/rows"));
+    let parse = |file: &str| setup.work.run(&["parse", file]).exits(0).text().to_owned();
+    assert_eq!(parse("w/results.jsonl.zst"), parse("all.jsonl"));
+    for mine in ["w/mine.txt", "w/results/notes.md", "outside.jsonl"] {
+        assert_eq!(setup.work.read(mine), "mine");
+    }
+}
+
+/// A batch that a copy of the directory made carries its mark, and no journal here names it.
+#[test]
+fn r11_9h_clean_deletes_what_carries_the_mark() {
+    let setup = Setup::new(&[]);
+    setup.submit();
+    setup.run(&["fetch", "--keep-remote"]).exits(0);
+    let known = setup.work.read("w/journal.jsonl");
+    // Forget one of the six: as if the journal came from a backup.
+    let last = "topic_analysis_batch_part3";
+    let rest: String = known.lines().filter(|line| !line.contains(last)).map(|line| format!("{line}\n")).collect();
+    setup.work.write("w/journal.jsonl", rest);
+    let ran = clean(&setup, &["--dry-run"]).exits(0);
+    assert_eq!(ran.text().matches(" of batch batch_").count(), 2, "its input and its output: {}", ran.text());
+    clean(&setup, &[]).exits(0);
+    assert_eq!(remote_files(&setup), 0);
+}
+
+#[test]
+fn r11_9h_clean_of_an_emulated_job_needs_no_key() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+    let job = ["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate", POLARITY];
+    dir.run(&job).exits(0);
+    let out = dir.read("out.jsonl");
+    dir.run(&["clean", "-d", "w"]).exits(0);
+    assert!(!dir.exists("w/emulator"));
+    std::fs::remove_file(dir.join("out.jsonl")).expect("removed");
+    dir.run(&job).exits(0);
+    assert_eq!(dir.read("out.jsonl"), out, "the answers are still there");
+    dir.run(&["clean", "-d", "w", "--all"]).exits(0);
+    assert!(!dir.exists("w") && dir.exists("posts.jsonl") && dir.exists("out.jsonl"));
+    dir.run(&["clean", "-d", "w"]).exits(65);
+    dir.run(&["clean"]).exits(64);
+}
+
+#[test]
+fn r11_9h_status_of_several_directories() {
+    let setup = Setup::new(&["--fault", "blocked=20%"]);
+    let dir = &setup.work;
+    dir.run(&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "e", "--emulate", POLARITY]).exits(0);
+    let ran = dir.run(&["status", "e", "-d", "w"]).exits(0);
+    let lines: Vec<&str> = ran.text().lines().collect();
+    assert_eq!(lines.len(), 2, "{}", ran.text());
+    assert!(lines[0].starts_with("w: waiting, 0 of 6 chunks fetched, 0 of 24 rows; "), "{}", lines[0]);
+    assert!(lines[1].starts_with("e: finished, 1 of 1 chunk fetched, 12 of 12 rows; "), "{}", lines[1]);
+    assert!(lines.iter().all(|line| line.contains("last event ")) && !ran.text().contains("deletes"), "{}", ran.text());
+    for (code, dirs) in [(0, vec!["e"]), (75, vec!["w"]), (75, vec!["e", "w"]), (65, vec!["w", "nowhere", "e"])] {
+        dir.run(&[&["status", "--exit-code"], dirs.as_slice()].concat()).exits(code);
+    }
+    // One that cannot be read hides no other.
+    let ran = dir.run(&["status", "--json", "e", "nowhere", "w"]).exits(65);
+    let told = ran.json_lines();
+    let names: Vec<&Value> = told.iter().map(|line| &line["work_dir"]).collect();
+    assert_eq!(names, [&json!("e"), &json!("nowhere"), &json!("w")]);
+    assert!(told[0]["chunks"].is_array() && told[1]["error"].is_string());
+    assert_eq!((&told[0]["state"], &told[2]["state"]), (&json!("finished"), &json!("waiting")));
+    assert!(told[2]["last_event_at"].as_u64() > Some(1_700_000_000));
+
+    setup.submit();
+    setup.run(&["fetch", "--keep-remote"]).exits(0);
+    let ran = dir.run(&["status", "e", "w", "--exit-code"]).exits(1);
+    assert!(ran.text().contains("the provider deletes results in 29 days"), "{}", ran.text());
+    dir.run(&["status", "-d", "w"]).exits(0);
+    let until = setup.status()["results_kept_until"].as_u64();
+    assert!(until > told[2]["last_event_at"].as_u64(), "{until:?}");
+}
+
+/// Its size must not grow with the chunks: one chunk at a time is written.
+#[test]
+fn r11_9g_status_as_json_is_one_object() {
+    let setup = Setup::cut(&[], &["--max-lines", "1"]);
+    let status = setup.status();
+    assert_eq!(status["chunks"].as_array().map(Vec::len), Some(24));
+    assert_eq!(status["counts"]["cut"], json!(24));
+}
