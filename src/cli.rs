@@ -583,8 +583,8 @@ pub struct RunArgs {
 ///   zbatch status jobs/*                   one line each, with ages
 ///   zbatch status -q -d work --exit-code >/dev/null || echo "not finished"
 ///
-/// One directory is shown chunk by chunk, several are shown in one line each. Days until
-/// the provider deletes results are shown where the provider documents them (zhipu: 30).
+/// One directory is shown chunk by chunk, several in one line each, with the days
+/// until the provider deletes results where it documents them (zhipu: 30 days).
 ///
 /// Memory: at most 64 MiB.
 #[derive(Debug, Args)]
@@ -661,12 +661,13 @@ pub struct CancelArgs {
 ///   zbatch clean -d work --compress        results become work/results.jsonl.zst
 ///   zbatch clean -d work1 -d work2 --all   nothing of these jobs is left
 ///
-/// The directory is verified first, as by `verify`. Refused (exit 75) while a batch may
-/// run, rows remain to be fetched, or chunks have no batch. At the provider: the files
-/// of its batches, and of batches that carry its mark and are not in its journal. Here:
-/// request files, half-written files and the state of `run --emulate`. Results, journal
-/// and kept posts stay, so that `fetch`, `verify` and `run` still work, unless --compress
-/// or --all is given. Files that zbatch did not make are left. One line a step on stdout.
+/// The directory is verified first, as by `verify`. Refused (exit 75) while a batch
+/// may run, rows remain to be fetched, or chunks have no batch. At the provider it
+/// deletes the files of the job's batches, and of batches that carry its mark and are
+/// not in its journal. Here it removes request files, half-written files and the state
+/// of `run --emulate`. Results, journal and kept posts stay, so that `fetch`, `verify`
+/// and `run` still work, unless --compress or --all is given. Files that zbatch did
+/// not make are left. Each step is one line on stdout.
 ///
 /// Memory: at most 64 MiB.
 #[derive(Debug, Args)]

@@ -157,8 +157,8 @@ fn wrong_files_are_told_by_key() {
     }
 }
 
-const VERBS: [&str; 11] =
-    ["gen", "chunk", "parse", "merge", "submit", "fetch", "run", "status", "cancel", "emulate", "config"];
+const VERBS: [&str; 12] =
+    ["gen", "chunk", "parse", "merge", "submit", "fetch", "run", "status", "cancel", "clean", "emulate", "config"];
 
 #[test]
 fn help_leads_with_examples_and_fits_80_columns() {

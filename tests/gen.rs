@@ -450,7 +450,7 @@ fn splitting_and_joining_changes_nothing() {
         .run(&(posts(), limits), |(posts, (lines, bytes))| {
             let dir = WorkDir::new();
             // One at least can be asked about.
-            dir.write("posts.jsonl", format!("{{\"content\":\"x\"}}\n{}", posts.join("\n")));
+            dir.write("posts.jsonl", format!("{{\"content\":\"x\"}}\n{}\n", posts.join("\n")));
             let (lines, bytes) = (lines.to_string(), bytes.to_string());
             let filter = dir.run(&["gen", "posts.jsonl", "-q", "--max-bytes", &bytes, "--faults", "f1"]);
             let cut = dir.run(&[

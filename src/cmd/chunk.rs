@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, cap_note, claim, forget_empty, forget_refused, record_models, resolve_limits},
+    setup::{ChunkRecords, cap_note, claim, forget_empty, record_models, resolve_limits},
 };
 use crate::{
     analysis,
@@ -123,8 +123,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
             }
         }
         cutter.finish(writer)
-    });
-    let mark = mark.or_else(|error| forget_refused(error, &work, &journal))?;
+    })?;
     let is_all_bad = lines > 0 && good == 0;
     {
         let mut journal = locked(&journal)?;

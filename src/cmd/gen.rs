@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, Rendering, Step, claim, forget_empty, forget_refused},
+    setup::{ChunkRecords, Rendering, Step, claim, forget_empty},
 };
 use crate::{
     cli::GenArgs,
@@ -47,7 +47,11 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
             let journal = Mutex::new(journal);
             let mut records = ChunkRecords::create()?;
             let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk));
-            let done = done.or_else(|error| forget_refused(error, &work, &journal))?;
+            // Chunks of another input than was meant must not be paid for by a later `submit`.
+            if seen.is_another && !locked(&journal)?.resumed {
+                work.forget(false)?;
+            }
+            let done = done?;
             if !forget_empty(&work, &journal, console)? {
                 snapshots::write_files_info(&work, &locked(&journal)?.state, console)?;
             }
@@ -84,6 +88,8 @@ pub struct Seen<'s> {
     pub tally: Tally,
     /// A chunk ended since the next line's bytes did not fit.
     bytes_bind: bool,
+    /// The input has not as many posts as --expect-posts says.
+    is_another: bool,
     /// `None`: the fields of the posts were looked at before.
     watch: Option<Watch<'s>>,
 }
@@ -123,7 +129,14 @@ impl Watch<'_> {
 
 impl<'s> Seen<'s> {
     pub fn new(rendering: &'s Rendering, log: FaultLog, watch: Option<Watch<'s>>) -> Self {
-        Self { rendering, log, tally: Tally::new(rendering.set.list.len()), bytes_bind: false, watch }
+        Self {
+            rendering,
+            log,
+            tally: Tally::new(rendering.set.list.len()),
+            bytes_bind: false,
+            is_another: false,
+            watch,
+        }
     }
 
     fn note(&mut self, place: &Place<'_>) {
@@ -270,7 +283,7 @@ pub fn cut(
         })?;
         // Before the last chunks are made durable, which are all of them unless the input is large.
         seen.judge()?;
-        counts.check_number(rendering.expected, name)?;
+        counts.check_number(rendering.expected, name).inspect_err(|_| seen.is_another = true)?;
         Ok((counts, cutter.finish(writer)?))
     })?;
     seen.bytes_bind = cutter.bytes_bind();

@@ -315,14 +315,6 @@ pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console)
     Ok(is_empty)
 }
 
-/// An input that was refused leaves no chunks that `submit` would pay for, if this command began the job.
-pub fn forget_refused<T>(error: Error, work: &WorkDir, journal: &Mutex<Journal>) -> Result<T> {
-    if error.kind() == Kind::Input && !locked(journal)?.resumed {
-        work.forget(false)?;
-    }
-    Err(error)
-}
-
 pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {
     let journal = work.journal()?;
     if journal.torn > 0 {
