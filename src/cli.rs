@@ -663,11 +663,11 @@ pub struct CancelArgs {
 ///
 /// The directory is verified first, as by `verify`. Refused (exit 75) while a batch
 /// may run, rows remain to be fetched, or chunks have no batch. At the provider it
-/// deletes the files of the job's batches, and of batches that carry its mark and are
-/// not in its journal. Here it removes request files, half-written files and the state
-/// of `run --emulate`. Results, journal and kept posts stay, so that `fetch`, `verify`
-/// and `run` still work, unless --compress or --all is given. Files that zbatch did
-/// not make are left. Each step is one line on stdout.
+/// deletes the files of the job's batches, and of batches that carry its mark and
+/// are not in its journal. Here it removes request files, half-written files and
+/// the state of `run --emulate`. Results, journal and kept posts stay, so that
+/// `fetch`, `verify` and `run` still work, unless --compress or --all is given.
+/// Files that zbatch did not make are left. Each step is one line on stdout.
 ///
 /// Memory: at most 64 MiB.
 #[derive(Debug, Args)]

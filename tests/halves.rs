@@ -9,7 +9,7 @@ const CUT: &str = "the last line ends in the middle (line 3, byte 48)";
 /// Places at which a copy may stand still.
 fn beginnings() -> Vec<Vec<u8>> {
     let whole = "{\"content\":\"第三条\",\"likes\":1.5,\"x\":null,\"y\":[-2,\"\\u597d\"]}".as_bytes();
-    (1..whole.len()).map(|end| [TWO.as_bytes(), &whole[..end]].concat()).collect()
+    (1..whole.len()).map(|end| [TWO.as_bytes(), whole.split_at(end).0].concat()).collect()
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn r11_9g_requests_that_are_cut_off_are_refused() {
     let dir = WorkDir::new();
     dir.write("posts.jsonl", TWO);
     let requests = dir.run(&["gen", "posts.jsonl", POLARITY]).exits(0).text().to_owned();
-    dir.write("requests.jsonl", &requests.as_bytes()[..requests.len() - 9]);
+    dir.write("requests.jsonl", requests.as_bytes().split_at(requests.len() - 9).0);
     let ran = dir.run(&["chunk", "-d", "w", "requests.jsonl"]).exits(65);
     assert!(ran.stderr.contains("the last line ends in the middle (line 2, byte "), "{}", ran.stderr);
     assert!(!dir.read("w/journal.jsonl").contains("\"event\":\"posts\""), "the input has no end yet");

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::{
     jobs::Setup,
+    scripts::{reply, serve},
     workdir::{Ran, WorkDir},
 };
 
@@ -112,6 +113,35 @@ fn r11_6_texts_of_a_journal_forge_no_line() {
     // As JSON it is what it is.
     let ran = setup.work.run(&["status", "-d", "w", "--json"]).exits(0);
     assert!(ran.text().contains("\\nnext: zbatch evil\\r\\u001b[31m"), "{}", ran.text());
+}
+
+/// A server may say what it likes, in each reply.
+#[test]
+fn r11_6_texts_of_a_server_forge_no_line() {
+    for (status, body) in [
+        ("400 Bad Request", json!({"error": {"code": "1210", "message": FORGED}})),
+        ("400 Bad Request", json!({"error": {"code": FORGED, "message": FORGED}})),
+        ("403 Forbidden", json!({"error": FORGED})),
+        ("200 OK", json!({"id": FORGED, "status": FORGED, "data": [{"id": FORGED, "status": FORGED}]})),
+        ("200 OK", json!({"id": "f1", "status": FORGED, "errors": {"data": [{"message": FORGED, "line": 1}]}})),
+    ] {
+        let base = serve(move |_, _, _| reply(status, &body.to_string()));
+        let dir = WorkDir::new();
+        dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+        dir.run(&["gen", "-d", "w", "posts.jsonl", POLARITY]).exits(0);
+        for args in [
+            vec!["submit", "-d", "w", "-vv", "--no-wait", "--settle", "0s"],
+            vec!["fetch", "-d", "w", "-vv", "--no-wait"],
+            vec!["fetch", "--batch", "b1", "-vv", "--no-wait"],
+            vec!["doctor", "--timeout", "1s", "--settle", "0s"],
+            vec!["doctor", "--orphans", "--timeout", "1s"],
+        ] {
+            let mut command = dir.command(&[args.as_slice(), &["--base-url", &base]].concat());
+            let ran = Ran::of(command.env("ZHIPUAI_API_KEY", "idididididid.secretsecret").output().expect("starts"));
+            assert!(ran.code.is_some_and(|code| code != 101), "{args:?}: {}", ran.stderr);
+            is_harmless(&ran);
+        }
+    }
 }
 
 /// `next:` of a run, run by a shell.

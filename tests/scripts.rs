@@ -42,7 +42,7 @@ fn read_request(socket: &TcpStream) -> Option<(String, String, Vec<u8>)> {
 }
 
 /// Answers each connection's first request; the server's URL.
-fn serve(answer: impl Fn(&str, &str, &[u8]) -> Vec<u8> + Send + Sync + 'static) -> String {
+pub fn serve(answer: impl Fn(&str, &str, &[u8]) -> Vec<u8> + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let answer = std::sync::Arc::new(answer);
@@ -60,7 +60,7 @@ fn serve(answer: impl Fn(&str, &str, &[u8]) -> Vec<u8> + Send + Sync + 'static) 
     url
 }
 
-fn reply(status: &str, body: &str) -> Vec<u8> {
+pub fn reply(status: &str, body: &str) -> Vec<u8> {
     let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body.as_bytes()].concat()
 }
