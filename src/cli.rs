@@ -286,6 +286,11 @@ pub struct RemoteArgs {
     /// Stop waiting after this long (batches run on; exit 75)
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+    /// How long a provider that cannot be reached, or is in trouble, is waited for while batches run [default: 24h]
+    ///
+    /// Before the first batch, and with --no-wait, a call that fails ends the command after a few tries.
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub patience: Option<Duration>,
     /// Do what can be done now, then stop (exit 75 if something remains)
     #[arg(long)]
     pub no_wait: bool,

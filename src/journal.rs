@@ -229,6 +229,13 @@ pub struct BatchEnd {
     pub refused_lines: Vec<RefusedLine>,
 }
 
+impl BatchEnd {
+    /// It says of no request what became of it.
+    pub fn counts_nothing(&self) -> bool {
+        self.completed == 0 && self.failed == 0
+    }
+}
+
 /// A line of a chunk file for which the provider refused the whole batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedLine {
@@ -358,10 +365,10 @@ impl State {
         match (from.is_some_and(paid), paid(to)) {
             // The lost create that it came of was counted.
             (false, true) if matches!(event, Event::Created { .. }) => {}
-            (false, true) => self.spent = (self.spent.0 + 1, self.spent.1.saturating_add(lines)),
+            (false, true) => self.spent = (self.spent.0.saturating_add(1), self.spent.1.saturating_add(lines)),
             // A create that no listing shows may have been paid for all the same.
             (true, false) if !matches!(event, Event::Lost { .. }) => {
-                self.spent = (self.spent.0 - 1, self.spent.1.saturating_sub(lines))
+                self.spent = (self.spent.0.saturating_sub(1), self.spent.1.saturating_sub(lines))
             }
             _ => {}
         }
@@ -386,6 +393,7 @@ impl State {
                 if self.places.contains_key(&chunk.id) {
                     return Err(format!("{} was cut before", chunk.id));
                 }
+                chunk.check()?;
                 self.places.insert(chunk.id.clone(), self.jobs.len());
                 self.jobs.push(Job {
                     chunk: chunk.clone(),

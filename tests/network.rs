@@ -612,3 +612,32 @@ fn r10_20_retry_after_pauses_every_call_to_the_provider() {
     let early = early.iter().filter(|call| after(call) > on_its_way && after(call) < Duration::from_secs(2));
     assert_eq!(early.clone().count(), 0, "{:?}", early.map(|call| (&call.what, after(call))).collect::<Vec<_>>());
 }
+
+// ---- issue 11
+
+/// Counts, times and lines of a batch, and what a server asks to wait, as large as they can be written.
+#[test]
+fn r11_7_a_server_of_large_numbers_ends_as_another() {
+    let large = ["18446744073709551615", "18446744073709551616", "-1", "1e308"];
+    for (number, status) in large.iter().flat_map(|number| [(*number, "completed"), (*number, "failed")]) {
+        let dir = with_posts(2);
+        let provider = Provider::start(move |call| {
+            let batch = format!(
+                "{{\"id\":\"batch-1\",\"status\":\"{status}\",\"input_file_id\":\"file-1\",\"created_at\":{number},\
+                 \"completed_at\":{number},\"output_file_id\":\"out-1\",\"request_counts\":{{\"total\":{number},\
+                 \"completed\":{number},\"failed\":{number}}},\"errors\":[{{\"line\":{number},\"message\":\"bad\"}}]}}"
+            );
+            let header = format!("Retry-After: {number}");
+            match call.what.as_str() {
+                "GET /v4/batches/batch-1" => Some(Said::new(200, batch).with(&header)),
+                _ => None,
+            }
+        });
+        let began = Instant::now();
+        let ran = run(&dir, &provider.base, &["--timeout", "20s"]);
+        assert!(matches!(ran.code, Some(0 | 1 | 69 | 75)), "{number} {status}: {:?} {}", ran.code, ran.stderr);
+        assert!(!ran.stderr.contains("panicked") && began.elapsed() < Duration::from_secs(20), "{}", ran.stderr);
+        let shown = dir.run(&["status", "-d", "w"]);
+        assert!(matches!(shown.code, Some(0 | 1)), "{number} {status}: {}", shown.stderr);
+    }
+}

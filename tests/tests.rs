@@ -19,6 +19,7 @@ mod laws;
 mod merge;
 mod money;
 mod network;
+mod numbers;
 mod outputs;
 mod parse;
 mod prompts;

@@ -28,6 +28,8 @@ use crate::{
 
 /// How long a create without an answer is looked for in listings.
 pub const SETTLE: Duration = Duration::from_secs(120);
+/// How long a provider that is gone is waited for while batches run.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// For an emulator in the same process, which hides nothing.
 const EMULATED_POLL: Duration = Duration::from_millis(50);
 
@@ -104,6 +106,7 @@ pub fn job_settings(
         on_ambiguous: spend.map(|spend| spend.on_ambiguous).unwrap_or_default(),
         max_batches: spend.and_then(|spend| spend.max_batches),
         max_requests: spend.and_then(|spend| spend.max_requests),
+        patience: remote.patience.unwrap_or(PATIENCE),
         no_wait: remote.no_wait,
         keep_requests: remote.keep_requests,
         keep_remote: config.keep_remote(remote.keep_remote).value,

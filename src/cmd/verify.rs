@@ -96,7 +96,7 @@ struct Files {
 impl Files {
     fn add(&mut self, mark: &FileMark) {
         self.count += 1;
-        self.bytes += mark.bytes;
+        self.bytes = self.bytes.saturating_add(mark.bytes);
     }
 }
 

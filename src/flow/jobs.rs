@@ -107,6 +107,8 @@ pub struct JobSettings {
     pub on_ambiguous: OnAmbiguous,
     pub max_batches: Option<u64>,
     pub max_requests: Option<u64>,
+    /// How long a provider that is gone is waited for while batches run.
+    pub patience: Duration,
     pub no_wait: bool,
     pub keep_requests: bool,
     pub keep_remote: bool,
@@ -301,12 +303,12 @@ impl Driver<'_> {
                 Step::Cut | Step::Uploaded => self.queue(&mut floor, &job.chunk).wait(place, &job.chunk),
                 // These may be paid for: they are looked after at once, whatever the number of rooms.
                 Step::Intended => {
-                    self.queue(&mut floor, &job.chunk).queued += job.chunk.lines;
+                    self.queue(&mut floor, &job.chunk).hold(&job.chunk);
                     (floor.live, floor.creating) = (floor.live + 1, floor.creating + 1);
                     running.push(Box::pin(self.to_batch(place, &gate)));
                 }
                 Step::Created => {
-                    self.queue(&mut floor, &job.chunk).queued += job.chunk.lines;
+                    self.queue(&mut floor, &job.chunk).hold(&job.chunk);
                     floor.live += 1;
                     later.push_back(place);
                 }
@@ -557,7 +559,7 @@ impl Driver<'_> {
         file_id: &FileId,
     ) -> std::result::Result<std::result::Result<Batch, CreateError>, Gave> {
         let id = &job.chunk.id;
-        let attempt = job.attempt + 1;
+        let attempt = job.attempt.saturating_add(1);
         let blake3 = job.chunk.blake3.clone();
         // An intent is a create that may have been sent: the provider's pause comes before it.
         self.unless_stopped(self.client.turn()).await?;
@@ -724,7 +726,7 @@ impl Driver<'_> {
 
     fn over_the_cap(&self, job: &Job) -> Result<Option<Error>> {
         let (batches, requests) = locked(self.journal)?.state.spent();
-        Ok(check_caps(&self.settings, batches + 1, requests + job.chunk.lines))
+        Ok(check_caps(&self.settings, batches.saturating_add(1), requests.saturating_add(job.chunk.lines)))
     }
 
     /// To a terminal batch.
@@ -1049,7 +1051,7 @@ impl Floor {
         let open = self.models.iter_mut().filter(|(model, _)| !gate.bars(model));
         let (_, queue) = open.filter_map(|(_, queue)| Some((queue.next()?, queue))).min_by_key(|(place, _)| *place)?;
         let (place, lines) = queue.waiting.pop_front()?;
-        queue.queued += lines;
+        queue.queued = queue.queued.saturating_add(lines);
         self.live += 1;
         self.creating += 1;
         Some(place)
@@ -1070,7 +1072,7 @@ impl Floor {
     fn leave(&mut self, chunk: &Chunk) {
         self.live -= 1;
         if let Some(queue) = self.models.get_mut(&chunk.model) {
-            queue.queued -= chunk.lines;
+            queue.queued = queue.queued.saturating_sub(chunk.lines);
         }
     }
 }
@@ -1094,11 +1096,16 @@ impl Queue {
         self.waiting.push_back((place, chunk.lines));
     }
 
+    /// Its requests are at the provider already.
+    fn hold(&mut self, chunk: &Chunk) {
+        self.queued = self.queued.saturating_add(chunk.lines);
+    }
+
     /// The first in line, if the provider's queue has room for it.
     fn next(&self) -> Option<usize> {
         let (place, lines) = self.waiting.front().filter(|_| self.full == 0)?;
         // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
-        let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued + lines <= limit);
+        let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued.saturating_add(*lines) <= limit);
         fits.then_some(*place)
     }
 }
@@ -1167,9 +1174,9 @@ fn end_of(batch: &Batch) -> BatchEnd {
 /// A batch promised more rows than its files hold. One that has completed and counts nothing promised all.
 fn is_short(rows: &RowBalance, end: &BatchEnd, lines: u64) -> bool {
     // A line that cannot be read stands for a row; a foreign one does not.
-    let output = rows.output + rows.bad;
-    if end.status == "completed" && end.completed + end.failed == 0 {
-        return output + rows.error < lines;
+    let output = rows.output.saturating_add(rows.bad);
+    if end.status == "completed" && end.counts_nothing() {
+        return output.saturating_add(rows.error) < lines;
     }
     output < end.completed || rows.error < end.failed
 }
@@ -1177,7 +1184,7 @@ fn is_short(rows: &RowBalance, end: &BatchEnd, lines: u64) -> bool {
 /// It promises rows and does not say where they are, or has files and does not say how many rows they hold.
 fn is_vague(end: &BatchEnd) -> bool {
     let (no_output, no_errors) = (end.output_file_id.is_none(), end.error_file_id.is_none());
-    let uncounted = end.completed + end.failed == 0;
+    let uncounted = end.counts_nothing();
     let empty = no_output && no_errors;
     no_output && end.completed > 0 || no_errors && end.failed > 0 || uncounted && (!empty || end.status == "completed")
 }

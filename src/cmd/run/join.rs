@@ -36,7 +36,7 @@ use crate::{
         spill::{Cell, Joined},
     },
     report::Report,
-    units::shell_word,
+    units::{shell_word, sum},
     workdir::WorkDir,
 };
 
@@ -341,7 +341,7 @@ fn batches(jobs: &[Job], config: Option<&Config>) -> serde_json::Value {
     let upstream = config.and_then(|config| config.upstream.as_deref());
     let mut told = json!({
         "chunks": jobs.len(), "by_status": by_status,
-        "requests": jobs.iter().map(|job| job.chunk.lines).sum::<u64>(),
+        "requests": sum(jobs.iter().map(|job| job.chunk.lines)),
         "results": rows.output, "errors": rows.error, "absent": rows.absent, "foreign": rows.foreign,
         "unreadable": rows.bad,
         "emulated": upstream.is_none() && config.is_some_and(|config| config.emulate),

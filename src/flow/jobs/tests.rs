@@ -171,6 +171,7 @@ async fn drive_as(
         on_ambiguous: OnAmbiguous::Recreate,
         max_batches: None,
         max_requests: None,
+        patience: Duration::ZERO,
         no_wait: false,
         keep_requests: false,
         keep_remote: false,
