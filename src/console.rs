@@ -1,15 +1,31 @@
-//! What is said on stderr; stdout carries data and nothing else.
+//! What is said on stderr; stdout carries data and nothing else. Under `--progress json` each line is a JSON object with
+//! the time, the work directory and the name of an event.
 
 use std::{
     fmt,
     io::{IsTerminal as _, Write as _},
+    path::Path,
+    sync::OnceLock,
 };
+
+use serde_json::{Value, json};
 
 use crate::{
     cli::Progress,
+    error::Error,
     flow::faults::{FaultLog, escape_control},
+    snapshots,
     units::count,
 };
+
+/// Where this process works, as JSON lines tell it: set once. `None`: its verb has no work directory.
+static DIR: OnceLock<Option<String>> = OnceLock::new();
+
+/// Says, once and for all, where this process works. The first word counts.
+pub fn works_in(dir: Option<&Path>) {
+    let whole = |dir: &Path| std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()).display().to_string();
+    let _known = DIR.set(dir.map(whole));
+}
 
 /// What is said on stderr. A stderr that is closed is not worth stopping for.
 #[derive(Clone, Copy, Debug)]
@@ -33,31 +49,62 @@ impl Console {
     /// What a user wants to know but need not act on; silent under `-q`.
     pub fn note(&self, text: impl fmt::Display) {
         if !self.quiet {
-            self.always(text);
+            self.say("note", text);
         }
     }
 
     /// Under `-v` only.
     pub fn detail(&self, text: impl fmt::Display) {
         if self.verbose > 0 {
-            self.always(text);
+            self.say("detail", text);
         }
     }
 
     /// What went wrong.
     pub fn always(&self, text: impl fmt::Display) {
-        self.raw(format_args!("zbatch: {text}"));
+        self.say("trouble", text);
     }
 
-    /// A line for a program that reads stderr (`--progress json`).
-    pub fn raw(&self, line: impl fmt::Display) {
-        if self.silent {
-            return;
+    /// What ends the program.
+    pub fn error(&self, error: &Error) {
+        if self.is_json() {
+            let (what, fix) = error.parts();
+            let fix = fix.map(harmless);
+            self.event("error", &json!({"text": harmless(what), "fix": fix, "exit_code": error.kind().exit_code()}));
+        } else {
+            self.always(error);
         }
+    }
+
+    pub fn is_json(&self) -> bool {
+        self.progress == Progress::Json
+    }
+
+    /// A line for a program that reads stderr (`--progress json`), with the fields that `more` holds.
+    pub fn event(&self, name: &str, more: &Value) {
+        let dir = DIR.get().cloned().flatten();
+        let mut line = json!({"time": snapshots::now(), "dir": dir, "event": name});
+        if let (Some(line), Some(more)) = (line.as_object_mut(), more.as_object()) {
+            line.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        self.write(&line.to_string());
+    }
+
+    fn say(&self, name: &str, text: impl fmt::Display) {
         // Names of files, and texts of posts and servers, are in it: none may talk to the terminal.
-        let line: Vec<String> = line.to_string().split('\n').map(escape_control).collect();
-        // In one piece: in a pipe of several zbatch the others write there too.
-        let _closed_stderr = std::io::stderr().lock().write_all((line.join("\n") + "\n").as_bytes());
+        let text = harmless(&text.to_string());
+        if self.is_json() {
+            self.event(name, &json!({"text": text}));
+        } else {
+            self.write(&format!("zbatch: {text}"));
+        }
+    }
+
+    fn write(&self, line: &str) {
+        if !self.silent {
+            // In one piece: in a pipe of several zbatch the others write there too.
+            let _closed_stderr = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+        }
     }
 
     /// Bars are drawn.
@@ -82,4 +129,9 @@ impl Console {
             self.note(format_args!("… and {}; --faults FILE keeps them all", count(log.total() - shown, "more fault")));
         }
     }
+}
+
+/// Several lines, each without control characters.
+fn harmless(text: &str) -> String {
+    text.split('\n').map(escape_control).collect::<Vec<_>>().join("\n")
 }

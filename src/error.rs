@@ -92,6 +92,11 @@ impl Error {
         self.0.kind
     }
 
+    /// What happened, and how to mend it.
+    pub fn parts(&self) -> (&str, Option<&str>) {
+        (&self.0.what, self.0.fix.as_deref())
+    }
+
     /// All of it in one line, for a list of them.
     pub fn line(&self) -> String {
         let fix = self.0.fix.as_ref().map(|fix| format!(": {fix}")).unwrap_or_default();

@@ -1,11 +1,12 @@
 //! The program: parse, run, exit code.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{
     CommandFactory as _, Parser as _,
     error::{ContextKind, ContextValue},
 };
+use serde_json::json;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     layer::SubscriberExt as _,
@@ -26,9 +27,9 @@ fn main() -> ExitCode {
             keep_near_hints(&mut error);
             // What clap repeats of the command line may be the name of a file that somebody else chose.
             let is_hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(char::is_control);
-            if error.use_stderr() && std::env::args_os().any(is_hostile) {
-                Console::new(false, 0, Progress::Plain).always(error.to_string().trim_end());
-                return ExitCode::from(Kind::Usage.exit_code());
+            let progress = if json_was_typed() { Progress::Json } else { Progress::Plain };
+            if error.use_stderr() && (progress == Progress::Json || std::env::args_os().any(is_hostile)) {
+                return fail(&Error::usage(error.to_string().trim_end()), progress);
             }
             // clap writes help to stdout and complaints to stderr; a closed one is a quiet end.
             let printed = error.print();
@@ -40,10 +41,26 @@ fn main() -> ExitCode {
         }
     };
     show_events(&cli.output);
+    let console = Console::new(false, 0, cli.output.progress);
+    if console.is_json() {
+        std::panic::set_hook(Box::new(move |panic| console.always(panic)));
+    }
     match cmd::run(&cli) {
-        Ok(ended) => ExitCode::from(ended.exit_code()),
+        Ok(ended) => {
+            if console.is_json() {
+                console.event("end", &json!({"exit_code": ended.exit_code()}));
+            }
+            ExitCode::from(ended.exit_code())
+        }
         Err(error) => fail(&error, cli.output.progress),
     }
+}
+
+/// Whether the command line asks for JSON lines, also where it is wrong otherwise.
+fn json_was_typed() -> bool {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    words.iter().any(|word| word == "--progress=json")
+        || words.windows(2).any(|pair| matches!(pair, [flag, value] if flag == "--progress" && value == "json"))
 }
 
 /// clap suggests words that only look a little like what was typed, and for a short word that is misspelt none.
@@ -68,7 +85,7 @@ fn keep_near_hints(error: &mut clap::Error) {
 
 fn fail(error: &Error, progress: Progress) -> ExitCode {
     if error.kind() != Kind::ClosedPipe {
-        Console::new(false, 0, progress).always(error);
+        Console::new(false, 0, progress).error(error);
     }
     ExitCode::from(error.kind().exit_code())
 }
@@ -82,7 +99,26 @@ fn show_events(verbosity: &Verbosity) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).without_time();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).without_time();
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
-    tracing_subscriber::registry().with(ours).with(lines).init();
+    let console = Console::new(false, 0, verbosity.progress);
+    if console.is_json() {
+        tracing_subscriber::registry().with(ours).with(lines.with_writer(move || JsonLines(console))).init();
+    } else {
+        tracing_subscriber::registry().with(ours).with(lines.with_writer(std::io::stderr)).init();
+    }
+}
+
+/// Takes events, each in one piece, and says them as JSON.
+struct JsonLines(Console);
+
+impl Write for JsonLines {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        self.0.event("log", &json!({"text": String::from_utf8_lossy(event).trim_end()}));
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

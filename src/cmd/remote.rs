@@ -205,7 +205,7 @@ pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str,
     if unfinished > 0 {
         // An error that ends the jobs is told by itself.
         if end.trouble.is_none() {
-            end.waits.iter().for_each(|wait| console.note(format_args!("still waiting at the end: {wait}")));
+            end.waits.iter().for_each(|wait| console.note(format_args!("still waiting at the end: {}", wait.what)));
         }
         say_what_runs(state, again, console);
     }

@@ -18,7 +18,7 @@ use std::{
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -31,7 +31,7 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
-    progress::Progress,
+    progress::{Progress, Waiting},
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
     units::count,
     workdir::{ResultFile, WorkDir},
@@ -39,7 +39,7 @@ use crate::{
 
 /// Complete listings that must not show a batch before its create counts as lost.
 const LISTINGS: u32 = 3;
-/// Failed polls in a row (each was retried by the client) before the provider counts as gone.
+/// Polls in a row that were refused, before the batch counts as lost to us.
 const FAILED_POLLS: u32 = 10;
 /// Polls of a batch that has ended and does not say where its results are, or how many, before it is taken as it is.
 const VAGUE_POLLS: u32 = 3;
@@ -76,6 +76,8 @@ const WAITING: usize = 4;
 const LOOKED_AFTER: usize = 128;
 /// Between two looks at what the client waits for.
 const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
+/// Between two lines that say that the job goes on.
+const HEARTBEAT: Duration = Duration::from_secs(600);
 /// Key of our mark in a batch's metadata.
 const MARK: &str = "zbatch";
 
@@ -121,7 +123,7 @@ pub struct JobsEnd {
     pub trouble: Option<Error>,
     pub stopped: Option<Stop>,
     /// What calls still waited for.
-    pub waits: Vec<String>,
+    pub waits: Vec<Waiting>,
 }
 
 /// Where a job's future got to.
@@ -275,12 +277,20 @@ impl Driver<'_> {
         Ok(JobsEnd { waits: self.client.waits(), ..end })
     }
 
-    /// Says what is waited for, once it is waited for long.
+    /// Says what is waited for, once it is waited for long, and now and then how far all is.
     async fn say_waits(&self) -> Infallible {
+        let heartbeat = drill::heartbeat(HEARTBEAT);
+        let mut last = Instant::now();
         loop {
-            sleep(LOOK_AT_WAITS).await;
+            sleep(LOOK_AT_WAITS.min(heartbeat)).await;
             for wait in self.client.long_waits() {
                 self.progress.note(format_args!("still waiting {wait}"));
+            }
+            if last.elapsed() >= heartbeat
+                && let Ok(journal) = self.journal.lock()
+            {
+                last = Instant::now();
+                self.progress.heartbeat(&journal.state, &self.client.waits());
             }
         }
     }
@@ -493,7 +503,7 @@ impl Driver<'_> {
         }
         let name = format!("{}.jsonl", job.chunk.id);
         let file_id = self
-            .unless_stopped(self.client.upload(&path, &name))
+            .patiently(is_gone, async || self.client.upload(&path, &name).await)
             .await?
             .map_err(|error| give_up(gate.scope_of(&error, &job.chunk), error.into()))?;
         self.append(&Event::Uploaded { chunk: job.chunk.id.clone(), file_id: file_id.to_string() })?;
@@ -736,10 +746,11 @@ impl Driver<'_> {
         let (mut failed, mut vague) = (0, 0);
         loop {
             if !at_once {
+                self.progress.polls_in(self.settings.poll_interval);
                 self.unless_stopped(sleep(self.settings.poll_interval)).await?;
             }
             at_once = false;
-            match self.unless_stopped(self.client.batch(&batch_id)).await? {
+            match self.patiently(ApiError::is_retryable, async || self.client.batch(&batch_id).await).await? {
                 Ok(batch) if batch.found_full_queue() => {
                     self.found_full_queue(&job, &batch).await?;
                     return Ok(Reached::Full(place));
@@ -767,7 +778,7 @@ impl Driver<'_> {
                         error.class,
                         Class::Key | Class::Io | Class::Redirect | Class::Certificate | Class::Proxy
                     );
-                    if failed > FAILED_POLLS || self.settings.no_wait || for_good {
+                    if failed > FAILED_POLLS || self.settings.no_wait || for_good || error.is_retryable() {
                         let lost = error.class == Class::NotFound;
                         let mut error = Error::from(error);
                         if lost {
@@ -912,7 +923,7 @@ impl Driver<'_> {
                 continue;
             };
             let id: FileId = parsed(Some(id), chunk)?;
-            match self.unless_stopped(self.client.download(&id, to)).await? {
+            match self.patiently(is_gone, async || self.client.download(&id, to).await).await? {
                 Ok(download) => whole &= download.complete,
                 // Some say in other words that it is not there yet; no request of ours for a file is a bad one.
                 Err(error) if matches!(error.class, Class::NotFound | Class::BadRequest) => missing = Some(error),
@@ -1209,6 +1220,11 @@ fn queue_stays_full() -> Error {
     Error::new(Kind::Unavailable, what).fix("run the same command again when other batches of the account have ended")
 }
 
+/// Nobody answers, whatever is asked for.
+fn is_gone(error: &ApiError) -> bool {
+    error.class == Class::Unreachable
+}
+
 /// What else an error on the way to a batch makes pointless. One on the way from a batch to its results concerns its chunk
 /// alone: what is paid for elsewhere is created and fetched all the same.
 fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
@@ -1229,5 +1245,6 @@ fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
     }
 }
 
+mod patience;
 #[cfg(test)]
 mod tests;

@@ -41,6 +41,7 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Result},
     lines::output::AtomicFile,
+    progress::Waiting,
     units::count,
 };
 use body::Decoder;
@@ -155,12 +156,12 @@ impl Client {
     }
 
     /// What calls wait for now: the last error of each kind of call that has not succeeded since.
-    pub fn waits(&self) -> Vec<String> {
+    pub fn waits(&self) -> Vec<Waiting> {
         self.0.waits.list()
     }
 
     /// What has been waited for a minute or longer; each wait is given once.
-    pub fn long_waits(&self) -> Vec<String> {
+    pub fn long_waits(&self) -> Vec<Waiting> {
         self.0.waits.long()
     }
 
