@@ -315,6 +315,9 @@ pub struct SpendArgs {
     /// What to do after a create without a clear answer whose batch no listing shows
     #[arg(long, value_enum, default_value_t = OnAmbiguous::Recreate)]
     pub on_ambiguous: OnAmbiguous,
+    /// After `zbatch cancel`: create batches again for what has none
+    #[arg(long)]
+    pub resume: bool,
     /// Refuse before the first create if the work directory would take more batches than this; every create that was
     /// sent counts, over all commands, unless it was refused
     #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
@@ -588,6 +591,7 @@ pub struct StatusArgs {
 ///
 /// Examples:
 ///   zbatch verify -d work
+///   zbatch verify -d work --repair    what a flipped byte in the journal needs
 ///   zbatch verify -d work || zbatch fetch -d work
 ///
 /// One line a problem on stdout (WHERE: WHAT: HOW TO MEND IT), and exit 65 if there
@@ -604,6 +608,12 @@ pub struct StatusArgs {
 pub struct VerifyArgs {
     #[command(flatten)]
     pub work: WorkArgs,
+    /// First put a damaged end of the journal aside, as journal.jsonl.bad-N (takes the lock)
+    ///
+    /// The same command as before then goes on: it finds the batches in the provider's list before it creates any,
+    /// takes the results that are here, and cuts again what was cut. Nothing is paid twice.
+    #[arg(long)]
+    pub repair: bool,
     #[command(flatten)]
     pub source: SourceArgs,
 }

@@ -20,9 +20,12 @@
 //! | `missing` | a results file is not at the provider, or not yet | |
 //! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
 //! | `cleaned` | its files at the provider are deleted | |
+//! | `cancelled` | `zbatch cancel` was here: no batch is created any more | |
+//! | `resumed` | the user said `--resume`: batches are created again | |
 //!
 //! A last line without its line feed was torn by a crash and is dropped, with a notice. Anything else that is not
-//! an event, or an event that cannot follow, is refused with its line number and offset (`promises.md` S3).
+//! an event, or an event that cannot follow, is refused with its line number and offset (`promises.md` S3); [`repair`] puts it
+//! aside, with all that follows it.
 
 use std::{
     collections::HashMap,
@@ -46,11 +49,14 @@ use crate::{
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
-        output::sync_directory,
+        output::{AtomicFile, sync_directory},
     },
+    units::{count, shell_word, sum},
 };
 
 pub const FILE: &str = "journal.jsonl";
+/// What the damaged end of a journal is called, with a number.
+pub const BAD: &str = ".bad-";
 const VERSION: u32 = 1;
 /// An event is a line of a few hundred bytes; a longer one is damage.
 const LONGEST_EVENT: u64 = 1 << 20;
@@ -203,6 +209,8 @@ pub enum Event {
     Cleaned {
         chunk: ChunkId,
     },
+    Cancelled {},
+    Resumed {},
 }
 
 /// What a terminal batch said of itself.
@@ -312,6 +320,8 @@ pub struct State {
     spent: (u64, u64),
     /// A listing has shown a batch of this directory.
     pub was_listed: bool,
+    /// `zbatch cancel` was here, and `--resume` was not.
+    pub cancelled: bool,
 }
 
 impl State {
@@ -338,6 +348,20 @@ impl State {
     /// Batches and requests that were paid for, or may have been: what the caps count.
     pub fn spent(&self) -> (u64, u64) {
         self.spent
+    }
+
+    /// `zbatch cancel` holds: something has no batch, and is given none.
+    pub fn stays_cancelled(&self) -> bool {
+        self.cancelled && (self.posts.is_none() || self.below(Step::Created) > 0)
+    }
+
+    /// Batches that run, may run, or whose results are not here; and rows whose results are.
+    pub fn at_stake(&self) -> (u64, u64) {
+        let fetched = self.jobs.iter().filter(|job| job.step == Step::Fetched);
+        (
+            self.at(Step::Intended) + self.at(Step::Created) + self.at(Step::Ended),
+            sum(fetched.map(|job| job.chunk.lines)),
+        )
     }
 
     /// Another chunk than this one waits for the user's word on its create.
@@ -389,6 +413,10 @@ impl State {
                 return Ok(());
             }
             _ if self.config.is_none() => return Err("the first event must be `start`".to_owned()),
+            Event::Cancelled {} | Event::Resumed {} => {
+                self.cancelled = matches!(event, Event::Cancelled {});
+                return Ok(());
+            }
             Event::Chunk { chunk, input } => {
                 if self.places.contains_key(&chunk.id) {
                     return Err(format!("{} was cut before", chunk.id));
@@ -513,7 +541,7 @@ impl Job {
 impl Event {
     fn chunk_id(&self) -> Option<&ChunkId> {
         match self {
-            Self::Start { .. } | Self::Posts { .. } => None,
+            Self::Start { .. } | Self::Posts { .. } | Self::Cancelled {} | Self::Resumed {} => None,
             Self::Chunk { chunk, .. } => Some(&chunk.id),
             Self::Uploaded { chunk, .. }
             | Self::Intent { chunk, .. }
@@ -551,6 +579,8 @@ impl Event {
             Self::Missing { .. } => "missing",
             Self::Again { .. } => "again",
             Self::Cleaned { .. } => "cleaned",
+            Self::Cancelled {} => "cancelled",
+            Self::Resumed {} => "resumed",
         }
     }
 }
@@ -662,6 +692,8 @@ pub struct Replay {
     pub torn: u64,
     /// Names the first line that is not an event, or cannot follow.
     pub damage: Option<Error>,
+    /// Bytes of the lines before that one.
+    sound: u64,
 }
 
 impl Replay {
@@ -682,20 +714,68 @@ fn replay(file: &File, path: &Path) -> Result<Replay> {
     let input = Input { reader: Box::new(reader.take(whole)), name: path.display().to_string() };
     let mut lines = LineReader::new(input, Shape::Own, LONGEST_EVENT, 0);
     let mut block = Block::default();
-    let mut read = Replay { state: State::default(), whole, torn: all - whole, damage: None };
+    let mut read = Replay { state: State::default(), whole, torn: all - whole, damage: None, sound: whole };
+    // What is wrong, and all that can be read in spite of it.
+    let mut damaged: Option<(String, State)> = None;
     while lines.fill(&mut block)? {
         for line in block.lines() {
             let event = serde_json::from_slice(line.bytes).map_err(|e| e.to_string());
-            if let Err(what) = event.and_then(|Object(event): Object<Event>| read.state.apply(&event)) {
-                let at = format!("{}, line {}, byte {}", path.display(), line.number, line.offset);
-                let fix =
-                    "the journal is damaged or of another version: keep the directory, and begin a new one with --new";
-                read.damage = Some(Error::input(format!("{at}: {what}")).fix(fix));
-                return Ok(read);
+            let state = damaged.as_mut().map_or(&mut read.state, |(_, beyond)| beyond);
+            let followed = event.and_then(|Object(event): Object<Event>| state.apply(&event));
+            if let Err(what) = followed
+                && damaged.is_none()
+            {
+                let what = format!("{}, line {}, byte {}: {what}", path.display(), line.number, line.offset);
+                read.sound = line.offset;
+                damaged = Some((what, read.state.clone()));
             }
         }
     }
+    read.damage = damaged.map(|(what, beyond)| Error::input(what).fix(way_out(path, &read.state, &beyond)));
     Ok(read)
+}
+
+/// What can be done about a damaged journal, and what beginning again would cost. `beyond`: with what follows the damage.
+fn way_out(path: &Path, sound: &State, beyond: &State) -> String {
+    if sound.config.is_none() {
+        return "this line names the job, or is of another version of zbatch: put the journal back from a backup"
+            .to_owned();
+    }
+    let paid = beyond.jobs.iter().filter(|job| job.step >= Step::Intended);
+    let (batches, rows) = (paid.clone().count(), sum(paid.map(|job| job.chunk.lines)));
+    let dir = shell_word(&path.parent().unwrap_or(path).display().to_string());
+    format!(
+        "the journal is damaged, or of another version of zbatch. To go on: zbatch verify --repair -d {dir}, then the same \
+         command, which finds the batches in the provider's list. To begin again, in this directory or another, would pay \
+         for {} of {} again, or more",
+        count(rows, "row"),
+        count(batches, "batch")
+    )
+}
+
+/// Puts the first line that cannot be read, and all that follow, aside as `journal.jsonl.bad-N`; the caller holds the
+/// directory's lock. `None`: there is no such line. What follows is known to others: the provider lists the batches,
+/// results that are here are taken, and what was cut is cut again.
+///
+/// # Errors
+/// The first line is damaged: nobody knows the job's name any more.
+pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
+    let path = dir.join(FILE);
+    let file = File::options().read(true).write(true).open(&path).map_err(|e| Error::io("open", &path, &e))?;
+    let Replay { state, sound, damage: Some(damage), .. } = replay(&file, &path)? else { return Ok(None) };
+    if state.config.is_none() {
+        return Err(damage);
+    }
+    let free = (1_u32..).map(|n| dir.join(format!("{FILE}{BAD}{n}"))).find(|path| !path.exists());
+    let aside = free.unwrap_or_else(|| dir.join(format!("{FILE}{BAD}0")));
+    let mut copy = AtomicFile::create_private(&aside)?;
+    let mut rest = file.try_clone().map_err(|e| Error::io("open", &path, &e))?;
+    let copied = rest.seek(SeekFrom::Start(sound)).and_then(|_| std::io::copy(&mut rest, &mut copy));
+    copied.map_err(|e| Error::io("write", &aside, &e))?;
+    // Before the journal forgets it.
+    copy.commit()?;
+    file.set_len(sound).and_then(|()| file.sync_all()).map_err(|e| Error::io("cut the damaged end of", &path, &e))?;
+    Ok(Some(aside))
 }
 
 fn end_of_last_line(mut file: &File, len: u64) -> std::io::Result<u64> {

@@ -172,10 +172,8 @@ impl Progress {
         };
         if self.console.is_json() {
             let Counts { chunks, waiting, running, ended, fetched } = counts;
-            let waits: Vec<_> = waits
-                .iter()
-                .map(|wait| json!({"what": wait.what, "seconds": wait.since.as_secs()}))
-                .collect();
+            let waits: Vec<_> =
+                waits.iter().map(|wait| json!({"what": wait.what, "seconds": wait.since.as_secs()})).collect();
             let told = json!({
                 "chunks": chunks, "waiting": waiting, "running": running, "ended": ended, "fetched": fetched,
                 "rows": all, "rows_done": done, "unchanged_seconds": changed.as_secs(), "next_poll_seconds": next,

@@ -44,8 +44,16 @@ fn is_sane(ran: &Ran, began: Instant, what: &str) {
 fn r11_7_no_flag_takes_a_number_that_overflows() {
     let words = ["18446744073709551615", "18446744073709551616", "9223372036854775807", "-1", "0", "1e308", "1e18"];
     let counts = [
-        "--max-lines", "--max-bytes", "--max-line", "--memory", "--start-index", "--max-concurrent-tasks", "--max-batches",
-        "--max-requests", "--max-faults", "--seed",
+        "--max-lines",
+        "--max-bytes",
+        "--max-line",
+        "--memory",
+        "--start-index",
+        "--max-concurrent-tasks",
+        "--max-batches",
+        "--max-requests",
+        "--max-faults",
+        "--seed",
     ];
     let times = ["--timeout", "--settle", "--poll-interval", "--latency"];
     for flag in counts.into_iter().chain(times) {
@@ -224,7 +232,8 @@ fn r11_7_results_of_large_numbers_are_faults_or_saturate() {
         )
     };
     let max = u64::MAX.to_string();
-    let lines = [line("0", &max), line("1", &max), line("18446744073709551615", &max), line("18446744073709551616", "1")];
+    let lines =
+        [line("0", &max), line("1", &max), line("18446744073709551615", &max), line("18446744073709551616", "1")];
     let more = [line("9223372036854775808", "-1"), line("18446744073709551614", "1e308")];
     dir.write("results.jsonl", [lines.concat(), more.concat()].concat());
     let began = Instant::now();

@@ -20,6 +20,7 @@ mod merge;
 mod money;
 mod network;
 mod numbers;
+mod operating;
 mod outputs;
 mod parse;
 mod prompts;

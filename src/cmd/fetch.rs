@@ -79,7 +79,8 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let next = {
         let next = |verb| command(verb, &dir, &args.typed);
         let all_created = locked(&journal)?.state.below(Step::Created) == 0;
-        if all_created { next("fetch") } else { format!("{}, then {}", next("submit"), next("fetch")) }
+        let resume = if locked(&journal)?.state.cancelled { " --resume" } else { "" };
+        if all_created { next("fetch") } else { format!("{}{resume}, then {}", next("submit"), next("fetch")) }
     };
     let ended = conclude(end, &journal, Goal::Fetched, &next, console)?;
     if let Some(output) = output.filter(|_| ended == Ended::Finished) {

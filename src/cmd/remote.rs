@@ -258,9 +258,9 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
 
 /// The complete command that goes on with a directory, with what was typed for this one.
 pub fn command(verb: &str, dir: &Path, typed: &Typed) -> String {
-    // `--again` is in the journal.
+    // `--again` and `--resume` are in the journal.
     NextCommand::new(&format!("zbatch {verb}"))
         .path("-d", Some(dir))
-        .typed(verb, typed, &["work_dir", "again"])
+        .typed(verb, typed, &["work_dir", "again", "resume"])
         .into_text()
 }

@@ -89,6 +89,9 @@ fn as_text(dir: &Path, state: &State) -> String {
         }
         None => text += "cutting\n",
     }
+    if state.stays_cancelled() {
+        text += "cancelled: no batch is created until submit or run is given --resume\n";
+    }
     let width = state.jobs.iter().map(|job| job.chunk.id.to_string().len()).max().unwrap_or_default();
     for job in &state.jobs {
         let id = job.chunk.id.to_string();

@@ -122,6 +122,8 @@ pub struct JobsEnd {
     /// The first thing that went wrong badly enough to leave chunks behind.
     pub trouble: Option<Error>,
     pub stopped: Option<Stop>,
+    /// A model that the provider does not take, or not any more.
+    pub refused_model: Option<String>,
     /// What calls still waited for.
     pub waits: Vec<Waiting>,
 }
@@ -341,7 +343,8 @@ impl Driver<'_> {
                 });
             }
             let waiting = floor.waiting(&gate);
-            let takes_more = more && waiting + floor.waiting_for_room() < WAITING && !gate.halted.get();
+            let takes_more =
+                more && goal != Goal::Fetched && waiting + floor.waiting_for_room() < WAITING && !gate.halted.get();
             let may_create = floor.creating + floor.waiting_for_room() > 0 || waiting > 0 || more && !gate.halted.get();
             if running.is_empty() && later.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
@@ -424,7 +427,10 @@ impl Driver<'_> {
                     }
                     match scope {
                         Scope::Chunk => {}
-                        Scope::Model(model) => gate.bar(model),
+                        Scope::Model(model) => {
+                            end.refused_model = Some(model.clone());
+                            gate.bar(model);
+                        }
                         Scope::Creates => gate.halt(),
                     }
                     end.give_up(self.progress, &job.chunk, error);
@@ -937,6 +943,8 @@ impl Driver<'_> {
         let (analysis, rows) = (chunk.analysis.clone(), self.work.rows(&chunk.id));
         drill::step("verify", "results");
         let (mut balance, absent) = blocking::run(move || verify(&files, &analysis, &RowSet::read(&rows)?)).await?;
+        // The provider's copy was deleted when it had come: the journal may have lost that, the directory has not.
+        let missing = missing.filter(|_| balance.absent > 0);
         balance.short |= !whole || missing.is_some() || is_short(&balance, &end, chunk.lines);
         balance.short &= !drill::without(Guard::Counts);
         Ok(Downloaded { balance, absent, missing })
