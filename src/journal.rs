@@ -22,6 +22,7 @@
 //! | `cleaned` | its files at the provider are deleted | |
 //! | `cancelled` | `zbatch cancel` was here: no batch is created any more | |
 //! | `resumed` | the user said `--resume`: batches are created again | |
+//! | `repaired` | what followed was damaged and is aside: a batch is looked for in the provider's list before one is created | |
 //!
 //! A last line without its line feed was torn by a crash and is dropped, with a notice. Anything else that is not
 //! an event, or an event that cannot follow, is refused with its line number and offset (`promises.md` S3); [`repair`] puts it
@@ -31,6 +32,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
 };
@@ -211,6 +213,7 @@ pub enum Event {
     },
     Cancelled {},
     Resumed {},
+    Repaired {},
 }
 
 /// What a terminal batch said of itself.
@@ -322,6 +325,8 @@ pub struct State {
     pub was_listed: bool,
     /// `zbatch cancel` was here, and `--resume` was not.
     pub cancelled: bool,
+    /// Events were lost, and with them perhaps batches.
+    pub repaired: bool,
 }
 
 impl State {
@@ -357,11 +362,8 @@ impl State {
 
     /// Batches that run, may run, or whose results are not here; and rows whose results are.
     pub fn at_stake(&self) -> (u64, u64) {
-        let fetched = self.jobs.iter().filter(|job| job.step == Step::Fetched);
-        (
-            self.at(Step::Intended) + self.at(Step::Created) + self.at(Step::Ended),
-            sum(fetched.map(|job| job.chunk.lines)),
-        )
+        let fetched = self.jobs.iter().filter(|job| job.step == Step::Fetched).filter_map(|job| job.rows.as_ref());
+        (self.at(Step::Intended) + self.at(Step::Created) + self.at(Step::Ended), sum(fetched.map(|rows| rows.output)))
     }
 
     /// Another chunk than this one waits for the user's word on its create.
@@ -379,7 +381,8 @@ impl State {
         self.counts.iter().take(step as usize).sum()
     }
 
-    fn move_one(&mut self, from: Option<Step>, to: Step, lines: u64, event: &Event) {
+    /// `counted`: a create of it that counted as lost is among those that were sent.
+    fn move_one(&mut self, from: Option<Step>, to: Step, lines: u64, event: &Event, counted: bool) {
         for (step, up) in from.map(|step| (step, false)).into_iter().chain([(to, true)]) {
             if let Some(count) = self.counts.get_mut(step as usize) {
                 *count = if up { *count + 1 } else { *count - 1 };
@@ -388,7 +391,7 @@ impl State {
         let paid = |step: Step| step >= Step::Intended;
         match (from.is_some_and(paid), paid(to)) {
             // The lost create that it came of was counted.
-            (false, true) if matches!(event, Event::Created { .. }) => {}
+            (false, true) if counted && matches!(event, Event::Created { .. }) => {}
             (false, true) => self.spent = (self.spent.0.saturating_add(1), self.spent.1.saturating_add(lines)),
             // A create that no listing shows may have been paid for all the same.
             (true, false) if !matches!(event, Event::Lost { .. }) => {
@@ -417,6 +420,10 @@ impl State {
                 self.cancelled = matches!(event, Event::Cancelled {});
                 return Ok(());
             }
+            Event::Repaired {} => {
+                self.repaired = true;
+                return Ok(());
+            }
             Event::Chunk { chunk, input } => {
                 if self.places.contains_key(&chunk.id) {
                     return Err(format!("{} was cut before", chunk.id));
@@ -440,7 +447,7 @@ impl State {
                     held: false,
                     missing: None,
                 });
-                self.move_one(None, Step::Cut, chunk.lines, event);
+                self.move_one(None, Step::Cut, chunk.lines, event, false);
                 return Ok(());
             }
             Event::Posts { good, input } => {
@@ -455,11 +462,11 @@ impl State {
         let id = event.chunk_id().ok_or("an event without a chunk")?;
         let at = *self.places.get(id).ok_or_else(|| format!("{id} was never cut"))?;
         let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
-        let (from, lines) = (job.step, job.chunk.lines);
+        let (from, lines, counted) = (job.step, job.chunk.lines, job.lost > 0);
         job.follow(event)?;
         let to = job.step;
         self.was_listed |= matches!(event, Event::Created { adopted: true, .. });
-        self.move_one(Some(from), to, lines, event);
+        self.move_one(Some(from), to, lines, event, counted);
         Ok(())
     }
 }
@@ -541,7 +548,7 @@ impl Job {
 impl Event {
     fn chunk_id(&self) -> Option<&ChunkId> {
         match self {
-            Self::Start { .. } | Self::Posts { .. } | Self::Cancelled {} | Self::Resumed {} => None,
+            Self::Start { .. } | Self::Posts { .. } | Self::Cancelled {} | Self::Resumed {} | Self::Repaired {} => None,
             Self::Chunk { chunk, .. } => Some(&chunk.id),
             Self::Uploaded { chunk, .. }
             | Self::Intent { chunk, .. }
@@ -581,6 +588,7 @@ impl Event {
             Self::Cleaned { .. } => "cleaned",
             Self::Cancelled {} => "cancelled",
             Self::Resumed {} => "resumed",
+            Self::Repaired {} => "repaired",
         }
     }
 }
@@ -694,6 +702,8 @@ pub struct Replay {
     pub damage: Option<Error>,
     /// Bytes of the lines before that one.
     sound: u64,
+    /// Where the line of each chunk begins.
+    chunks: Vec<u64>,
 }
 
 impl Replay {
@@ -708,13 +718,19 @@ impl Replay {
 /// Folds the whole lines of a journal.
 fn replay(file: &File, path: &Path) -> Result<Replay> {
     let all = file.metadata().map_err(|e| Error::io("look at", path, &e))?.len();
+    replay_part(file, path, all)
+}
+
+/// The same of its first bytes.
+fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     let whole = end_of_last_line(file, all).map_err(|e| Error::io("read", path, &e))?;
     let mut reader = file.try_clone().map_err(|e| Error::io("open", path, &e))?;
     reader.seek(SeekFrom::Start(0)).map_err(|e| Error::io("seek in", path, &e))?;
     let input = Input { reader: Box::new(reader.take(whole)), name: path.display().to_string() };
     let mut lines = LineReader::new(input, Shape::Own, LONGEST_EVENT, 0);
     let mut block = Block::default();
-    let mut read = Replay { state: State::default(), whole, torn: all - whole, damage: None, sound: whole };
+    let mut read =
+        Replay { state: State::default(), whole, torn: all - whole, damage: None, sound: whole, chunks: Vec::new() };
     // What is wrong, and all that can be read in spite of it.
     let mut damaged: Option<(String, State)> = None;
     while lines.fill(&mut block)? {
@@ -728,6 +744,9 @@ fn replay(file: &File, path: &Path) -> Result<Replay> {
                 let what = format!("{}, line {}, byte {}: {what}", path.display(), line.number, line.offset);
                 read.sound = line.offset;
                 damaged = Some((what, read.state.clone()));
+            }
+            if damaged.is_none() && read.state.jobs.len() > read.chunks.len() {
+                read.chunks.push(line.offset);
             }
         }
     }
@@ -753,6 +772,12 @@ fn way_out(path: &Path, sound: &State, beyond: &State) -> String {
     )
 }
 
+/// Where the line of the first chunk begins that has no batch and whose request file is gone.
+fn first_without_requests(dir: &Path, read: &Replay) -> Option<u64> {
+    let is_gone = |job: &Job| job.step < Step::Created && !dir.join(&job.chunk.path).exists();
+    read.state.jobs.iter().zip(&read.chunks).find(|(job, _)| is_gone(job)).map(|(_, at)| *at)
+}
+
 /// Puts the first line that cannot be read, and all that follow, aside as `journal.jsonl.bad-N`; the caller holds the
 /// directory's lock. `None`: there is no such line. What follows is known to others: the provider lists the batches,
 /// results that are here are taken, and what was cut is cut again.
@@ -762,9 +787,16 @@ fn way_out(path: &Path, sound: &State, beyond: &State) -> String {
 pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
     let path = dir.join(FILE);
     let file = File::options().read(true).write(true).open(&path).map_err(|e| Error::io("open", &path, &e))?;
-    let Replay { state, sound, damage: Some(damage), .. } = replay(&file, &path)? else { return Ok(None) };
-    if state.config.is_none() {
+    let mut read = replay(&file, &path)?;
+    let Some(damage) = read.damage.take() else { return Ok(None) };
+    if read.state.config.is_none() {
         return Err(damage);
+    }
+    let mut sound = read.sound;
+    // A chunk is cut again whose request file was not needed any more when the journal had all of its events.
+    while let Some(at) = first_without_requests(dir, &read) {
+        sound = at;
+        read = replay_part(&file, &path, sound)?;
     }
     let free = (1_u32..).map(|n| dir.join(format!("{FILE}{BAD}{n}"))).find(|path| !path.exists());
     let aside = free.unwrap_or_else(|| dir.join(format!("{FILE}{BAD}0")));
@@ -774,7 +806,13 @@ pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
     copied.map_err(|e| Error::io("write", &aside, &e))?;
     // Before the journal forgets it.
     copy.commit()?;
-    file.set_len(sound).and_then(|()| file.sync_all()).map_err(|e| Error::io("cut the damaged end of", &path, &e))?;
+    // Whatever ends this process, the journal is damaged still, or says that it was repaired.
+    let mut line = serde_json::to_vec(&Event::Repaired {}).map_err(|e| Error::io("write", &path, &e.into()))?;
+    line.push(b'\n');
+    let end = sound + line.len() as u64;
+    let written = file.write_all_at(&line, sound).and_then(|()| file.sync_all());
+    let cut = written.and_then(|()| file.set_len(end)).and_then(|()| file.sync_all());
+    cut.map_err(|e| Error::io("cut the damaged end of", &path, &e))?;
     Ok(Some(aside))
 }
 

@@ -526,8 +526,13 @@ impl Driver<'_> {
         let id = &job.chunk.id;
         let file_id = file_id(job)?;
         // A create that counted as lost may be listed by now.
-        if job.lost > 0 && self.adopt(place, job).await? == Listed::Adopted {
-            return Ok(Sent::Once);
+        let repaired = locked(self.journal)?.state.repaired;
+        if job.lost > 0 || repaired {
+            match self.adopt(place, job).await? {
+                Listed::Adopted => return Ok(Sent::Once),
+                Listed::Absent { is_proof: false } if repaired => return Err(cannot_know(place, id)),
+                Listed::Absent { .. } => {}
+            }
         }
         let error = match self.send_create(place, job, &file_id).await? {
             Ok(batch) => {
@@ -1226,6 +1231,15 @@ fn mark(state: &State, chunk: &Chunk) -> String {
 fn queue_stays_full() -> Error {
     let what = format!("the provider's queue was full {FULL_QUEUES} times in a row");
     Error::new(Kind::Unavailable, what).fix("run the same command again when other batches of the account have ended")
+}
+
+/// The journal has lost events, and the list does not show what they may have told.
+fn cannot_know(place: usize, id: &crate::flow::ChunkId) -> Gave {
+    let what = format!(
+        "{id}: the journal was repaired, and the provider's list cannot show whether the chunk has a batch: none is created"
+    );
+    let error = Error::new(Kind::TryAgain, what).fix("look at the provider's console, and run the same command later");
+    Gave::Up { place, scope: Scope::Creates, error }
 }
 
 /// Nobody answers, whatever is asked for.

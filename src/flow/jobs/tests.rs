@@ -739,7 +739,11 @@ async fn r11_9f_a_server_in_trouble_is_waited_for_while_batches_run() {
         let settings = |settings| JobSettings { patience, poll_interval, ..settings };
         let end = drive_for(40 * HOUR, router, &work, &journal, none(), settings).await;
         let fetched = journal.lock().expect("whole").state.at(Step::Fetched);
-        assert_eq!((end.trouble.is_none(), fetched), (comes, if comes { 2 } else { 0 }), "{out:?} {patience:?}: {end:?}");
+        assert_eq!(
+            (end.trouble.is_none(), fetched),
+            (comes, if comes { 2 } else { 0 }),
+            "{out:?} {patience:?}: {end:?}"
+        );
         let kind = end.trouble.map(|error| error.kind());
         assert_eq!(kind, (!comes).then_some(Kind::Unavailable));
     }
