@@ -263,6 +263,7 @@ pub fn claim(
         && there.input == record.input
         && let Some(difference) = there.difference(&record)
         && journal.state.spent().0 == 0
+        && !journal.state.repaired
     {
         // Nothing was paid: a first try that was refused does not tie the directory to its flags.
         say_what_is_left(&journal.state, dir, &difference, console);
