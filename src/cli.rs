@@ -304,6 +304,11 @@ pub struct RemoteArgs {
     /// Stop waiting after this long (batches run on; exit 75)
     #[arg(long, value_name = "DUR", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+    /// How long a provider that cannot be reached, or is in trouble, is waited for while batches run [default: 24h]
+    ///
+    /// Before the first batch, and with --no-wait, a call that fails ends the command after a few tries.
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub patience: Option<Duration>,
     /// Do what can be done now, then stop (exit 75 if something remains)
     #[arg(long)]
     pub no_wait: bool,
@@ -328,6 +333,9 @@ pub struct SpendArgs {
     /// What to do after a create without a clear answer whose batch no listing shows
     #[arg(long, value_enum, default_value_t = OnAmbiguous::Recreate)]
     pub on_ambiguous: OnAmbiguous,
+    /// After `zbatch cancel`: create batches again for what has none
+    #[arg(long)]
+    pub resume: bool,
     /// Refuse before the first create if the work directory would take more batches than this; every create that was
     /// sent counts, over all commands, unless it was refused
     #[arg(long, value_name = "N", value_parser = parse_count::<u64>)]
@@ -612,6 +620,7 @@ pub struct StatusArgs {
 ///
 /// Examples:
 ///   zbatch verify -d work
+///   zbatch verify -d work --repair    what a flipped byte in the journal needs
 ///   zbatch verify -d work || zbatch fetch -d work
 ///
 /// One line a problem on stdout (WHERE: WHAT: HOW TO MEND IT), and exit 65 if there
@@ -628,6 +637,12 @@ pub struct StatusArgs {
 pub struct VerifyArgs {
     #[command(flatten)]
     pub work: WorkArgs,
+    /// First put a damaged end of the journal aside, as journal.jsonl.bad-N (takes the lock)
+    ///
+    /// The same command as before then goes on: it finds the batches in the provider's list before it creates any,
+    /// takes the results that are here, and cuts again what was cut. Nothing is paid twice.
+    #[arg(long)]
+    pub repair: bool,
     #[command(flatten)]
     pub source: SourceArgs,
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `ZBATCH_KILL=journal:created` | SIGKILL at the first such step; `journal:created#3` at the third |
 //! | `ZBATCH_WITHOUT=intent,settle` | these guards are gone |
+//! | `ZBATCH_HEARTBEAT=200ms` | the time between two lines that say that a job goes on |
 //!
 //! The simulator does the same within its process, for its own thread: see `Drill`.
 
@@ -102,6 +103,12 @@ mod real {
     #[inline]
     pub const fn without(_guard: Guard) -> bool {
         false
+    }
+
+    /// The time between two lines that say that a job goes on.
+    #[inline]
+    pub const fn heartbeat(usual: std::time::Duration) -> std::time::Duration {
+        usual
     }
 
     /// Work of the server, which is not what is drilled.
@@ -210,6 +217,11 @@ mod real {
             set(before);
         }
         done
+    }
+
+    pub fn heartbeat(usual: std::time::Duration) -> std::time::Duration {
+        let told = env::var("ZBATCH_HEARTBEAT").ok();
+        told.and_then(|time| crate::units::parse_duration(&time).ok()).unwrap_or(usual)
     }
 
     pub fn without(guard: Guard) -> bool {

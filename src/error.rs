@@ -101,10 +101,18 @@ impl Error {
         self.0.kind
     }
 
+    /// What happened, and how to mend it; each harmless on one line.
+    pub fn parts(&self) -> (String, Option<String>) {
+        let what: Vec<&str> = [&self.0.what].into_iter().chain(&self.0.more).map(String::as_str).collect();
+        (escape_control(&what.join(": ")), self.0.fix.as_deref().map(escape_control))
+    }
+
     /// All of it in one line, for a list of them.
     pub fn line(&self) -> String {
-        let parts = [&self.0.what].into_iter().chain(&self.0.more).chain(&self.0.fix);
-        escape_control(&parts.map(String::as_str).collect::<Vec<_>>().join(": "))
+        match self.parts() {
+            (what, Some(fix)) => format!("{what}: {fix}"),
+            (what, None) => what,
+        }
     }
 }
 

@@ -20,14 +20,19 @@
 //! | `missing` | a results file is not at the provider, or not yet | |
 //! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
 //! | `cleaned` | its files at the provider are deleted | |
+//! | `cancelled` | `zbatch cancel` was here: no batch is created any more | |
+//! | `resumed` | the user said `--resume`: batches are created again | |
+//! | `repaired` | what followed was damaged and is aside: a batch is looked for in the provider's list before one is created | |
 //!
 //! A last line without its line feed was torn by a crash and is dropped, with a notice. Anything else that is not
-//! an event, or an event that cannot follow, is refused with its line number and offset (`promises.md` S3).
+//! an event, or an event that cannot follow, is refused with its line number and offset (`promises.md` S3); [`repair`] puts it
+//! aside, with all that follows it.
 
 use std::{
     collections::HashMap,
     fs::File,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
 };
@@ -46,11 +51,15 @@ use crate::{
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
-        output::sync_directory,
+        output::{AtomicFile, sync_directory},
     },
+    shell,
+    units::{count, sum},
 };
 
 pub const FILE: &str = "journal.jsonl";
+/// What the damaged end of a journal is called, with a number.
+pub const BAD: &str = ".bad-";
 const VERSION: u32 = 1;
 /// An event is a line of a few hundred bytes; a longer one is damage.
 const LONGEST_EVENT: u64 = 1 << 20;
@@ -203,6 +212,9 @@ pub enum Event {
     Cleaned {
         chunk: ChunkId,
     },
+    Cancelled {},
+    Resumed {},
+    Repaired {},
 }
 
 /// What a terminal batch said of itself.
@@ -227,6 +239,13 @@ pub struct BatchEnd {
     /// Those of them that name a line: each is a fault of its row.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused_lines: Vec<RefusedLine>,
+}
+
+impl BatchEnd {
+    /// It says of no request what became of it.
+    pub fn counts_nothing(&self) -> bool {
+        self.completed == 0 && self.failed == 0
+    }
 }
 
 /// A line of a chunk file for which the provider refused the whole batch.
@@ -305,6 +324,10 @@ pub struct State {
     spent: (u64, u64),
     /// A listing has shown a batch of this directory.
     pub was_listed: bool,
+    /// `zbatch cancel` was here, and `--resume` was not.
+    pub cancelled: bool,
+    /// Events were lost, and with them perhaps batches.
+    pub repaired: bool,
 }
 
 impl State {
@@ -333,6 +356,17 @@ impl State {
         self.spent
     }
 
+    /// `zbatch cancel` holds: something has no batch, and is given none.
+    pub fn stays_cancelled(&self) -> bool {
+        self.cancelled && (self.posts.is_none() || self.below(Step::Created) > 0)
+    }
+
+    /// Batches that run, may run, or whose results are not here; and rows whose results are.
+    pub fn at_stake(&self) -> (u64, u64) {
+        let fetched = self.jobs.iter().filter(|job| job.step == Step::Fetched).filter_map(|job| job.rows.as_ref());
+        (self.at(Step::Intended) + self.at(Step::Created) + self.at(Step::Ended), sum(fetched.map(|rows| rows.output)))
+    }
+
     /// Another chunk than this one waits for the user's word on its create.
     pub fn holds_another(&self, id: &ChunkId) -> bool {
         self.jobs.iter().any(|job| job.held && job.chunk.id != *id)
@@ -348,7 +382,8 @@ impl State {
         self.counts.iter().take(step as usize).sum()
     }
 
-    fn move_one(&mut self, from: Option<Step>, to: Step, lines: u64, event: &Event) {
+    /// `counted`: a create of it that counted as lost is among those that were sent.
+    fn move_one(&mut self, from: Option<Step>, to: Step, lines: u64, event: &Event, counted: bool) {
         for (step, up) in from.map(|step| (step, false)).into_iter().chain([(to, true)]) {
             if let Some(count) = self.counts.get_mut(step as usize) {
                 *count = if up { *count + 1 } else { *count - 1 };
@@ -357,11 +392,11 @@ impl State {
         let paid = |step: Step| step >= Step::Intended;
         match (from.is_some_and(paid), paid(to)) {
             // The lost create that it came of was counted.
-            (false, true) if matches!(event, Event::Created { .. }) => {}
-            (false, true) => self.spent = (self.spent.0 + 1, self.spent.1.saturating_add(lines)),
+            (false, true) if counted && matches!(event, Event::Created { .. }) => {}
+            (false, true) => self.spent = (self.spent.0.saturating_add(1), self.spent.1.saturating_add(lines)),
             // A create that no listing shows may have been paid for all the same.
             (true, false) if !matches!(event, Event::Lost { .. }) => {
-                self.spent = (self.spent.0 - 1, self.spent.1.saturating_sub(lines))
+                self.spent = (self.spent.0.saturating_sub(1), self.spent.1.saturating_sub(lines))
             }
             _ => {}
         }
@@ -382,10 +417,19 @@ impl State {
                 return Ok(());
             }
             _ if self.config.is_none() => return Err("the first event must be `start`".to_owned()),
+            Event::Cancelled {} | Event::Resumed {} => {
+                self.cancelled = matches!(event, Event::Cancelled {});
+                return Ok(());
+            }
+            Event::Repaired {} => {
+                self.repaired = true;
+                return Ok(());
+            }
             Event::Chunk { chunk, input } => {
                 if self.places.contains_key(&chunk.id) {
                     return Err(format!("{} was cut before", chunk.id));
                 }
+                chunk.check()?;
                 self.places.insert(chunk.id.clone(), self.jobs.len());
                 self.jobs.push(Job {
                     chunk: chunk.clone(),
@@ -404,7 +448,7 @@ impl State {
                     held: false,
                     missing: None,
                 });
-                self.move_one(None, Step::Cut, chunk.lines, event);
+                self.move_one(None, Step::Cut, chunk.lines, event, false);
                 return Ok(());
             }
             Event::Posts { good, input } => {
@@ -419,11 +463,11 @@ impl State {
         let id = event.chunk_id().ok_or("an event without a chunk")?;
         let at = *self.places.get(id).ok_or_else(|| format!("{id} was never cut"))?;
         let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
-        let (from, lines) = (job.step, job.chunk.lines);
+        let (from, lines, counted) = (job.step, job.chunk.lines, job.lost > 0);
         job.follow(event)?;
         let to = job.step;
         self.was_listed |= matches!(event, Event::Created { adopted: true, .. });
-        self.move_one(Some(from), to, lines, event);
+        self.move_one(Some(from), to, lines, event, counted);
         Ok(())
     }
 }
@@ -505,7 +549,7 @@ impl Job {
 impl Event {
     fn chunk_id(&self) -> Option<&ChunkId> {
         match self {
-            Self::Start { .. } | Self::Posts { .. } => None,
+            Self::Start { .. } | Self::Posts { .. } | Self::Cancelled {} | Self::Resumed {} | Self::Repaired {} => None,
             Self::Chunk { chunk, .. } => Some(&chunk.id),
             Self::Uploaded { chunk, .. }
             | Self::Intent { chunk, .. }
@@ -543,6 +587,9 @@ impl Event {
             Self::Missing { .. } => "missing",
             Self::Again { .. } => "again",
             Self::Cleaned { .. } => "cleaned",
+            Self::Cancelled {} => "cancelled",
+            Self::Resumed {} => "resumed",
+            Self::Repaired {} => "repaired",
         }
     }
 }
@@ -654,6 +701,10 @@ pub struct Replay {
     pub torn: u64,
     /// Names the first line that is not an event, or cannot follow.
     pub damage: Option<Error>,
+    /// Bytes of the lines before that one.
+    sound: u64,
+    /// Where the line of each chunk begins.
+    chunks: Vec<u64>,
 }
 
 impl Replay {
@@ -668,26 +719,102 @@ impl Replay {
 /// Folds the whole lines of a journal.
 fn replay(file: &File, path: &Path) -> Result<Replay> {
     let all = file.metadata().map_err(|e| Error::io("look at", path, &e))?.len();
+    replay_part(file, path, all)
+}
+
+/// The same of its first bytes.
+fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     let whole = end_of_last_line(file, all).map_err(|e| Error::io("read", path, &e))?;
     let mut reader = file.try_clone().map_err(|e| Error::io("open", path, &e))?;
     reader.seek(SeekFrom::Start(0)).map_err(|e| Error::io("seek in", path, &e))?;
     let input = Input { reader: Box::new(reader.take(whole)), name: path.display().to_string() };
     let mut lines = LineReader::new(input, Shape::Own, LONGEST_EVENT, 0);
     let mut block = Block::default();
-    let mut read = Replay { state: State::default(), whole, torn: all - whole, damage: None };
+    let mut read =
+        Replay { state: State::default(), whole, torn: all - whole, damage: None, sound: whole, chunks: Vec::new() };
+    // What is wrong, and all that can be read in spite of it.
+    let mut damaged: Option<(String, State)> = None;
     while lines.fill(&mut block)? {
         for line in block.lines() {
             let event = serde_json::from_slice(line.bytes).map_err(|e| e.to_string());
-            if let Err(what) = event.and_then(|Object(event): Object<Event>| read.state.apply(&event)) {
-                let at = format!("{}, line {}, byte {}", path.display(), line.number, line.offset);
-                let fix =
-                    "the journal is damaged or of another version: keep the directory, and begin a new one with --new";
-                read.damage = Some(Error::input(format!("{at}: {what}")).fix(fix));
-                return Ok(read);
+            let state = damaged.as_mut().map_or(&mut read.state, |(_, beyond)| beyond);
+            let followed = event.and_then(|Object(event): Object<Event>| state.apply(&event));
+            if let Err(what) = followed
+                && damaged.is_none()
+            {
+                let what = format!("{}, line {}, byte {}: {what}", path.display(), line.number, line.offset);
+                read.sound = line.offset;
+                damaged = Some((what, read.state.clone()));
+            }
+            if damaged.is_none() && read.state.jobs.len() > read.chunks.len() {
+                read.chunks.push(line.offset);
             }
         }
     }
+    read.damage = damaged.map(|(what, beyond)| Error::input(what).fix(way_out(path, &read.state, &beyond)));
     Ok(read)
+}
+
+/// What can be done about a damaged journal, and what beginning again would cost. `beyond`: with what follows the damage.
+fn way_out(path: &Path, sound: &State, beyond: &State) -> String {
+    if sound.config.is_none() {
+        return "this line names the job, or is of another version of zbatch: put the journal back from a backup"
+            .to_owned();
+    }
+    let paid = beyond.jobs.iter().filter(|job| job.step >= Step::Intended);
+    let (batches, rows) = (paid.clone().count(), sum(paid.map(|job| job.chunk.lines)));
+    let dir = shell::path(path.parent().unwrap_or(path));
+    format!(
+        "the journal is damaged, or of another version of zbatch. To go on: zbatch verify --repair -d {dir}, then the same \
+         command, which finds the batches in the provider's list. To begin again, in this directory or another, would pay \
+         for {} of {} again, or more",
+        count(rows, "row"),
+        count(batches, "batch")
+    )
+}
+
+/// Where the line of the first chunk begins that has no batch and whose request file is gone.
+fn first_without_requests(dir: &Path, read: &Replay) -> Option<u64> {
+    let is_gone = |job: &Job| job.step < Step::Created && !dir.join(&job.chunk.path).exists();
+    read.state.jobs.iter().zip(&read.chunks).find(|(job, _)| is_gone(job)).map(|(_, at)| *at)
+}
+
+/// Puts the first line that cannot be read, and all that follow, aside as `journal.jsonl.bad-N`; the caller holds the
+/// directory's lock. `None`: there is no such line. What follows is known to others: the provider lists the batches,
+/// results that are here are taken, and what was cut is cut again.
+///
+/// # Errors
+/// The first line is damaged: nobody knows the job's name any more.
+pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
+    let path = dir.join(FILE);
+    let file = File::options().read(true).write(true).open(&path).map_err(|e| Error::io("open", &path, &e))?;
+    let mut read = replay(&file, &path)?;
+    let Some(damage) = read.damage.take() else { return Ok(None) };
+    if read.state.config.is_none() {
+        return Err(damage);
+    }
+    let mut sound = read.sound;
+    // A chunk is cut again whose request file was not needed any more when the journal had all of its events.
+    while let Some(at) = first_without_requests(dir, &read) {
+        sound = at;
+        read = replay_part(&file, &path, sound)?;
+    }
+    let free = (1_u32..).map(|n| dir.join(format!("{FILE}{BAD}{n}"))).find(|path| !path.exists());
+    let aside = free.unwrap_or_else(|| dir.join(format!("{FILE}{BAD}0")));
+    let mut copy = AtomicFile::create_private(&aside)?;
+    let mut rest = file.try_clone().map_err(|e| Error::io("open", &path, &e))?;
+    let copied = rest.seek(SeekFrom::Start(sound)).and_then(|_| std::io::copy(&mut rest, &mut copy));
+    copied.map_err(|e| Error::io("write", &aside, &e))?;
+    // Before the journal forgets it.
+    copy.commit()?;
+    // Whatever ends this process, the journal is damaged still, or says that it was repaired.
+    let mut line = serde_json::to_vec(&Event::Repaired {}).map_err(|e| Error::io("write", &path, &e.into()))?;
+    line.push(b'\n');
+    let end = sound + line.len() as u64;
+    let written = file.write_all_at(&line, sound).and_then(|()| file.sync_all());
+    let cut = written.and_then(|()| file.set_len(end)).and_then(|()| file.sync_all());
+    cut.map_err(|e| Error::io("cut the damaged end of", &path, &e))?;
+    Ok(Some(aside))
 }
 
 fn end_of_last_line(mut file: &File, len: u64) -> std::io::Result<u64> {

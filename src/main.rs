@@ -1,11 +1,12 @@
 //! The program: parse, run, exit code.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{io::Write, process::ExitCode, sync::Arc};
 
 use clap::{
     CommandFactory as _, Parser as _,
     error::{ContextKind, ContextValue},
 };
+use serde_json::json;
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     layer::SubscriberExt as _,
@@ -16,7 +17,7 @@ use zbatch::{
     cmd,
     console::Console,
     error::{Error, Kind},
-    flow::faults::{escape_control, is_hostile},
+    flow::faults::is_hostile,
     units::nearest,
 };
 
@@ -28,9 +29,9 @@ fn main() -> ExitCode {
             keep_near_hints(&mut error);
             // What clap repeats of the command line may be the name of a file that somebody else chose.
             let is_hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(is_hostile);
-            if error.use_stderr() && std::env::args_os().any(is_hostile) {
-                Console::new(false, 0, Progress::Plain).always(error.to_string().trim_end());
-                return ExitCode::from(Kind::Usage.exit_code());
+            let progress = if json_was_typed() { Progress::Json } else { Progress::Plain };
+            if error.use_stderr() && (progress == Progress::Json || std::env::args_os().any(is_hostile)) {
+                return fail(&Error::usage(error.to_string().trim_end()), progress);
             }
             // clap writes help to stdout and complaints to stderr; a closed one is a quiet end.
             let printed = error.print();
@@ -42,8 +43,17 @@ fn main() -> ExitCode {
         }
     };
     show_events(&cli.output);
+    let console = Console::new(false, 0, cli.output.progress);
+    if console.is_json() {
+        std::panic::set_hook(Box::new(move |panic| console.always(panic)));
+    }
     match cmd::run(&cli) {
-        Ok(ended) => ExitCode::from(ended.exit_code()),
+        Ok(ended) => {
+            if console.is_json() {
+                console.event("end", &json!({"exit_code": ended.exit_code()}));
+            }
+            ExitCode::from(ended.exit_code())
+        }
         Err(error) => fail(&error, cli.output.progress),
     }
 }
@@ -54,6 +64,13 @@ fn hear_of_full_files() {
     let signal = rustix::process::Signal::XFSZ.as_raw();
     // Nobody looks at the flag. Without the handler the process ends by the signal, as before.
     let _unheard = signal_hook::flag::register(signal, Arc::default());
+}
+
+/// Whether the command line asks for JSON lines, also where it is wrong otherwise.
+fn json_was_typed() -> bool {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    words.iter().any(|word| word == "--progress=json")
+        || words.windows(2).any(|pair| matches!(pair, [flag, value] if flag == "--progress" && value == "json"))
 }
 
 /// clap suggests words that only look a little like what was typed, and for a short word that is misspelt none.
@@ -92,23 +109,23 @@ fn show_events(verbosity: &Verbosity) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    let lines =
-        tracing_subscriber::fmt::layer().with_writer(|| OneLine(std::io::stderr())).with_ansi(false).without_time();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).without_time();
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
+    let console = Console::new(false, 0, verbosity.progress);
+    let lines = lines.with_writer(move || Events(console));
     tracing_subscriber::registry().with(ours).with(lines).init();
 }
 
-/// An event is written in one piece, and stays one line: texts of servers are in it.
-struct OneLine(std::io::Stderr);
+/// Takes events, each in one piece, and says them one a line: texts of servers are in them.
+struct Events(Console);
 
-impl std::io::Write for OneLine {
+impl Write for Events {
     fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        let text = String::from_utf8_lossy(event);
-        self.0.write_all((escape_control(text.trim_end_matches('\n')) + "\n").as_bytes())?;
+        self.0.log(String::from_utf8_lossy(event).trim_end());
         Ok(event.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.0.flush()
+        Ok(())
     }
 }

@@ -1,8 +1,9 @@
-//! How far a job is, on stderr: a bar on a terminal, now and then a line elsewhere, JSON for programs.
+//! How far a job is, on stderr: a bar on a terminal, now and then a line elsewhere, JSON for programs. A job that waits says
+//! so every ten minutes.
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,7 @@ use crate::{
     cli,
     console::Console,
     journal::{State, Step},
-    units::count,
+    units::{count, sum},
 };
 
 /// Between two plain lines.
@@ -23,7 +24,68 @@ const QUIET: Duration = Duration::from_secs(10);
 pub struct Progress {
     console: Console,
     bar: Option<ProgressBar>,
-    last: Mutex<Instant>,
+    seen: Mutex<Seen>,
+}
+
+/// What was seen last, and when.
+#[derive(Debug)]
+struct Seen {
+    /// The last plain line.
+    said: Instant,
+    counts: Counts,
+    changed: Instant,
+    next_poll: Instant,
+}
+
+/// Chunks by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    chunks: u64,
+    waiting: u64,
+    running: u64,
+    ended: u64,
+    fetched: u64,
+}
+
+impl Counts {
+    fn of(state: &State) -> Self {
+        Self {
+            chunks: state.jobs.len() as u64,
+            waiting: state.below(Step::Created),
+            running: state.at(Step::Created),
+            ended: state.at(Step::Ended),
+            fetched: state.at(Step::Fetched),
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { chunks, waiting, running, ended, fetched } = self;
+        let chunks = count(*chunks, "chunk");
+        write!(f, "{chunks}: {waiting} waiting, {running} running, {ended} ended, {fetched} fetched")
+    }
+}
+
+/// A call that has failed since, and its last error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub what: String,
+    pub since: Duration,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after {}: {}", lasting(self.since), self.what)
+    }
+}
+
+/// Whole minutes, or seconds where that is less than one.
+fn lasting(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..60 => count(seconds, "second"),
+        seconds => count(seconds / 60, "minute"),
+    }
 }
 
 impl Progress {
@@ -34,7 +96,9 @@ impl Progress {
             let style = ProgressStyle::with_template("{elapsed_precise} {bar:30} chunks {pos}/{len}  {msg}");
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Self { console, bar, last: Mutex::new(Instant::now()) }
+        let now = Instant::now();
+        let seen = Seen { said: now, counts: Counts::default(), changed: now, next_poll: now };
+        Self { console, bar, seen: Mutex::new(seen) }
     }
 
     pub fn note(&self, text: impl fmt::Display) {
@@ -57,11 +121,18 @@ impl Progress {
         }
     }
 
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Something happened to a chunk.
     pub fn update(&self, state: &State) {
-        let chunks = state.jobs.len() as u64;
-        let waiting = state.below(Step::Created);
-        let (running, ended, fetched) = (state.at(Step::Created), state.at(Step::Ended), state.at(Step::Fetched));
+        let counts = Counts::of(state);
+        let mut seen = self.seen();
+        if counts != seen.counts {
+            (seen.counts, seen.changed) = (counts, Instant::now());
+        }
+        let Counts { chunks, waiting, running, ended, fetched } = counts;
         if let Some(bar) = &self.bar {
             if bar.length().is_none_or(|len| len < chunks) {
                 bar.set_length(chunks);
@@ -69,20 +140,54 @@ impl Progress {
             bar.set_position(fetched);
             bar.set_message(format!("{waiting} waiting, {running} running, {ended} ended"));
         }
-        if self.console.progress == cli::Progress::Json {
-            self.console.raw(json!({
-                "event": "progress", "chunks": chunks, "waiting": waiting, "running": running, "ended": ended,
-                "fetched": fetched,
-            }));
+        if self.console.is_json() {
+            let told = json!({
+                "chunks": chunks, "waiting": waiting, "running": running, "ended": ended, "fetched": fetched,
+            });
+            self.console.event("progress", &told);
+        } else if self.bar.is_none() && self.console.progress != cli::Progress::None && seen.said.elapsed() >= QUIET {
+            seen.said = Instant::now();
+            self.console.note(counts);
+        }
+    }
+
+    /// A batch is looked at after this time.
+    pub fn polls_in(&self, time: Duration) {
+        let now = Instant::now();
+        let Some(at) = now.checked_add(time) else { return };
+        let mut seen = self.seen();
+        if seen.next_poll <= now || at < seen.next_poll {
+            seen.next_poll = at;
+        }
+    }
+
+    /// The job goes on, and nothing else may say so. A bar does.
+    pub fn heartbeat(&self, state: &State, waits: &[Waiting]) {
+        let all = sum(state.jobs.iter().map(|job| job.chunk.lines));
+        let done = sum(state.jobs.iter().filter(|job| job.step == Step::Fetched).map(|job| job.chunk.lines));
+        let counts = Counts::of(state);
+        let (changed, next) = {
+            let seen = self.seen();
+            (seen.changed.elapsed(), seen.next_poll.saturating_duration_since(Instant::now()).as_secs())
+        };
+        if self.console.is_json() {
+            let Counts { chunks, waiting, running, ended, fetched } = counts;
+            let waits: Vec<_> =
+                waits.iter().map(|wait| json!({"what": wait.what, "seconds": wait.since.as_secs()})).collect();
+            let told = json!({
+                "chunks": chunks, "waiting": waiting, "running": running, "ended": ended, "fetched": fetched,
+                "rows": all, "rows_done": done, "unchanged_seconds": changed.as_secs(), "next_poll_seconds": next,
+                "waits": waits,
+            });
+            self.console.event("heartbeat", &told);
         } else if self.bar.is_none() && self.console.progress != cli::Progress::None {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.elapsed() >= QUIET {
-                *last = Instant::now();
-                self.console.note(format_args!(
-                    "{}: {waiting} waiting, {running} running, {ended} ended, {fetched} fetched",
-                    count(chunks, "chunk")
-                ));
-            }
+            let waits: String = waits.iter().map(|wait| format!("; still waiting {wait}")).collect();
+            self.console.note(format_args!(
+                "{done} of {} done; {counts}; nothing has changed for {}; next look in {}{waits}",
+                count(all, "row"),
+                lasting(changed),
+                count(next, "second")
+            ));
         }
     }
 

@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     journal::{Job, State, Step},
     lines::output::AtomicFile,
+    units::sum,
     workdir::{ResultFile, WorkDir},
 };
 
@@ -56,7 +57,7 @@ struct FileInfo {
 
 /// After cutting: `jsonl_files_info.json`.
 pub fn write_files_info(work: &WorkDir, state: &State, console: &Console) -> Result<()> {
-    let total = state.jobs.iter().map(|job| job.chunk.bytes).sum();
+    let total = sum(state.jobs.iter().map(|job| job.chunk.bytes));
     let mut analysis_types = BTreeMap::<&str, TypeFiles>::new();
     for Job { chunk, .. } in &state.jobs {
         let of_type = analysis_types.entry(&chunk.analysis).or_default();

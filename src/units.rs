@@ -70,6 +70,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(count * seconds).map_err(|_| "that is no time".to_owned())
 }
 
+/// The sum of numbers that others wrote: one that is too large stays too large.
+pub fn sum(numbers: impl IntoIterator<Item = u64>) -> u64 {
+    numbers.into_iter().fold(0, u64::saturating_add)
+}
+
 /// `1 chunk`, `2 chunks`, `2 batches`: a number of things whose plural is regular.
 pub fn count(number: impl TryInto<u64>, thing: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);

@@ -293,6 +293,12 @@ fn s5_the_same_again_changes_nothing_and_another_is_refused() {
     assert!(ran.stderr.contains("belongs to another job"), "{}", ran.stderr);
     assert_eq!((chunks(&dir, "w"), dir.read("w/journal.jsonl")), (files.clone(), journal), "nothing was touched");
 
+    // A create without an answer may have made a batch.
+    let ran = dir.pipe(posts(3), &[&args[..], &["--new"]].concat()).exits(75);
+    assert!(ran.stderr.contains("--new is refused. w: 1 batch would run on"), "{}", ran.stderr);
+    let refused = json!({"event": "refused", "chunk": chunk, "why": "no"});
+    dir.write("w/journal.jsonl", format!("{}{refused}\n", dir.read("w/journal.jsonl")));
+
     for n in 1..=2 {
         dir.pipe(posts(3), &[&args[..], &["--new"]].concat()).exits(0);
         assert!(dir.exists(&format!("w.old-{n}/journal.jsonl")));

@@ -41,6 +41,18 @@ fn r11_9h_clean_refuses_while_something_may_come() {
     assert!(setup.work.exists("w/journal.jsonl") && setup.work.exists("w/requests/topic_analysis_batch_part1.jsonl"));
 }
 
+/// Chunks that were cancelled before they had a batch hold nothing up.
+#[test]
+fn r11_9h_clean_after_cancel() {
+    let setup = Setup::new(&["--latency", "60s"]);
+    setup.run(&["submit", "--settle", "100ms", "--no-wait"]).exits(75);
+    setup.run(&["cancel"]).exits(0);
+    clean(&setup, &[]).exits(75);
+    setup.run(&["fetch", "--timeout", "5s"]);
+    clean(&setup, &["--all"]).exits(0);
+    assert!(remote_files(&setup) == 0 && !setup.work.exists("w"));
+}
+
 #[test]
 fn r11_9h_clean_removes_what_the_job_left_and_nothing_else() {
     let setup = Setup::new(&[]);

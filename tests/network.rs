@@ -78,17 +78,26 @@ struct Held {
 impl Provider {
     /// `differ` answers what the provider would not answer so; it is given the calls in order.
     fn start(differ: impl Fn(&Call) -> Option<Said> + Send + Sync + 'static) -> Self {
+        Self::start_with(|_| {}, differ)
+    }
+
+    /// `pause` is called when the head of a call has come, and before its body is read.
+    fn start_with(
+        pause: impl Fn(&str) + Send + Sync + 'static,
+        differ: impl Fn(&Call) -> Option<Said> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let provider = Self { base: format!("http://{address}/v4"), address, calls: Arc::clone(&calls) };
-        let (held, differ) = (Arc::new(Mutex::new(Held::default())), Arc::new(differ));
+        let (held, differ, pause) = (Arc::new(Mutex::new(Held::default())), Arc::new(differ), Arc::new(pause));
         std::thread::spawn(move || {
             for socket in listener.incoming() {
-                let (calls, held, differ) = (Arc::clone(&calls), Arc::clone(&held), Arc::clone(&differ));
+                let (calls, held, differ, pause) =
+                    (Arc::clone(&calls), Arc::clone(&held), Arc::clone(&differ), Arc::clone(&pause));
                 std::thread::spawn(move || {
                     let mut socket = socket.expect("a connection");
-                    let Some(call) = read_call(&socket, &calls) else { return };
+                    let Some(call) = read_call(&socket, &calls, &*pause) else { return };
                     let said = differ(&call).unwrap_or_else(|| held.lock().expect("whole").answer(&call));
                     let head = format!(
                         "HTTP/1.1 {} X\r\n{}Connection: close\r\nContent-Length: {}\r\n\r\n",
@@ -110,7 +119,7 @@ impl Provider {
     }
 }
 
-fn read_call(socket: &TcpStream, calls: &Mutex<Vec<Call>>) -> Option<Call> {
+fn read_call(socket: &TcpStream, calls: &Mutex<Vec<Call>>, pause: &dyn Fn(&str)) -> Option<Call> {
     let mut from = BufReader::new(socket.try_clone().ok()?);
     let (mut what, mut length, mut line, mut headers) = (String::new(), 0, String::new(), Vec::new());
     while from.read_line(&mut line).ok()? > 2 {
@@ -128,6 +137,7 @@ fn read_call(socket: &TcpStream, calls: &Mutex<Vec<Call>>) -> Option<Call> {
         line.clear();
     }
     let at = Instant::now();
+    pause(&what);
     let mut body = vec![0; length];
     from.read_exact(&mut body).ok()?;
     let mut calls = calls.lock().expect("whole");
@@ -611,4 +621,92 @@ fn r10_20_retry_after_pauses_every_call_to_the_provider() {
     let early: Vec<Call> = provider.calls("");
     let early = early.iter().filter(|call| after(call) > on_its_way && after(call) < Duration::from_secs(2));
     assert_eq!(early.clone().count(), 0, "{:?}", early.map(|call| (&call.what, after(call))).collect::<Vec<_>>());
+}
+
+// ---- issue 11
+
+/// Counts, times and lines of a batch, and what a server asks to wait, as large as they can be written.
+#[test]
+fn r11_7_a_server_of_large_numbers_ends_as_another() {
+    let large = ["18446744073709551615", "18446744073709551616", "-1", "1e308"];
+    for (number, status) in large.iter().flat_map(|number| [(*number, "completed"), (*number, "failed")]) {
+        let dir = with_posts(2);
+        let provider = Provider::start(move |call| {
+            let batch = format!(
+                "{{\"id\":\"batch-1\",\"status\":\"{status}\",\"input_file_id\":\"file-1\",\"created_at\":{number},\
+                 \"completed_at\":{number},\"output_file_id\":\"out-1\",\"request_counts\":{{\"total\":{number},\
+                 \"completed\":{number},\"failed\":{number}}},\"errors\":[{{\"line\":{number},\"message\":\"bad\"}}]}}"
+            );
+            let header = format!("Retry-After: {number}");
+            match call.what.as_str() {
+                "GET /v4/batches/batch-1" => Some(Said::new(200, batch).with(&header)),
+                _ => None,
+            }
+        });
+        let began = Instant::now();
+        let ran = run(&dir, &provider.base, &["--timeout", "20s"]);
+        assert!(matches!(ran.code, Some(0 | 1 | 69 | 75)), "{number} {status}: {:?} {}", ran.code, ran.stderr);
+        assert!(!ran.stderr.contains("panicked") && began.elapsed() < Duration::from_secs(20), "{}", ran.stderr);
+        let shown = dir.run(&["status", "-d", "w"]);
+        assert!(matches!(shown.code, Some(0 | 1)), "{number} {status}: {}", shown.stderr);
+    }
+}
+
+/// The client library cut it after 30 s (`TCP_USER_TIMEOUT`), and sent all of it again.
+#[test]
+fn r11_9f_an_upload_whose_peer_pauses_40_seconds_goes_on() {
+    let dir = WorkDir::new();
+    // More than the buffers of both sides hold.
+    dir.write("posts.jsonl", json!({"content": "x".repeat(24 << 20)}).to_string() + "\n");
+    let uploads = Arc::new(Mutex::new(0));
+    let begun = Arc::clone(&uploads);
+    let pause = move |what: &str| {
+        if what == "POST /v4/files" {
+            *begun.lock().expect("whole") += 1;
+            std::thread::sleep(Duration::from_secs(40));
+        }
+    };
+    let provider = Provider::start_with(pause, |_| None);
+    let began = Instant::now();
+    let ran = run(&dir, &provider.base, &["--timeout", "110s"]);
+    assert_eq!(*uploads.lock().expect("whole"), 1, "{}", ran.stderr);
+    ran.exits(0);
+    assert!(began.elapsed() >= Duration::from_secs(40), "{:?}", began.elapsed());
+    is_filled(&dir, 1);
+}
+
+/// It said `--new`, which pays for the finished rows again.
+#[test]
+fn r11_9e_a_model_that_is_retired_in_the_middle_is_told_with_the_command_for_the_rest() {
+    let dir = with_posts(4);
+    let retired = Arc::new(Mutex::new(true));
+    let is_retired = Arc::clone(&retired);
+    let provider = Provider::start(move |call| {
+        let gone = json!({"error": {"code": "1211", "message": "模型不存在，请检查模型代码。"}}).to_string();
+        let is_create = call.what == "POST /v4/batches" && call.before > 1;
+        (is_create && *is_retired.lock().expect("whole")).then(|| Said::new(400, gone))
+    });
+    let job =
+        ["run", "posts.jsonl", ONE, "-d", "it's w", "-o", "out.jsonl", "--max-lines", "1", "--model", "glm-4-air"];
+    let ran = ran(&dir, &provider.base, &[&job[..], &["--max-concurrent-tasks", "1", "--max-faults", "9"]].concat())
+        .exits(69);
+    assert!(!ran.stderr.contains("--new"), "{}", ran.stderr);
+    let advice = ran.stderr.lines().find_map(|line| line.split_once("fix: ask another model for the rest: "));
+    let (_, command) = advice.unwrap_or_else(|| panic!("{}", ran.stderr));
+    assert!(command.starts_with("zbatch run --missing ") && command.contains("'it'\\''s w-round2'"), "{command}");
+    assert!(command.contains("--model ANOTHER_MODEL") && !command.contains("glm-4-air"), "{command}");
+    let uploads = || provider.calls("POST /v4/files").len();
+    let before = uploads();
+    // As it is pasted, with a model.
+    *retired.lock().expect("whole") = false;
+    let command = command.replace("ANOTHER_MODEL", "glm-4-flash");
+    let command = command.replacen("zbatch", &format!("'{}'", env!("CARGO_BIN_EXE_zbatch")), 1);
+    let mut shell = std::process::Command::new("sh");
+    let next = shell.args(["-c", &command]).current_dir(dir.path()).env("ZHIPUAI_API_KEY", KEY).output();
+    let next = Ran::of(next.expect("sh starts")).exits(0);
+    let rows = uploads() - before;
+    assert_eq!(rows, 2, "the finished rows are not asked again: {}", next.stderr);
+    let out = dir.path().read_dir().expect("listed").filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let out = out.into_iter().find(|name| name.contains("round2") && name.contains("out")).expect("an output");
+    assert_eq!(dir.read(&out).matches("\"sentiment_polarity\":3").count(), 4, "{}", dir.read(&out));
 }

@@ -23,6 +23,8 @@ mod merge;
 mod messages;
 mod money;
 mod network;
+mod numbers;
+mod operating;
 mod outputs;
 mod parse;
 mod prompts;

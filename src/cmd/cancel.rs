@@ -22,6 +22,11 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let running: Vec<(ChunkId, String)> =
         running.filter_map(|job| Some((job.chunk.id.clone(), job.batch_id.clone()?))).collect();
     let (mut asked, mut trouble) = (0_u64, None);
+    // Before the first is asked: whatever becomes of this process, no other one makes new ones.
+    let holds = journal.state.posts.is_none() || journal.state.below(Step::Fetched) > 0;
+    if holds && !journal.state.cancelled {
+        journal.append(&Event::Cancelled {})?;
+    }
     for (chunk, id) in running {
         let id: BatchId = id.parse()?;
         match runtime.block_on(client.cancel(&id)) {
@@ -49,6 +54,9 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
             "no answer is known to {}, and what that made is not cancelled; `{next}` finds it, then cancel again",
             count(unclear, "create")
         ));
+    }
+    if holds {
+        console.note("no batch is created here any more, until submit or run is given --resume");
     }
     console.note(format_args!("asked to cancel: {}; next: {next}", count(asked, "batch")));
     trouble.map_or(Ok(Ended::Finished), |error| Err(error.into()))

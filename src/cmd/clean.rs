@@ -73,6 +73,8 @@ fn check_is_over(dir: &Path, state: &State) -> Result<()> {
         }
         () if at(Step::Ended) > 0 => format!("the results of {} are not fetched", count(at(Step::Ended), "chunk")),
         () if state.jobs.iter().any(came_short) => "some results came short".to_owned(),
+        // What was cancelled before it had a batch stays so.
+        () if state.stays_cancelled() => return Ok(()),
         () if state.below(Step::Intended) > 0 => {
             format!("without a batch yet: {}", count(state.below(Step::Intended), "chunk"))
         }
@@ -127,7 +129,7 @@ async fn clean_provider(client: &Client, dir: &Path, journal: &mut Journal, told
         for id in [end.output_file_id, end.error_file_id, job.file_id].into_iter().flatten() {
             all &= delete(client, &id.parse()?, &job.chunk.id.to_string(), told).await?;
         }
-        if all {
+        if all && job.step == Step::Fetched {
             journal.append(&Event::Cleaned { chunk: job.chunk.id })?;
         }
     }

@@ -345,7 +345,7 @@ impl Doctor<'_> {
         }
         let counts = batch.request_counts;
         let measured = format!("total {}, completed {}, failed {}", counts.total, counts.completed, counts.failed);
-        let holds = counts.total == 1 && counts.completed + counts.failed == 1;
+        let holds = counts.total == 1 && counts.completed.saturating_add(counts.failed) == 1;
         self.findings.tell(Check::RequestCounts, Verdict::of(holds), &measured)?;
         let Some(output) = &batch.output_file_id else {
             let measured = if batch.error_file_id.is_some() { "an error file only" } else { "no file at all" };

@@ -82,7 +82,8 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let next = {
         let next = |verb| command(verb, &dir, &args.typed);
         let all_created = locked(&journal)?.state.below(Step::Created) == 0;
-        if all_created { next("fetch") } else { format!("{}, then {}", next("submit"), next("fetch")) }
+        let resume = if locked(&journal)?.state.cancelled { " --resume" } else { "" };
+        if all_created { next("fetch") } else { format!("{}{resume}, then {}", next("submit"), next("fetch")) }
     };
     let ended = conclude(end, &journal, Goal::Fetched, &next, console)?;
     if let Some(output) = output.filter(|_| ended == Ended::Finished) {
@@ -109,18 +110,21 @@ fn tell(state: &State, gone: usize, console: &Console) -> Ended {
         count(rows.foreign, "foreign line"),
         count(rows.bad, "unreadable line")
     ));
-    if rows.absent + rows.foreign + rows.bad > 0 || gone > 0 { Ended::WithFaults } else { Ended::Finished }
+    if rows.absent > 0 || rows.foreign > 0 || rows.bad > 0 || gone > 0 { Ended::WithFaults } else { Ended::Finished }
 }
 
 /// The rows of all chunks together.
 pub fn totals(jobs: &[Job]) -> RowBalance {
     let mut sum = RowBalance::default();
     for rows in jobs.iter().filter_map(|job| job.rows.as_ref()) {
-        sum.output += rows.output;
-        sum.error += rows.error;
-        sum.absent += rows.absent;
-        sum.foreign += rows.foreign;
-        sum.bad += rows.bad;
+        let counts = [
+            (&mut sum.output, rows.output),
+            (&mut sum.error, rows.error),
+            (&mut sum.absent, rows.absent),
+            (&mut sum.foreign, rows.foreign),
+            (&mut sum.bad, rows.bad),
+        ];
+        counts.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
         sum.short |= rows.short;
     }
     sum

@@ -20,9 +20,11 @@ mod status;
 mod submit;
 mod verify;
 
+use std::path::Path;
+
 use crate::{
     cli::{Cli, Verb},
-    console::Console,
+    console::{Console, works_in},
     error::Result,
     units::MaxFaults,
 };
@@ -52,8 +54,27 @@ impl Ended {
     }
 }
 
+/// The work directory that was typed; `None` where the verb has one and takes it from the config.
+fn typed_dir(verb: &Verb) -> Option<Option<&Path>> {
+    let work = match verb {
+        Verb::Gen(args) => return Some(args.work_dir.as_deref()),
+        Verb::Parse(_) | Verb::Merge(_) | Verb::Doctor(_) | Verb::Emulate(_) | Verb::Config(_) => return Some(None),
+        Verb::Chunk(args) => &args.work,
+        Verb::Submit(args) => &args.work,
+        Verb::Fetch(args) => &args.work,
+        Verb::Run(args) => &args.work,
+        // One of them; of several each line names its own.
+        Verb::Status(args) => return args.work_dirs.iter().chain(&args.dirs).next().map(|dir| Some(dir.as_path())),
+        Verb::Clean(args) => return args.work_dirs.first().map(|dir| Some(dir.as_path())),
+        Verb::Verify(args) => &args.work,
+        Verb::Cancel(args) => &args.work,
+    };
+    work.work_dir.as_deref().map(Some)
+}
+
 /// Runs the verb that was typed.
 pub fn run(cli: &Cli) -> Result<Ended> {
+    typed_dir(&cli.verb).into_iter().for_each(works_in);
     let console = Console::new(cli.output.quiet, cli.output.verbose, cli.output.progress);
     match &cli.verb {
         Verb::Gen(args) => r#gen::run(args, &console),

@@ -35,6 +35,14 @@ impl NextCommand {
         self
     }
 
+    /// A flag and its value, if it has one.
+    pub fn flag(self, name: &str, value: Option<&str>) -> Self {
+        match value {
+            Some(value) => self.word(name).word(value),
+            None => self,
+        }
+    }
+
     /// A flag and its file or directory, if it has one.
     pub fn path(self, name: &str, path: Option<&Path>) -> Self {
         match path {

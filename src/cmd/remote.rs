@@ -29,6 +29,8 @@ use crate::{
 
 /// How long a create without an answer is looked for in listings.
 pub const SETTLE: Duration = Duration::from_secs(120);
+/// How long a provider that is gone is waited for while batches run.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// For an emulator in the same process, which hides nothing.
 const EMULATED_POLL: Duration = Duration::from_millis(50);
 
@@ -115,6 +117,7 @@ pub fn job_settings(
         on_ambiguous: spend.map(|spend| spend.on_ambiguous).unwrap_or_default(),
         max_batches: spend.and_then(|spend| spend.max_batches),
         max_requests: spend.and_then(|spend| spend.max_requests),
+        patience: remote.patience.unwrap_or(PATIENCE),
         no_wait: remote.no_wait,
         keep_requests: remote.keep_requests,
         keep_remote: config.keep_remote(remote.keep_remote).value,
@@ -213,7 +216,7 @@ pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str,
     if unfinished > 0 {
         // An error that ends the jobs is told by itself.
         if end.trouble.is_none() {
-            end.waits.iter().for_each(|wait| console.note(format_args!("still waiting at the end: {wait}")));
+            end.waits.iter().for_each(|wait| console.note(format_args!("still waiting at the end: {}", wait.what)));
         }
         say_what_runs(state, again, console);
     }
@@ -266,9 +269,9 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
 
 /// The complete command that goes on with a directory, with what was typed for this one.
 pub fn command(verb: &str, dir: &Path, typed: &Typed) -> String {
-    // `--again` is in the journal.
+    // `--again` and `--resume` are in the journal.
     NextCommand::new(&format!("zbatch {verb}"))
         .path("-d", Some(dir))
-        .typed(verb, typed, &["work_dir", "again"])
+        .typed(verb, typed, &["work_dir", "again", "resume"])
         .into_text()
 }

@@ -8,7 +8,7 @@ pub use join::OF_A_ROUND;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -27,7 +27,7 @@ use super::{
     r#gen::{Seen, cut},
     outputs,
     remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
-    setup::{Rendering, Step as Rendered, claim, forget_empty},
+    setup::{Rendering, Step as Rendered, claim, forget_empty, stays_cancelled},
     source::{Posts, Source},
 };
 use crate::{
@@ -64,7 +64,9 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
     kept?;
-    match run.join(&end, gathered, &stop) {
+    let joined = run.join(&end, gathered, &stop);
+    let end = run.advise(end)?;
+    match joined {
         Ok(ended) => {
             let ended = finish(end, ended, &run.journal, console)?;
             forget_empty(&run.work, &run.journal, console)?;
@@ -97,6 +99,8 @@ pub struct Run<'a> {
     progress: Progress,
     began: (Instant, String),
     timeout: Option<Duration>,
+    /// The command that asks another model for what one that is gone left.
+    advice: OnceLock<String>,
 }
 
 impl<'a> Run<'a> {
@@ -122,6 +126,9 @@ impl<'a> Run<'a> {
         let upstream = upstream.map(|upstream| upstream.name().to_owned());
         let record = journal::Config { upstream, ..rendering.record(args.emulate) };
         let (work, mut journal) = claim(&dir, args.new, record, source.is_spooled(), console)?;
+        // What runs is still fetched, and what was finished is written.
+        let is_held = stays_cancelled(&mut journal, args.spend.resume, &dir, console)?;
+        let settings = JobSettings { goal: if is_held { Goal::Fetched } else { Goal::Done }, ..settings };
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
@@ -135,7 +142,22 @@ impl<'a> Run<'a> {
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
         let progress = Progress::new(*console, chunks);
         let timeout = config.timeout(args.remote.timeout).map(|timeout| timeout.value);
-        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began, timeout })
+        let advice = OnceLock::new();
+        Ok(Self {
+            args,
+            console,
+            rendering,
+            output,
+            settings,
+            client,
+            work,
+            journal,
+            posts,
+            progress,
+            began,
+            timeout,
+            advice,
+        })
     }
 
     /// Cuts, drives and gathers at the same time.
@@ -157,6 +179,23 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// A model that is gone does not come back: another one is asked for the rest, not again for what is finished.
+    fn advise(&self, end: JobsEnd) -> Result<JobsEnd> {
+        if end.refused_model.is_none() {
+            return Ok(end);
+        }
+        let (batches, rows) = locked(&self.journal)?.state.at_stake();
+        let fix = match self.advice.get() {
+            Some(command) => format!("ask another model for the rest: {command}"),
+            None if batches > 0 => {
+                "run the same command until no batch runs any more; its end names the command for the rest".to_owned()
+            }
+            None if rows == 0 => "nothing was paid: give the same command with another --model".to_owned(),
+            None => "run the same command once more; its end names the command for the rest".to_owned(),
+        };
+        Ok(JobsEnd { trouble: end.trouble.map(|trouble| trouble.fix(fix)), ..end })
+    }
+
     pub fn store(&self) -> Result<AnswerStore> {
         let tmp_dir = self.args.memory.tmp_dir.clone().unwrap_or_else(|| self.work.path().to_owned());
         AnswerStore::new(self.rendering.set.list.len() * 2, self.args.memory.memory, &tmp_dir)
@@ -164,6 +203,9 @@ impl<'a> Run<'a> {
 
     /// Posts → chunks; the place of each goes to the driver.
     pub fn cut(&self, places: mpsc::Sender<usize>) -> Result<()> {
+        if self.settings.goal == Goal::Fetched {
+            return Ok(());
+        }
         cut_all(&self.posts, &self.rendering, &self.work, &self.journal, places, self.console)
     }
 
@@ -200,7 +242,8 @@ impl<'a> Run<'a> {
     pub fn join(&self, end: &JobsEnd, gathered: Gathered, stop: &watch::Receiver<Option<Stop>>) -> Result<Ended> {
         let nothing_yet = {
             let state = &locked(&self.journal)?.state;
-            state.posts.is_none() || state.at(Step::Fetched) == 0 && !state.jobs.is_empty()
+            let is_uncut = state.posts.is_none();
+            is_uncut && !state.cancelled || state.at(Step::Fetched) == 0 && (is_uncut || !state.jobs.is_empty())
         };
         // On a disk that failed an output with gaps is no help, and may be the end of a better one.
         let disk_failed = end.trouble.as_ref().is_some_and(|trouble| trouble.kind() == Kind::Io);
@@ -208,7 +251,16 @@ impl<'a> Run<'a> {
             return Ok(Ended::Finished);
         }
         let (args, console) = (self.args, self.console);
-        let join = Join { args, rendering: &self.rendering, output: &self.output, posts: &self.posts, stop, console };
+        let join = Join {
+            args,
+            rendering: &self.rendering,
+            output: &self.output,
+            posts: &self.posts,
+            refused_model: end.refused_model.as_deref(),
+            advice: &self.advice,
+            stop,
+            console,
+        };
         let times = || {
             json!({
                 "started": self.began.1, "ended": snapshots::now(),
@@ -224,7 +276,13 @@ impl<'a> Run<'a> {
 
 /// How the run ends, and what remains of it.
 pub fn finish(end: JobsEnd, joined: Ended, journal: &Mutex<Journal>, console: &Console) -> Result<Ended> {
-    match conclude(end, journal, Goal::Done, "the same command", console)? {
+    let is_held = locked(journal)?.state.stays_cancelled();
+    let again = if is_held { "the same command with --resume" } else { "the same command" };
+    match conclude(end, journal, Goal::Done, again, console)? {
+        Ended::Finished if is_held => {
+            console.note(format_args!("to go on: {again}"));
+            Ok(Ended::Remains)
+        }
         Ended::Finished => Ok(joined),
         ended => Ok(ended),
     }

@@ -17,10 +17,11 @@ use crate::{
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
     },
-    journal::{self, Journal, State, locked},
+    journal::{self, Event, Journal, State, locked},
     lines::{input::exists, output::Output},
     provider::Dialect,
     settings::{Config, Models, Origin, PROVIDER},
+    shell,
     units::count,
     workdir::WorkDir,
 };
@@ -251,6 +252,7 @@ pub fn claim(
         .fix("put journal.jsonl back: without it all would be paid for again; --new does begin again"));
     }
     if new && (journal.resumed || lost_journal || exists(&work.spool())?) {
+        check_stake(&journal.state, dir, console)?;
         drop(journal);
         work = work.renew()?;
         journal = work.journal()?;
@@ -264,7 +266,8 @@ pub fn claim(
     if let Some(there) = &journal.state.config
         && there.input == record.input
         && let Some(difference) = there.difference(&record)
-        && journal.state.jobs.iter().all(|job| job.attempt == 0)
+        && journal.state.spent().0 == 0
+        && !journal.state.repaired
     {
         // Nothing was paid: a first try that was refused does not tie the directory to its flags.
         say_what_is_left(&journal.state, dir, &difference, console);
@@ -277,9 +280,12 @@ pub fn claim(
         None => journal.append(&journal::start(run_id(), spooled, record))?,
         Some(there) => {
             if let Some(difference) = there.difference(&record) {
-                return Err(Error::input(format!("{} belongs to another job: {difference}", dir.display())).fix(
-                    "use another directory (-d), or --new to begin again (the old contents are kept in DIR.old-N)",
-                ));
+                let (_, rows) = journal.state.at_stake();
+                return Err(Error::input(format!("{} belongs to another job: {difference}", dir.display())).fix(format!(
+                    "use another directory (-d); with --missing and the output so far as its input, finished rows are not \
+                     asked again. --new begins again (the old contents are kept in DIR.old-N) and would pay for {} again",
+                    count(rows, "fetched row")
+                )));
             }
             let chunks = journal.state.jobs.len();
             if chunks > 0 {
@@ -288,6 +294,41 @@ pub fn claim(
         }
     }
     Ok((work, journal))
+}
+
+/// What `--new` leaves behind may run on, and is paid for again.
+fn check_stake(state: &State, dir: &Path, console: &Console) -> Result<()> {
+    let is_invented = state.config.as_ref().is_some_and(|config| config.emulate && config.upstream.is_none());
+    let (batches, rows) = state.at_stake();
+    if is_invented || batches == 0 && rows == 0 {
+        return Ok(());
+    }
+    let (here, rows) = (dir.display(), count(rows, "fetched row"));
+    if batches == 0 {
+        console.note(format_args!("--new: {rows} of {here} will be paid for again, if these are the same posts"));
+        return Ok(());
+    }
+    let word = shell::path(dir);
+    let what = format!("{here}: {} would run on, and {rows} would be paid for again", count(batches, "batch"));
+    Err(Error::new(Kind::TryAgain, format!("--new is refused. {what}")).fix(format!(
+        "go on with the same command without --new; or end the batches (zbatch cancel -d {word}, then zbatch fetch -d {word}) and \
+         give --new again; or leave them all the same: mv {word} {word}.left"
+    )))
+}
+
+/// Whether `zbatch cancel` holds for this job; `resume` ends that.
+pub fn stays_cancelled(journal: &mut Journal, resume: bool, dir: &Path, console: &Console) -> Result<bool> {
+    if resume && journal.state.cancelled {
+        journal.append(&Event::Resumed {})?;
+    }
+    let stays = journal.state.stays_cancelled();
+    if stays {
+        console.always(format_args!(
+            "{}: the job was cancelled: no batch is created until --resume is given; what was finished is fetched",
+            dir.display()
+        ));
+    }
+    Ok(stays)
 }
 
 /// Before chunks are cut anew with other settings.

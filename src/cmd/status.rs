@@ -147,6 +147,7 @@ fn name(job: &Job) -> &'static str {
 fn standing(state: &State) -> &'static str {
     match () {
         () if is_done(state) => "finished",
+        () if state.stays_cancelled() => "cancelled",
         () if state.posts.is_none() => "preparing",
         () if state.jobs.iter().any(|job| job.held) => "held",
         () if state.at(Step::Created) > 0 => "running",
@@ -239,6 +240,9 @@ fn write_text(dir: &Path, state: &State, ages: &Ages, stdout: &mut Output) -> Re
         None => "cutting".to_owned(),
     };
     put(&format!("{}: {begun}", dir.display()))?;
+    if state.stays_cancelled() {
+        put("cancelled: no batch is created until submit or run is given --resume")?;
+    }
     let width = state.jobs.iter().map(|job| job.chunk.id.to_string().len()).max().unwrap_or_default();
     for job in &state.jobs {
         let id = job.chunk.id.to_string();

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::{
     Ended,
     remote::{Opened, announce, client, command, conclude, job_settings, open, runtime, watch_for_stops},
+    setup::stays_cancelled,
 };
 use crate::{
     cli::SubmitArgs,
@@ -16,21 +17,32 @@ use crate::{
     journal::{Step, locked},
     progress::Progress,
     snapshots,
+    units::sum,
 };
 
 pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
-    let Opened { config, dir, work, journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let next = |verb| command(verb, &dir, &args.typed);
+    if stays_cancelled(&mut journal, args.spend.resume, &dir, console)? {
+        console.note(format_args!(
+            "what its batches finished: {}; to go on: {} --resume",
+            next("fetch"),
+            next("submit")
+        ));
+        return Ok(Ended::Remains);
+    }
     let client = client(&config, &args.provider, &args.remote)?;
     let settings = job_settings(&config, Goal::Submitted, &args.remote, Some(&args.spend), false);
-    let waiting = journal.state.jobs.iter().filter(|job| job.step < Step::Intended);
-    let (requests, bytes) =
-        waiting.fold((0, 0), |(lines, bytes), job| (lines + job.chunk.lines, bytes + job.chunk.bytes));
+    let waiting = || journal.state.jobs.iter().filter(|job| job.step < Step::Intended);
+    let (requests, bytes) = (sum(waiting().map(|job| job.chunk.lines)), sum(waiting().map(|job| job.chunk.bytes)));
     let chunks = journal.state.at(Step::Cut) + journal.state.at(Step::Uploaded);
     if chunks > 0 {
         announce(console, chunks, requests, bytes, &settings);
     }
     let (batches_spent, requests_spent) = journal.state.spent();
-    if let Some(error) = check_caps(&settings, batches_spent + chunks, requests_spent + requests) {
+    if let Some(error) =
+        check_caps(&settings, batches_spent.saturating_add(chunks), requests_spent.saturating_add(requests))
+    {
         return Err(error);
     }
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
@@ -43,7 +55,6 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
     let (_, none) = mpsc::channel(1);
     let end = runtime.block_on(driver.drive(none));
     snapshots::write_batch_results(&work, &locked(&journal)?.state, console)?;
-    let next = |verb| command(verb, &dir, &args.typed);
     let ended = conclude(end?, &journal, Goal::Submitted, &next("submit"), console)?;
     if ended == Ended::Finished {
         if locked(&journal)?.state.posts.is_none() {

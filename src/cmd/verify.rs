@@ -18,7 +18,7 @@ use crate::{
         faults::escape_control,
         rows::{FileMark, RowBalance, RowSet, verify},
     },
-    journal::{self, FILE, Job, State, Step},
+    journal::{self, BAD, FILE, Job, State, Step},
     lines::{
         input::{Input, read_error, read_small},
         output::Output,
@@ -26,7 +26,7 @@ use crate::{
     settings::Config,
     shell,
     units::count,
-    workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, is_part, list, results_path, rows_path},
+    workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, is_part, list, results_path, rows_path},
 };
 
 /// Foreign files that are named.
@@ -37,14 +37,18 @@ const RESTORE: &str = "put it back from a backup; without one, begin again with 
 
 pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     let config = Config::load(args.source.config.as_deref(), console)?;
-    check(&config.work_dir(args.work.work_dir.as_deref()).value, console)?;
+    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
+    if args.repair {
+        repair(&dir, console)?;
+    }
+    check(&dir, console)?;
     Ok(Ended::Finished)
 }
 
 /// # Errors
 /// Something in the directory is not as its journal says: the problems are on stdout.
 pub fn check(dir: &Path, console: &Console) -> Result<()> {
-    let journal::Replay { mut state, whole, torn, damage } = journal::examine(dir)?;
+    let journal::Replay { mut state, whole, torn, damage, .. } = journal::examine(dir)?;
     if torn > 0 {
         console.note(format_args!(
             "{}: the last line is torn, {torn} bytes: a crash does that, and the next command drops it",
@@ -83,6 +87,20 @@ pub fn check(dir: &Path, console: &Console) -> Result<()> {
     }
 }
 
+/// Puts the damaged end of the journal aside. Nobody may work there meanwhile.
+fn repair(dir: &Path, console: &Console) -> Result<()> {
+    let _held = WorkDir::open(dir)?;
+    match journal::repair(dir)? {
+        Some(aside) => console.always(format_args!(
+            "the journal's end, from its damaged line on, is in {} now. The same command as before goes on: it finds the batches \
+             in the provider's list before it creates any",
+            aside.display()
+        )),
+        None => console.note("no line of the journal is damaged: nothing was changed"),
+    }
+    Ok(())
+}
+
 /// One line a problem. Whoever closes the pipe still gets the exit code.
 fn print(problems: &[Error]) -> Result<()> {
     let mut stdout = Output::create(None)?;
@@ -103,7 +121,7 @@ struct Files {
 impl Files {
     fn add(&mut self, mark: &FileMark) {
         self.count += 1;
-        self.bytes += mark.bytes;
+        self.bytes = self.bytes.saturating_add(mark.bytes);
     }
 }
 
@@ -294,8 +312,13 @@ fn tell_what_is_left(dir: &Path, state: &State, is_whole: bool, console: &Consol
     let (mut parts, mut foreign) = (Vec::new(), Vec::new());
     for folder in [dir.to_owned()].into_iter().chain(folders) {
         for path in list(&folder)?.into_iter().filter(|path| !known.contains(path)) {
-            let is_part = is_part(&path.file_name().unwrap_or_default().to_string_lossy());
-            if is_part { parts.push(path) } else { foreign.push(path) }
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            match is_part(&name) {
+                true => parts.push(path),
+                // The damaged end of a journal is ours.
+                false if name.strip_prefix(FILE).is_some_and(|end| end.starts_with(BAD)) => {}
+                false => foreign.push(path),
+            }
         }
     }
     if !parts.is_empty() {

@@ -16,7 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use self::writer::Closing;
 pub use self::writer::{ChunkWriter, write_behind};
-use super::{ChunkId, rows::RowSet};
+use super::{
+    ChunkId,
+    rows::{MOST_ROWS, RowSet},
+};
 use crate::error::{Error, Result};
 
 /// A chunk file that is on disk, whole and synced. Printed as one line by `gen -d`, kept in the journal.
@@ -34,6 +37,23 @@ pub struct Chunk {
     pub last_index: u64,
     /// Hash of the file's bytes, in hexadecimal.
     pub blake3: String,
+}
+
+/// No provider takes a file of so many bytes.
+const MOST_BYTES: u64 = 1 << 40;
+
+impl Chunk {
+    /// Holds the numbers of a chunk that a journal tells of against what a chunk can be: sums of them pass no cap then.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let indexes = self.last_index.checked_sub(self.first_index).map_or(0, |more| more.saturating_add(1));
+        if self.lines > indexes.min(MOST_ROWS) || self.bytes > MOST_BYTES {
+            let Self { id, lines, bytes, first_index, last_index, .. } = self;
+            return Err(format!(
+                "no chunk is like {id}, with {lines} lines and {bytes} bytes for the indexes {first_index} to {last_index}"
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// How far the input had been read when something was written down: a resumed run reads that far again
@@ -350,7 +370,7 @@ impl Cutter {
         self.check_no_mark_is_left()?;
         let Some(state) = self.groups.get(group.0) else { return Ok(()) };
         let part = self.parts.entry((state.analysis.clone(), state.vision)).or_default();
-        *part += 1;
+        *part = part.saturating_add(1);
         open.hasher.update(&open.pending);
         let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
         let path = format!("requests/{id}.jsonl");

@@ -18,7 +18,7 @@ use std::{
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -31,7 +31,7 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
-    progress::Progress,
+    progress::{Progress, Waiting},
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
     units::count,
     workdir::{ResultFile, WorkDir},
@@ -39,7 +39,7 @@ use crate::{
 
 /// Complete listings that must not show a batch before its create counts as lost.
 const LISTINGS: u32 = 3;
-/// Failed polls in a row (each was retried by the client) before the provider counts as gone.
+/// Polls in a row that were refused, before the batch counts as lost to us.
 const FAILED_POLLS: u32 = 10;
 /// Polls of a batch that has ended and does not say where its results are, or how many, before it is taken as it is.
 const VAGUE_POLLS: u32 = 3;
@@ -76,6 +76,8 @@ const WAITING: usize = 4;
 const LOOKED_AFTER: usize = 128;
 /// Between two looks at what the client waits for.
 const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
+/// Between two lines that say that the job goes on.
+const HEARTBEAT: Duration = Duration::from_secs(600);
 /// Key of our mark in a batch's metadata.
 const MARK: &str = "zbatch";
 
@@ -107,6 +109,8 @@ pub struct JobSettings {
     pub on_ambiguous: OnAmbiguous,
     pub max_batches: Option<u64>,
     pub max_requests: Option<u64>,
+    /// How long a provider that is gone is waited for while batches run.
+    pub patience: Duration,
     pub no_wait: bool,
     pub keep_requests: bool,
     pub keep_remote: bool,
@@ -118,8 +122,10 @@ pub struct JobsEnd {
     /// The first thing that went wrong badly enough to leave chunks behind.
     pub trouble: Option<Error>,
     pub stopped: Option<Stop>,
+    /// A model that the provider does not take, or not any more.
+    pub refused_model: Option<String>,
     /// What calls still waited for.
-    pub waits: Vec<String>,
+    pub waits: Vec<Waiting>,
 }
 
 /// Where a job's future got to.
@@ -273,12 +279,20 @@ impl Driver<'_> {
         Ok(JobsEnd { waits: self.client.waits(), ..end })
     }
 
-    /// Says what is waited for, once it is waited for long.
+    /// Says what is waited for, once it is waited for long, and now and then how far all is.
     async fn say_waits(&self) -> Infallible {
+        let heartbeat = drill::heartbeat(HEARTBEAT);
+        let mut last = Instant::now();
         loop {
-            sleep(LOOK_AT_WAITS).await;
+            sleep(LOOK_AT_WAITS.min(heartbeat)).await;
             for wait in self.client.long_waits() {
                 self.progress.note(format_args!("still waiting {wait}"));
+            }
+            if last.elapsed() >= heartbeat
+                && let Ok(journal) = self.journal.lock()
+            {
+                last = Instant::now();
+                self.progress.heartbeat(&journal.state, &self.client.waits());
             }
         }
     }
@@ -301,12 +315,12 @@ impl Driver<'_> {
                 Step::Cut | Step::Uploaded => self.queue(&mut floor, &job.chunk).wait(place, &job.chunk),
                 // These may be paid for: they are looked after at once, whatever the number of rooms.
                 Step::Intended => {
-                    self.queue(&mut floor, &job.chunk).queued += job.chunk.lines;
+                    self.queue(&mut floor, &job.chunk).hold(&job.chunk);
                     (floor.live, floor.creating) = (floor.live + 1, floor.creating + 1);
                     running.push(Box::pin(self.to_batch(place, &gate)));
                 }
                 Step::Created => {
-                    self.queue(&mut floor, &job.chunk).queued += job.chunk.lines;
+                    self.queue(&mut floor, &job.chunk).hold(&job.chunk);
                     floor.live += 1;
                     later.push_back(place);
                 }
@@ -329,7 +343,8 @@ impl Driver<'_> {
                 });
             }
             let waiting = floor.waiting(&gate);
-            let takes_more = more && waiting + floor.waiting_for_room() < WAITING && !gate.halted.get();
+            let takes_more =
+                more && goal != Goal::Fetched && waiting + floor.waiting_for_room() < WAITING && !gate.halted.get();
             let may_create = floor.creating + floor.waiting_for_room() > 0 || waiting > 0 || more && !gate.halted.get();
             if running.is_empty() && later.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
@@ -412,7 +427,10 @@ impl Driver<'_> {
                     }
                     match scope {
                         Scope::Chunk => {}
-                        Scope::Model(model) => gate.bar(model),
+                        Scope::Model(model) => {
+                            end.refused_model = Some(model.clone());
+                            gate.bar(model);
+                        }
                         Scope::Creates => gate.halt(),
                     }
                     end.give_up(self.progress, &job.chunk, error);
@@ -491,7 +509,7 @@ impl Driver<'_> {
         }
         let name = format!("{}.jsonl", job.chunk.id);
         let file_id = self
-            .unless_stopped(self.client.upload(&path, &name))
+            .patiently(is_gone, async || self.client.upload(&path, &name).await)
             .await?
             .map_err(|error| give_up(gate.scope_of(&error, &job.chunk), error.into()))?;
         self.append(&Event::Uploaded { chunk: job.chunk.id.clone(), file_id: file_id.to_string() })?;
@@ -508,8 +526,13 @@ impl Driver<'_> {
         let id = &job.chunk.id;
         let file_id = file_id(job)?;
         // A create that counted as lost may be listed by now.
-        if job.lost > 0 && self.adopt(place, job).await? == Listed::Adopted {
-            return Ok(Sent::Once);
+        let repaired = locked(self.journal)?.state.repaired;
+        if job.lost > 0 || repaired {
+            match self.adopt(place, job).await? {
+                Listed::Adopted => return Ok(Sent::Once),
+                Listed::Absent { is_proof: false } if repaired => return Err(cannot_know(place, id)),
+                Listed::Absent { .. } => {}
+            }
         }
         let error = match self.send_create(place, job, &file_id).await? {
             Ok(batch) => {
@@ -557,7 +580,7 @@ impl Driver<'_> {
         file_id: &FileId,
     ) -> std::result::Result<std::result::Result<Batch, CreateError>, Gave> {
         let id = &job.chunk.id;
-        let attempt = job.attempt + 1;
+        let attempt = job.attempt.saturating_add(1);
         let blake3 = job.chunk.blake3.clone();
         // An intent is a create that may have been sent: the provider's pause comes before it.
         self.unless_stopped(self.client.turn()).await?;
@@ -724,7 +747,7 @@ impl Driver<'_> {
 
     fn over_the_cap(&self, job: &Job) -> Result<Option<Error>> {
         let (batches, requests) = locked(self.journal)?.state.spent();
-        Ok(check_caps(&self.settings, batches + 1, requests + job.chunk.lines))
+        Ok(check_caps(&self.settings, batches.saturating_add(1), requests.saturating_add(job.chunk.lines)))
     }
 
     /// To a terminal batch.
@@ -734,10 +757,11 @@ impl Driver<'_> {
         let (mut failed, mut vague) = (0, 0);
         loop {
             if !at_once {
+                self.progress.polls_in(self.settings.poll_interval);
                 self.unless_stopped(sleep(self.settings.poll_interval)).await?;
             }
             at_once = false;
-            match self.unless_stopped(self.client.batch(&batch_id)).await? {
+            match self.patiently(ApiError::is_retryable, async || self.client.batch(&batch_id).await).await? {
                 Ok(batch) if batch.found_full_queue() => {
                     self.found_full_queue(&job, &batch).await?;
                     return Ok(Reached::Full(place));
@@ -765,7 +789,7 @@ impl Driver<'_> {
                         error.class,
                         Class::Key | Class::Io | Class::Redirect | Class::Certificate | Class::Proxy
                     );
-                    if failed > FAILED_POLLS || self.settings.no_wait || for_good {
+                    if failed > FAILED_POLLS || self.settings.no_wait || for_good || error.is_retryable() {
                         let lost = error.class == Class::NotFound;
                         let mut error = Error::from(error);
                         if lost {
@@ -910,7 +934,7 @@ impl Driver<'_> {
                 continue;
             };
             let id: FileId = parsed(Some(id), chunk)?;
-            match self.unless_stopped(self.client.download(&id, to)).await? {
+            match self.patiently(is_gone, async || self.client.download(&id, to).await).await? {
                 Ok(download) => whole &= download.complete,
                 // Some say in other words that it is not there yet; no request of ours for a file is a bad one.
                 Err(error) if matches!(error.class, Class::NotFound | Class::BadRequest) => missing = Some(error),
@@ -924,6 +948,8 @@ impl Driver<'_> {
         let (analysis, rows) = (chunk.analysis.clone(), self.work.rows(&chunk.id));
         drill::step("verify", "results");
         let (mut balance, absent) = blocking::run(move || verify(&files, &analysis, &RowSet::read(&rows)?)).await?;
+        // The provider's copy was deleted when it had come: the journal may have lost that, the directory has not.
+        let missing = missing.filter(|_| balance.absent > 0);
         balance.short |= !whole || missing.is_some() || is_short(&balance, &end, chunk.lines);
         balance.short &= !drill::without(Guard::Counts);
         Ok(Downloaded { balance, absent, missing })
@@ -1049,7 +1075,7 @@ impl Floor {
         let open = self.models.iter_mut().filter(|(model, _)| !gate.bars(model));
         let (_, queue) = open.filter_map(|(_, queue)| Some((queue.next()?, queue))).min_by_key(|(place, _)| *place)?;
         let (place, lines) = queue.waiting.pop_front()?;
-        queue.queued += lines;
+        queue.queued = queue.queued.saturating_add(lines);
         self.live += 1;
         self.creating += 1;
         Some(place)
@@ -1070,7 +1096,7 @@ impl Floor {
     fn leave(&mut self, chunk: &Chunk) {
         self.live -= 1;
         if let Some(queue) = self.models.get_mut(&chunk.model) {
-            queue.queued -= chunk.lines;
+            queue.queued = queue.queued.saturating_sub(chunk.lines);
         }
     }
 }
@@ -1094,11 +1120,16 @@ impl Queue {
         self.waiting.push_back((place, chunk.lines));
     }
 
+    /// Its requests are at the provider already.
+    fn hold(&mut self, chunk: &Chunk) {
+        self.queued = self.queued.saturating_add(chunk.lines);
+    }
+
     /// The first in line, if the provider's queue has room for it.
     fn next(&self) -> Option<usize> {
         let (place, lines) = self.waiting.front().filter(|_| self.full == 0)?;
         // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
-        let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued + lines <= limit);
+        let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued.saturating_add(*lines) <= limit);
         fits.then_some(*place)
     }
 }
@@ -1167,9 +1198,9 @@ fn end_of(batch: &Batch) -> BatchEnd {
 /// A batch promised more rows than its files hold. One that has completed and counts nothing promised all.
 fn is_short(rows: &RowBalance, end: &BatchEnd, lines: u64) -> bool {
     // A line that cannot be read stands for a row; a foreign one does not.
-    let output = rows.output + rows.bad;
-    if end.status == "completed" && end.completed + end.failed == 0 {
-        return output + rows.error < lines;
+    let output = rows.output.saturating_add(rows.bad);
+    if end.status == "completed" && end.counts_nothing() {
+        return output.saturating_add(rows.error) < lines;
     }
     output < end.completed || rows.error < end.failed
 }
@@ -1177,7 +1208,7 @@ fn is_short(rows: &RowBalance, end: &BatchEnd, lines: u64) -> bool {
 /// It promises rows and does not say where they are, or has files and does not say how many rows they hold.
 fn is_vague(end: &BatchEnd) -> bool {
     let (no_output, no_errors) = (end.output_file_id.is_none(), end.error_file_id.is_none());
-    let uncounted = end.completed + end.failed == 0;
+    let uncounted = end.counts_nothing();
     let empty = no_output && no_errors;
     no_output && end.completed > 0 || no_errors && end.failed > 0 || uncounted && (!empty || end.status == "completed")
 }
@@ -1202,6 +1233,20 @@ fn queue_stays_full() -> Error {
     Error::new(Kind::Unavailable, what).fix("run the same command again when other batches of the account have ended")
 }
 
+/// The journal has lost events, and the list does not show what they may have told.
+fn cannot_know(place: usize, id: &crate::flow::ChunkId) -> Gave {
+    let what = format!(
+        "{id}: the journal was repaired, and the provider's list cannot show whether the chunk has a batch: none is created"
+    );
+    let error = Error::new(Kind::TryAgain, what).fix("look at the provider's console, and run the same command later");
+    Gave::Up { place, scope: Scope::Creates, error }
+}
+
+/// Nobody answers, whatever is asked for.
+fn is_gone(error: &ApiError) -> bool {
+    error.class == Class::Unreachable
+}
+
 /// What else an error on the way to a batch makes pointless. One on the way from a batch to its results concerns its chunk
 /// alone: what is paid for elsewhere is created and fetched all the same.
 fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
@@ -1222,5 +1267,6 @@ fn scope_of(error: &ApiError, chunk: &Chunk) -> Scope {
     }
 }
 
+mod patience;
 #[cfg(test)]
 mod tests;

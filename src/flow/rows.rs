@@ -17,10 +17,13 @@ use crate::{
         blocks::{Block, LineReader, Shape},
         input::{Input, exists, read_small},
     },
+    units::sum,
 };
 
 /// A file of ranges: at most 50,000 lines.
 const LARGEST: u64 = 16 << 20;
+/// No provider takes a file of so many lines: a chunk that is said to have more was not cut by us.
+pub const MOST_ROWS: u64 = 1 << 20;
 /// A result line holds one answer; a longer one is damage, and is read past in constant memory.
 pub const LONGEST_RESULT: u64 = 64 << 20;
 
@@ -62,7 +65,7 @@ impl RowSet {
     }
 
     pub fn len(&self) -> u64 {
-        self.ranges.iter().map(|(first, last)| last - first + 1).sum()
+        sum(self.ranges.iter().map(|(first, last)| (last - first).saturating_add(1)))
     }
 
     pub fn indexes(&self) -> impl Iterator<Item = u64> {
@@ -101,7 +104,11 @@ impl RowSet {
                 _ => return Err(format!("line {} is not a range of indexes", number + 1)),
             }
         }
-        Ok(Self { ranges })
+        let rows = Self { ranges };
+        if rows.len() > MOST_ROWS {
+            return Err(format!("it holds {} indexes, and no chunk has more than {MOST_ROWS}", rows.len()));
+        }
+        Ok(rows)
     }
 }
 
@@ -276,6 +283,14 @@ mod tests {
         crate::lines::output::write_whole(&files[0], b"\x1f\x8b\x08 nonsense\n").expect("written");
         let (balance, absent) = verify(&files, "a", &rows).expect("read");
         assert_eq!((balance.bad, balance.error, absent), (1, 1, vec![1, 2, 4]));
+    }
+
+    #[test]
+    fn r11_7_no_provider_takes_a_chunk_of_more_rows() {
+        assert!(crate::provider::Dialect::ALL.iter().all(|dialect| dialect.max_lines <= MOST_ROWS));
+        let most = MOST_ROWS - 1;
+        assert!(RowSet::parse(&format!("0-{most}\n")).is_ok() && RowSet::parse(&format!("0-{MOST_ROWS}\n")).is_err());
+        assert!(RowSet::parse("0-0\n18446744073709551615-18446744073709551615\n").is_ok());
     }
 
     proptest! {

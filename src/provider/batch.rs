@@ -224,7 +224,7 @@ impl Batch {
 
     /// It ended before any of its requests ran, since the account's queue was full. The same file may be sent again.
     pub fn found_full_queue(&self) -> bool {
-        let ran = self.request_counts.completed + self.request_counts.failed > 0;
+        let ran = self.request_counts.completed > 0 || self.request_counts.failed > 0;
         let has_files = self.output_file_id.is_some() || self.error_file_id.is_some();
         self.status == BatchStatus::Failed && !ran && !has_files && self.errors.iter().any(|why| says_full_queue(why))
     }

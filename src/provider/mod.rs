@@ -28,7 +28,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Method, header};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use batch::{Batch, BatchId, BatchStatus, FileId, RequestCounts};
 pub use dialect::Dialect;
@@ -41,6 +41,7 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Result},
     lines::output::AtomicFile,
+    progress::Waiting,
     units::count,
 };
 use body::Decoder;
@@ -144,7 +145,7 @@ impl Client {
         let base = BaseUrl::parse(base_url.as_deref().unwrap_or(dialect.base_url))?;
         let transport = match direct {
             Some(router) => Transport::Direct(router),
-            None => Transport::http(&base, ca_cert.as_deref())?,
+            None => Transport::http(&base, ca_cert.as_deref(), patience)?,
         };
         let (retries, waits) = (Retries::new(policy), Waits::default());
         Ok(Self(Arc::new(Inner { dialect, base, key, transport, retries, waits, patience })))
@@ -155,12 +156,12 @@ impl Client {
     }
 
     /// What calls wait for now: the last error of each kind of call that has not succeeded since.
-    pub fn waits(&self) -> Vec<String> {
+    pub fn waits(&self) -> Vec<Waiting> {
         self.0.waits.list()
     }
 
     /// What has been waited for a minute or longer; each wait is given once.
-    pub fn long_waits(&self) -> Vec<String> {
+    pub fn long_waits(&self) -> Vec<Waiting> {
         self.0.waits.long()
     }
 
@@ -566,21 +567,27 @@ impl Client {
             let encoding = error::harmless(&self.0.key, &encoding, 40);
             refuse(format!("the reply has the unknown encoding {encoding}"))
         })?;
-        let broken = loop {
-            match reply.body.next(self.0.patience).await {
-                Ok(Some(bytes)) => {
-                    if let Err(e) = decoder.put(&bytes) {
-                        if decoder.is_over() {
-                            return Err(refuse(format!("the reply is larger than {MAX_JSON} bytes")));
+        let read = async {
+            loop {
+                match reply.body.next(self.0.patience).await {
+                    Ok(Some(bytes)) => {
+                        if let Err(e) = decoder.put(&bytes) {
+                            break if decoder.is_over() {
+                                Err(refuse(format!("the reply is larger than {MAX_JSON} bytes")))
+                            } else {
+                                Ok(Some(Broken::new(e.to_string())))
+                            };
                         }
-                        break Some(Broken::new(e.to_string()));
                     }
+                    Ok(None) => break Ok(decoder.finish().err().map(|e| Broken::new(e.to_string()))),
+                    Err(broken) => break Ok(Some(broken)),
                 }
-                Ok(None) => {
-                    break decoder.finish().err().map(|e| Broken::new(e.to_string()));
-                }
-                Err(broken) => break Some(broken),
             }
+        };
+        let small = self.0.patience.small;
+        let broken = match timeout(small, read).await {
+            Ok(broken) => broken?,
+            Err(_) => Some(Broken::new(format!("the reply drips: it did not end within {} s", small.as_secs()))),
         };
         Ok((std::mem::take(&mut decoder.capped_mut().inner), broken))
     }

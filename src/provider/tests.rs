@@ -31,7 +31,7 @@ fn policy() -> Policy {
 
 fn patience() -> Patience {
     let short = Duration::from_millis(600);
-    Patience { first_byte: short, first_byte_upload: short, idle: short }
+    Patience { first_byte: short, first_byte_upload: short, idle: short, small: 2 * short }
 }
 
 fn settings(provider: &str, base_url: Option<String>, direct: Option<Router>) -> ClientSettings {
@@ -836,4 +836,57 @@ async fn a_reply_that_stops_half_way_is_left() {
     let error = client.batch(&batch_id()).await.expect_err("half an answer");
     assert_eq!(error.class, Class::Unreachable);
     assert_eq!(create(&client).await, Ending::Ambiguous);
+}
+
+/// A byte every three seconds: no pause is long, and 4 MiB of it would last for five months.
+fn dripping(status: u16, text: &'static str) -> Router {
+    Router::new().fallback(async move || {
+        let bytes = text.as_bytes().iter().map(|byte| Bytes::copy_from_slice(std::slice::from_ref(byte)));
+        let drips = futures::stream::iter(bytes).then(async |byte| {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            Ok::<_, io::Error>(byte)
+        });
+        (StatusCode::from_u16(status).expect("a status"), Body::from_stream(drips))
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn r11_9_a_small_reply_that_drips_is_cut_after_minutes() {
+    // Whatever it says in the end, it says it after half an hour.
+    let batch = format!("{BATCH}{:600}", "").leak();
+    let list = format!("{{\"data\":[],\"has_more\":false}}{:600}", "").leak();
+    let refusal = format!("{{\"error\":{{\"code\":\"1211\",\"message\":\"no\"}}}}{:600}", "").leak();
+    let client = |status, text| {
+        let once = Policy { tries: 1, ..Policy::STANDARD };
+        let settings = settings("zhipu", None, Some(dripping(status, text)));
+        Client::with(settings, once, Patience::STANDARD).expect("a client")
+    };
+    let minutes = Duration::from_secs(60)..Duration::from_secs(300);
+    let mut began = Instant::now();
+    let mut is_cut = |what: &str, class: Option<Class>| {
+        assert!(minutes.contains(&began.elapsed()), "{what}: {:?}", began.elapsed());
+        assert_eq!(class, Some(Class::Unreachable), "{what}");
+        began = Instant::now();
+    };
+    is_cut("a batch", client(200, batch).batch(&batch_id()).await.err().map(|e| e.class));
+    is_cut("a cancel", client(200, batch).cancel(&batch_id()).await.err().map(|e| e.class));
+    is_cut("a list", client(200, list).find_batches(|_| true).await.err().map(|e| e.class));
+    is_cut("a deletion", client(200, batch).delete(&file_id()).await.err().map(|e| e.class));
+    let error = client(200, batch).create(&file_id(), &[]).await.expect_err("it drips");
+    assert!(matches!(error, CreateError::Ambiguous(_)), "there may be a batch: {error:?}");
+    is_cut("a create", Some(error.error().class));
+    // A refusal whose words do not come still has its status.
+    let began = Instant::now();
+    let error = client(500, refusal).batch(&batch_id()).await.expect_err("refused");
+    assert!(minutes.contains(&began.elapsed()) && error.status == Some(500), "{error:?} {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn r11_9_a_file_that_drips_is_a_transfer_that_moves() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = format!("{{\"custom_id\":\"a_1\"}}{:600}", "").leak();
+    let settings = settings("zhipu", None, Some(dripping(200, text)));
+    let client = Client::with(settings, Policy::STANDARD, Patience::STANDARD).expect("a client");
+    let download = client.download(&file_id(), &dir.path().join("out")).await.expect("it comes");
+    assert!(download.complete && download.bytes == text.len() as u64, "{download:?}");
 }

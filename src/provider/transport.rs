@@ -35,13 +35,16 @@ pub(super) struct Patience {
     pub first_byte_upload: Duration,
     /// Between two pieces of a body, in either direction.
     pub idle: Duration,
+    /// For the whole of a reply that should be small: one that drips is no transfer that moves.
+    pub small: Duration,
 }
 
 impl Patience {
     pub const STANDARD: Self = Self {
         first_byte: Duration::from_secs(120),
         first_byte_upload: Duration::from_secs(300),
-        idle: Duration::from_secs(90),
+        idle: Duration::from_secs(120),
+        small: Duration::from_secs(180),
     };
 }
 
@@ -69,6 +72,7 @@ pub struct Network {
     /// For a download that is redirected from this machine to another.
     beyond: OnceLock<Result<reqwest::Client>>,
     certificates: Vec<CertificateDer<'static>>,
+    patience: Patience,
 }
 
 /// Where the API is; checked, without a trailing slash.
@@ -150,7 +154,7 @@ pub(super) fn redirected(from: &Url, location: &str) -> std::result::Result<Url,
 }
 
 impl Transport {
-    pub(super) fn http(base: &BaseUrl, ca_cert: Option<&Path>) -> Result<Self> {
+    pub(super) fn http(base: &BaseUrl, ca_cert: Option<&Path>, patience: Patience) -> Result<Self> {
         // Fails only if there is one already, which is then as good.
         let _already_installed = rustls::crypto::ring::default_provider().install_default();
         let is_local = base.is_loopback();
@@ -158,8 +162,8 @@ impl Transport {
             proxies::check(base.url())?;
         }
         let certificates = ca_cert.map(certificates::read).transpose()?.unwrap_or_default();
-        let client = new_client(&certificates, is_local, base.0.scheme() == "http")?;
-        Ok(Self::Http(Network { client, is_local, beyond: OnceLock::new(), certificates }))
+        let client = new_client(&certificates, is_local, base.0.scheme() == "http", patience)?;
+        Ok(Self::Http(Network { client, is_local, beyond: OnceLock::new(), certificates, patience }))
     }
 
     /// Sends a request once and waits for the head of the reply.
@@ -220,14 +224,19 @@ impl Network {
         }
         let beyond = self.beyond.get_or_init(|| {
             proxies::check(url)?;
-            new_client(&self.certificates, false, false)
+            new_client(&self.certificates, false, false, self.patience)
         });
         beyond.as_ref().map_err(|e| Broken { sent: false, ..Broken::new(e.line()) })
     }
 }
 
 /// The one place where a network client is made.
-fn new_client(given: &[CertificateDer<'static>], is_local: bool, is_plain: bool) -> Result<reqwest::Client> {
+fn new_client(
+    given: &[CertificateDer<'static>],
+    is_local: bool,
+    is_plain: bool,
+    patience: Patience,
+) -> Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("zbatch/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT)
@@ -236,6 +245,11 @@ fn new_client(given: &[CertificateDer<'static>], is_local: bool, is_plain: bool)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false);
+    #[cfg(target_os = "linux")]
+    {
+        // The library's own 30 s cut an upload whose peer stops reading for a while.
+        builder = builder.tcp_user_timeout(patience.idle);
+    }
     if is_local {
         let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let addresses = loopback.map(|ip| SocketAddr::new(ip, 0));

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::ApiError;
-use crate::units::count;
+use crate::progress::Waiting;
 
 /// A wait of this length is worth a line.
 const LONG: Duration = Duration::from_secs(60);
@@ -26,6 +26,12 @@ struct Wait {
     said: bool,
 }
 
+impl Wait {
+    fn told(&self) -> Waiting {
+        Waiting { what: self.error.clone(), since: self.since.elapsed() }
+    }
+}
+
 impl Waits {
     pub fn note<T>(&self, call: &'static str, outcome: &Result<T, ApiError>) {
         let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,18 +46,18 @@ impl Waits {
     }
 
     /// What is waited for now.
-    pub fn list(&self) -> Vec<String> {
+    pub fn list(&self) -> Vec<Waiting> {
         let waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waits.values().map(|wait| wait.error.clone()).collect()
+        waits.values().map(Wait::told).collect()
     }
 
     /// What has been waited for long, each wait once.
-    pub fn long(&self) -> Vec<String> {
+    pub fn long(&self) -> Vec<Waiting> {
         let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let long = waits.values_mut().filter(|wait| !wait.said && wait.since.elapsed() >= LONG);
         long.map(|wait| {
             wait.said = true;
-            format!("after {}: {}", count(wait.since.elapsed().as_secs() / 60, "minute"), wait.error)
+            wait.told()
         })
         .collect()
     }
@@ -69,10 +75,12 @@ mod tests {
         waits.note("create a batch", &slow("first"));
         tokio::time::advance(LONG / 2).await;
         waits.note("create a batch", &slow("second"));
-        assert_eq!((waits.long(), waits.list()), (vec![], vec!["create a batch: second".to_owned()]));
+        assert_eq!(waits.long(), []);
+        assert_eq!(waits.list().iter().map(|wait| wait.what.as_str()).collect::<Vec<_>>(), ["create a batch: second"]);
         tokio::time::advance(LONG).await;
         waits.note("list the batches", &Ok(()));
-        assert_eq!(waits.long(), ["after 1 minute: create a batch: second"]);
+        let long: Vec<String> = waits.long().iter().map(ToString::to_string).collect();
+        assert_eq!(long, ["after 1 minute: create a batch: second"]);
         assert_eq!((waits.long().len(), waits.list().len()), (0, 1), "it is said once, and goes on");
         waits.note("create a batch", &Ok(()));
         waits.note("create a batch", &slow("anew"));

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     analysis::{AnalysisSet, Sources},
     cli::{ModelArgs, ProviderArgs, SourceArgs},
-    console::Console,
+    console::{Console, works_in},
     error::{Error, Kind, Result},
 };
 
@@ -79,10 +79,12 @@ impl Config {
     /// # Errors
     /// [`crate::error::Kind::Input`] for a named file that is missing, and for one that is wrong.
     pub fn load(flag: Option<&Path>, console: &Console) -> Result<Self> {
-        let Some(path) = Self::find(flag)? else { return Ok(Self::default()) };
-        let file = file::ConfigFile::read(&path)?;
-        file.notes.iter().for_each(|note| console.note(note));
-        Ok(Self { file, path: Some(path) })
+        let path = Self::find(flag)?;
+        let file = path.as_deref().map(file::ConfigFile::read).transpose()?.unwrap_or_default();
+        let config = Self { file, path };
+        works_in(Some(&config.work_dir(None).value));
+        config.file.notes.iter().for_each(|note| console.note(note));
+        Ok(config)
     }
 
     fn find(flag: Option<&Path>) -> Result<Option<PathBuf>> {

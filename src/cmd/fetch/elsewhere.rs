@@ -162,7 +162,8 @@ impl Fetcher<'_> {
         let total = batch.request_counts.total;
         let absent = total.saturating_sub(lines);
         self.came.lines += lines;
-        self.came.faults += absent + u64::from(total == 0 && lines == 0);
+        let faults = absent.saturating_add(u64::from(total == 0 && lines == 0));
+        self.came.faults = self.came.faults.saturating_add(faults);
         let why = if batch.errors.is_empty() { String::new() } else { format!(": {}", batch.errors.join("; ")) };
         let lines = count(lines, "line");
         self.console.note(format_args!("{}: {}, {lines}, {absent} absent{why}", batch.id, batch.status));

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
 };
 
 use serde_json::json;
@@ -39,6 +39,7 @@ use crate::{
     },
     report::Report,
     shell,
+    units::sum,
     workdir::WorkDir,
 };
 
@@ -50,6 +51,9 @@ pub struct Join<'a> {
     pub rendering: &'a Rendering,
     pub output: &'a Path,
     pub posts: &'a Posts,
+    /// The provider does not take it, or not any more.
+    pub refused_model: Option<&'a str>,
+    pub advice: &'a OnceLock<String>,
     pub stop: &'a watch::Receiver<Option<Stop>>,
     pub console: &'a Console,
 }
@@ -88,6 +92,8 @@ impl Join<'_> {
         let (mut enhanced, mut filled, mut asked) = (Vec::new(), Vec::new(), vec![false; analyses]);
         let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
         let mut askable = false;
+        // A job that was cancelled while it was cut: the rows of the rest were in no chunk.
+        let is_uncut = locked(journal)?.state.posts.is_none();
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
         let mut input = InputHash::default();
         let posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
@@ -138,6 +144,10 @@ impl Join<'_> {
                 let counted = tally.analyses.get_mut(at);
                 match row.cell(at) {
                     Cell::Value(_) => counted.into_iter().for_each(|tally| tally.answers += 1),
+                    Cell::Absent if was_asked && is_uncut => {
+                        is_pending = true;
+                        counted.into_iter().for_each(|tally| tally.pending += 1);
+                    }
                     Cell::Absent if was_asked => here(FaultKind::Absent, "asked for, and in no results file"),
                     Cell::Absent => {}
                     Cell::Fault(PENDING) => {
@@ -249,6 +259,11 @@ impl Join<'_> {
             batches: Some(batches(&state.jobs, state.config.as_ref())),
             times: Some(times()),
             next: match (remains, askable) {
+                (true, _) if self.refused_model.is_some() && state.at_stake().0 == 0 => {
+                    let command = self.next_command(output, work);
+                    Some(self.advice.get_or_init(|| command).clone())
+                }
+                (true, _) if state.stays_cancelled() => Some("the same command with --resume".to_owned()),
                 (true, _) => Some("the same command; batches are not done yet".to_owned()),
                 // Another round would pay for rows that the provider may have.
                 (false, true) if came_short => Some(format!(
@@ -288,6 +303,11 @@ impl Join<'_> {
         let output = if is_file { output } else { Path::new("ENHANCED") };
         let named = |path: &Option<PathBuf>| path.clone().filter(|path| !is_stdout(path) && !is_stream(path));
         let (faults, report) = (named(&self.args.faults.faults), named(&self.args.faults.report));
+        let models = &self.rendering.models;
+        let gone = |model: &str| self.refused_model == Some(model);
+        let given_up = [("model", &models.model.value), ("multimodal_model", &models.multimodal_model.value)];
+        let given_up = given_up.into_iter().filter(|(_, model)| gone(model)).map(|(id, _)| id);
+        let others: Vec<&str> = OF_A_ROUND.into_iter().chain(given_up).collect();
         NextCommand::new("zbatch run --missing")
             .operand(output)
             .path("-o", Some(&of_next_round(output)))
@@ -295,20 +315,26 @@ impl Join<'_> {
             .paths("--skip", self.args.rows.skip.iter().chain(&faults))
             .path("--faults", faults.as_deref().map(of_next_round).as_deref())
             .path("--report", report.as_deref().map(of_next_round).as_deref())
-            .typed("run", &self.args.typed, &OF_A_ROUND)
+            .typed("run", &self.args.typed, &others)
+            .flag("--model", gone(&models.model.value).then_some(ANOTHER_MODEL))
+            .flag("--multimodal-model", gone(&models.multimodal_model.value).then_some(ANOTHER_MODEL))
             .into_text()
     }
 }
 
 /// The flags of `run` that the next round does not repeat as they were typed.
-pub const OF_A_ROUND: [&str; 8] = [
+pub const OF_A_ROUND: [&str; 9] = [
     // It has a directory and files of its own.
     "work_dir", "output", "faults", "report",  // Repeated, and the faults of this round are added.
     "skip",    // It is what makes a round.
     "missing", // It moved away what this round was not begun with.
-    "new",     // In the emulator it would strike the same lines again.
+    "new",     // It went on with a job that was cancelled.
+    "resume",  // In the emulator it would strike the same lines again.
     "fault",
 ];
+
+/// The user knows which.
+const ANOTHER_MODEL: &str = "ANOTHER_MODEL";
 
 /// `out/enhanced.json.gz` → `out/enhanced.round2.json.gz`.
 fn of_next_round(path: &Path) -> PathBuf {
@@ -335,7 +361,7 @@ fn batches(jobs: &[Job], config: Option<&Config>) -> serde_json::Value {
     let upstream = config.and_then(|config| config.upstream.as_deref());
     let mut told = json!({
         "chunks": jobs.len(), "by_status": by_status,
-        "requests": jobs.iter().map(|job| job.chunk.lines).sum::<u64>(),
+        "requests": sum(jobs.iter().map(|job| job.chunk.lines)),
         "results": rows.output, "errors": rows.error, "absent": rows.absent, "foreign": rows.foreign,
         "unreadable": rows.bad,
         "emulated": upstream.is_none() && config.is_some_and(|config| config.emulate),

@@ -153,6 +153,18 @@ async fn drive_as(
     cut: mpsc::Receiver<usize>,
     change: impl FnOnce(JobSettings) -> JobSettings,
 ) -> JobsEnd {
+    drive_for(Duration::from_secs(3600), router, work, journal, cut, change).await
+}
+
+/// The same for a job that may take longer.
+async fn drive_for(
+    most: Duration,
+    router: Router,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    cut: mpsc::Receiver<usize>,
+    change: impl FnOnce(JobSettings) -> JobSettings,
+) -> JobsEnd {
     let client = Client::new(ClientSettings {
         dialect: Dialect::find("zhipu").expect("known"),
         base_url: Some("http://127.0.0.1/x".to_owned()),
@@ -171,12 +183,13 @@ async fn drive_as(
         on_ambiguous: OnAmbiguous::Recreate,
         max_batches: None,
         max_requests: None,
+        patience: Duration::ZERO,
         no_wait: false,
         keep_requests: false,
         keep_remote: false,
     });
     let driver = Driver { client: &client, work, journal, settings, stop, progress: &progress, fetched: None };
-    let driven = tokio::time::timeout(Duration::from_secs(3600), driver.drive(cut)).await;
+    let driven = tokio::time::timeout(most, driver.drive(cut)).await;
     driven.expect("it ends").expect("the disk holds")
 }
 
@@ -695,4 +708,59 @@ async fn r10_2_while_the_queue_is_full_no_other_chunk_tries() {
     // All but the last chunk are of one model; three at once.
     let tried = (1..=40).filter(|part| seen.calls().contains(&format!("create a_batch_part{part}"))).count();
     assert!(tried <= 10, "{tried} of 40 chunks were sent to a full queue");
+}
+
+/// A batch that is done after `out`, from a server that is in trouble until then.
+fn troubled(seen: &Seen, out: Duration) -> Router {
+    let until = Instant::now() + out;
+    let content = get(async move || "{\"custom_id\":\"a_0000\",\"response\":{}}\n");
+    let router = finished(seen, content);
+    Router::new().fallback(async move |request: axum::extract::Request| {
+        use tower::ServiceExt as _;
+        let is_poll = request.uri().path().starts_with("/x/batches/");
+        if is_poll && Instant::now() < until {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
+        let Ok(response) = router.clone().oneshot(request).await;
+        response
+    })
+}
+
+/// Eleven failed polls in a row ended the job, and batches that were paid for ran on unseen.
+#[tokio::test(start_paused = true)]
+async fn r11_9f_a_server_in_trouble_is_waited_for_while_batches_run() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (out, patience, comes) in [(6 * HOUR, 24 * HOUR, true), (6 * HOUR, HOUR, false), (HOUR, 6 * HOUR, true)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 2);
+        let seen = Seen::default();
+        let router = troubled(&seen, out);
+        let poll_interval = Duration::from_secs(60);
+        let settings = |settings| JobSettings { patience, poll_interval, ..settings };
+        let end = drive_for(40 * HOUR, router, &work, &journal, none(), settings).await;
+        let fetched = journal.lock().expect("whole").state.at(Step::Fetched);
+        assert_eq!(
+            (end.trouble.is_none(), fetched),
+            (comes, if comes { 2 } else { 0 }),
+            "{out:?} {patience:?}: {end:?}"
+        );
+        let kind = end.trouble.map(|error| error.kind());
+        assert_eq!(kind, (!comes).then_some(Kind::Unavailable));
+    }
+}
+
+/// Before the first batch nothing is lost: the user should hear of a wrong address at once.
+#[tokio::test(start_paused = true)]
+async fn r11_9f_before_the_first_batch_a_server_that_is_gone_ends_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 2);
+    let gone = Router::new().fallback(async || {
+        let broken = futures::stream::iter([Err::<axum::body::Bytes, _>(std::io::Error::other("reset"))]);
+        axum::body::Body::from_stream(broken).into_response()
+    });
+    let began = Instant::now();
+    let patient = |settings| JobSettings { patience: Duration::from_secs(86_400), ..settings };
+    let end = drive_as(gone, &work, &journal, none(), patient).await;
+    assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
+    assert!(began.elapsed() < Duration::from_secs(600), "{:?}", began.elapsed());
 }
