@@ -147,7 +147,7 @@ impl Folder {
         let probe = if here.st_uid == us || !is_shared(&here) { self.probe() } else { None };
         let same_owner = here.st_uid == us || probe.is_some_and(|probe| probe.st_uid == here.st_uid);
         if !same_owner && us != 0 {
-            return Err(self.belongs_to(here.st_uid));
+            return Err(belongs_to(self.path(), self.path(), here.st_uid));
         }
         if is_shared(&here) && !probe.is_some_and(|probe| is_shared(&probe)) {
             return Err(Error::input(format!(
@@ -174,10 +174,6 @@ impl Folder {
         stat.filter(|_| removed.is_ok())
     }
 
-    pub fn belongs_to(&self, owner: u32) -> Error {
-        belongs_to(self.path(), owner)
-    }
-
     /// The name that led here still does: the directory was not moved or replaced.
     pub fn is_at_its_path(&self) -> Result<bool> {
         let here = self.stat()?;
@@ -189,11 +185,11 @@ impl Folder {
     }
 }
 
-fn belongs_to(path: &Path, owner: u32) -> Error {
+fn belongs_to(path: &Path, dir: &Path, owner: u32) -> Error {
     let (path, us) = (path.display(), geteuid().as_raw());
     Error::input(format!("{path} belongs to another user (number {owner}; this process is user {us})")).fix(format!(
         "run as that user, or name a directory of your own with -d; if you trust all that is in it: sudo chown -R {us} {}",
-        shell_word(&path.to_string())
+        shell_word(&dir.display().to_string())
     ))
 }
 
@@ -269,6 +265,10 @@ impl Entry {
         Error::io(operation, self.path(), &e.into())
     }
 
+    pub fn belongs_to(&self, owner: u32) -> Error {
+        belongs_to(&self.path(), self.folder.path(), owner)
+    }
+
     pub fn is_a_link(&self) -> Error {
         Error::input(format!("{self} is a symbolic link, and zbatch follows none below the directory {}", {
             self.folder.path().display()
@@ -324,7 +324,8 @@ impl Entry {
     /// A text of at most `limit` bytes.
     pub fn read_small(&self, limit: u64) -> Result<String> {
         let mut text = String::new();
-        self.open()?.take(limit + 1).read_to_string(&mut text).map_err(|e| match e.kind() {
+        let file = self.find()?.ok_or_else(|| Error::input(format!("cannot read {self}: it is not there")))?;
+        file.take(limit + 1).read_to_string(&mut text).map_err(|e| match e.kind() {
             io::ErrorKind::InvalidData => Error::input(format!("{self}: it is not UTF-8 text")),
             _ => Error::io("read", self.path(), &e),
         })?;

@@ -4,6 +4,7 @@
 //! | event | says | then |
 //! |---|---|---|
 //! | `start` | version, run id, [`Config`]: what decides the requests | always the first line |
+//! | `place` | where the journal lies: a copy of it is not gone on with by mistake | |
 //! | `chunk` | a [`Chunk`] is on disk, whole and synced, and how far the input had been read | [`Step::Cut`] |
 //! | `posts` | the input has ended: how many places, how many good posts, hash of all | |
 //! | `uploaded` | the provider keeps the chunk's file | [`Step::Uploaded`] |
@@ -41,12 +42,13 @@ use crate::{
     flow::{
         ChunkId, Object,
         chunks::{Chunk, Cutter, InputMark, Limits},
+        faults::escape_control,
         rows::RowBalance,
     },
+    folder::Folder,
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
-        output::sync_directory,
     },
 };
 
@@ -125,6 +127,7 @@ pub enum Event {
         spooled: bool,
         config: Config,
     },
+    Place(Place),
     Chunk {
         #[serde(flatten)]
         chunk: Chunk,
@@ -203,6 +206,27 @@ pub enum Event {
     Cleaned {
         chunk: ChunkId,
     },
+}
+
+/// Where a journal lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub host: String,
+    pub device: u64,
+    /// The number of the journal's file on its device.
+    pub inode: u64,
+    /// The number of the directory that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<u64>,
+}
+
+impl Place {
+    /// The same file. A copy gets another number, and its directory too. The device's number changes at a reboot and from
+    /// machine to machine that mounts the same disk, a container has a new host name each time: neither tells a copy.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        let same_folder = self.folder.zip(other.folder).is_none_or(|(one, other)| one == other);
+        self.inode == other.inode && same_folder
+    }
 }
 
 /// What a terminal batch said of itself.
@@ -294,6 +318,8 @@ pub struct State {
     pub run: String,
     pub config: Option<Config>,
     pub spooled: bool,
+    /// Where the journal was when it was last gone on with.
+    pub place: Option<Place>,
     /// The end of the input: good posts, and the mark.
     pub posts: Option<(u64, InputMark)>,
     /// In the order in which they were cut.
@@ -313,9 +339,9 @@ impl State {
     }
 
     /// The chunks, in order, and where the input ended: what a [`Cutter`] goes on from.
-    pub fn cutter(&self, dir: &Path, limits: Limits) -> Cutter {
+    pub fn cutter(&self, dir: &Folder, limits: Limits) -> Cutter {
         let cut = self.jobs.iter().map(|job| (&job.chunk, &job.input));
-        Cutter::new(dir.to_owned(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark))
+        Cutter::new(dir.clone(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark))
     }
 
     /// The input was read to its end, and nothing was in it.
@@ -382,7 +408,15 @@ impl State {
                 return Ok(());
             }
             _ if self.config.is_none() => return Err("the first event must be `start`".to_owned()),
+            Event::Place(place) => {
+                self.place = Some(place.clone());
+                return Ok(());
+            }
             Event::Chunk { chunk, input } => {
+                if chunk.path != chunk.id.path() || chunk.analysis != chunk.id.analysis {
+                    let (path, analysis) = (escape_control(&chunk.path), escape_control(&chunk.analysis));
+                    return Err(format!("path {path} and analysis {analysis} are not those of {}", chunk.id));
+                }
                 if self.places.contains_key(&chunk.id) {
                     return Err(format!("{} was cut before", chunk.id));
                 }
@@ -505,7 +539,7 @@ impl Job {
 impl Event {
     fn chunk_id(&self) -> Option<&ChunkId> {
         match self {
-            Self::Start { .. } | Self::Posts { .. } => None,
+            Self::Start { .. } | Self::Place(_) | Self::Posts { .. } => None,
             Self::Chunk { chunk, .. } => Some(&chunk.id),
             Self::Uploaded { chunk, .. }
             | Self::Intent { chunk, .. }
@@ -527,6 +561,7 @@ impl Event {
     fn name(&self) -> &'static str {
         match self {
             Self::Start { .. } => "start",
+            Self::Place(_) => "place",
             Self::Chunk { .. } => "chunk",
             Self::Posts { .. } => "posts",
             Self::Uploaded { .. } => "uploaded",
@@ -562,22 +597,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads what is there; an absent journal is an empty one. The caller holds the directory's lock.
+    /// For tests, without a lock.
+    #[cfg(test)]
     pub fn open(dir: &Path) -> Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt as _;
+        let entry = Folder::open(dir)?.file(FILE);
+        Self::of(entry.append()?, entry.path())
+    }
 
-        let path = dir.join(FILE);
-        let new = !path.exists();
-        let file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| Error::io("open", &path, &e))?;
-        if new {
-            sync_directory(dir)?;
-        }
+    /// Reads what an open file holds, which the caller has locked. `path` is for messages.
+    pub fn of(file: File, path: PathBuf) -> Result<Self> {
         let Replay { state, whole, torn, .. } = replay(&file, &path)?.sound()?;
         if torn > 0 && !drill::without(Guard::TornTail) {
             file.set_len(whole)
@@ -635,12 +663,13 @@ pub fn read(dir: &Path) -> Result<State> {
 
 /// The same, and what is wrong with it.
 pub fn examine(dir: &Path) -> Result<Replay> {
-    let path = dir.join(FILE);
-    let file = File::open(&path).map_err(|e| {
-        Error::input(format!("{} is not a work directory: {e}", dir.display()))
+    let none = |why: &dyn std::fmt::Display| {
+        Error::input(format!("{} is not a work directory: {why}", dir.display()))
             .fix("name one with -d; `zbatch gen -d DIR posts.jsonl` makes one")
-    })?;
-    replay(&file, &path)
+    };
+    let entry = Folder::open(dir).map_err(|e| none(&e))?.file(FILE);
+    let file = entry.find()?.ok_or_else(|| none(&format_args!("it has no {FILE}")))?;
+    replay(&file, &entry.path())
 }
 
 /// A journal as it was read.

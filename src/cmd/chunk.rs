@@ -60,9 +60,10 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     outputs::check(None, [args.requests.as_deref().unwrap_or(std::path::Path::new("-"))], None, &args.faults)?;
     let input = Input::open(args.requests.as_deref(), "zbatch gen posts.jsonl | zbatch chunk -d work")?;
     let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
-    let (work, journal) = claim(&dir, args.new, record_models(&models, limits, false), false, console)?;
+    let (work, journal) =
+        claim(&dir, (args.new, args.work.moved), record_models(&models, limits, false), false, console)?;
     let journal = Mutex::new(journal);
-    let mut cutter = locked(&journal)?.state.cutter(work.path(), limits);
+    let mut cutter = locked(&journal)?.state.cutter(work.folder(), limits);
     let mut log = FaultLog::create(args.faults.faults.as_deref())?;
     let mut tally = Tally::new(0);
     let mut records = ChunkRecords::create()?;
@@ -72,7 +73,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     };
     let (mut lines, mut good) = (0, 0);
     let mut block = Block::default();
-    let mark = write_behind(work.path(), record, |writer| {
+    let mark = write_behind(work.folder(), record, |writer| {
         while reader.fill(&mut block)? {
             for line in block.lines() {
                 lines += 1;

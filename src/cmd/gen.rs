@@ -43,7 +43,7 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     let (counts, tally) = match &args.work_dir {
         None => filter(posts, &rendering, args.output.as_deref(), &mut seen)?,
         Some(dir) => {
-            let (work, journal) = claim(dir, args.new, rendering.record(false), false, console)?;
+            let (work, journal) = claim(dir, (args.new, args.moved), rendering.record(false), false, console)?;
             let journal = Mutex::new(journal);
             let mut records = ChunkRecords::create()?;
             let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk))?;
@@ -234,7 +234,7 @@ pub fn cut(
     seen: &mut Seen<'_>,
     yield_chunk: &mut (dyn FnMut(Chunk) -> Result<()> + Send),
 ) -> Result<(PostCounts, RenderTally)> {
-    let mut cutter = locked(journal)?.state.cutter(work.path(), rendering.limits);
+    let mut cutter = locked(journal)?.state.cutter(work.folder(), rendering.limits);
     let (text, vision) = (&rendering.models.model.value, &rendering.models.multimodal_model.value);
     let groups: Vec<[Group; 2]> = rendering
         .set
@@ -247,7 +247,7 @@ pub fn cut(
         yield_chunk(chunk)
     };
     let mut renderer = rendering.renderer()?;
-    let (counts, input) = write_behind(work.path(), record, |writer| {
+    let (counts, input) = write_behind(work.folder(), record, |writer| {
         let counts = rendering.render(posts, &mut renderer, |step| match step {
             Step::Place(place) => {
                 seen.note(place);

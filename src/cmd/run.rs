@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
         let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
         let upstream = upstream.map(|upstream| upstream.name().to_owned());
         let record = journal::Config { upstream, ..rendering.record(args.emulate) };
-        let (work, mut journal) = claim(&dir, args.new, record, source.is_spooled(), console)?;
+        let (work, mut journal) = claim(&dir, (args.new, args.work.moved), record, source.is_spooled(), console)?;
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
@@ -275,7 +275,7 @@ fn check_input(posts: &Posts, rendering: &Rendering, work: &WorkDir, journal: &M
         if state.below(Step::Fetched) == 0 {
             return Ok(());
         }
-        state.cutter(work.path(), rendering.limits)
+        state.cutter(work.folder(), rendering.limits)
     };
     let read = open(rendering, posts)?.for_each(|place| {
         if cutter.knows_the_input() {

@@ -9,7 +9,6 @@ mod writer;
 use std::{
     collections::{HashMap, VecDeque},
     io::Write,
-    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +16,11 @@ use serde::{Deserialize, Serialize};
 use self::writer::Closing;
 pub use self::writer::{ChunkWriter, write_behind};
 use super::{ChunkId, rows::RowSet};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    folder::Folder,
+    workdir::rows_file,
+};
 
 /// A chunk file that is on disk, whole and synced. Printed as one line by `gen -d`, kept in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +119,7 @@ pub struct Group(usize);
 /// Writes requests into chunks. At most one chunk a group is open.
 #[derive(Debug)]
 pub struct Cutter {
-    dir: PathBuf,
+    dir: Folder,
     limits: Limits,
     groups: Vec<GroupState>,
     /// The chunks of the journal, by analysis and model, until their group is asked for.
@@ -168,8 +171,8 @@ impl HeldChunk {
 
     /// The same rows came by as the chunk was cut with. Images are no part of the input's hash: one that appeared or went
     /// away moves its row to another group, and counting alone would leave a row out or ask for it twice.
-    fn check(&self, dir: &Path) -> Result<()> {
-        if RowSet::read(&dir.join("rows").join(format!("{}.txt", self.id)))? == self.rows {
+    fn check(&self, dir: &Folder) -> Result<()> {
+        if RowSet::read(&rows_file(dir, &self.id))? == self.rows {
             return Ok(());
         }
         Err(Error::input(format!("the posts no longer give the rows of {}; have images changed?", self.id))
@@ -202,7 +205,7 @@ pub enum Pushed {
 impl Cutter {
     /// `dir` is the work directory, `cut` what its journal holds of chunks, in order, `end` where the input ended.
     pub fn new<'c>(
-        dir: PathBuf,
+        dir: Folder,
         limits: Limits,
         cut: impl IntoIterator<Item = (&'c Chunk, &'c InputMark)>,
         end: Option<&InputMark>,
@@ -353,7 +356,7 @@ impl Cutter {
         *part += 1;
         open.hasher.update(&open.pending);
         let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
-        let path = format!("requests/{id}.jsonl");
+        let path = id.path();
         let chunk = Chunk {
             id,
             path,
@@ -439,7 +442,7 @@ mod tests {
         for folder in ["requests", "rows"] {
             std::fs::create_dir(dir.path().join(folder)).expect("made");
         }
-        let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
+        let mut cutter = Cutter::new(Folder::open(dir.path()).expect("opened"), limits, [], None);
         let group = cutter.group("a", false, "m");
         let mut chunks = Vec::new();
         let keep = |chunk: Chunk, _: InputMark| {
@@ -449,7 +452,7 @@ mod tests {
             chunks.push((chunk.lines, chunk.bytes));
             Ok(())
         };
-        write_behind(dir.path(), keep, |writer| {
+        write_behind(&Folder::open(dir.path()).expect("opened"), keep, |writer| {
             for (index, length) in lengths.iter().enumerate() {
                 let line = "x".repeat(*length as usize - 1) + "\n";
                 cutter.read_place(line.as_bytes())?;
@@ -519,11 +522,11 @@ mod tests {
             ("a\nb\n", Some("end")),
             ("a\nb\nc\nd\n", Some("goes on after 3 lines")),
         ] {
-            let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
+            let mut cutter = Cutter::new(Folder::open(dir.path()).expect("opened"), limits, [], None);
             cutter.marks = [(mark("a\nb\n"), "part1".to_owned()), (mark("a\nb\nc\n"), "the end".to_owned())].into();
             cutter.end = Some(3);
             let outcome = write_behind(
-                dir.path(),
+                &Folder::open(dir.path()).expect("opened"),
                 |_, _| Ok(()),
                 |writer| {
                     input.lines().try_for_each(|line| cutter.read_place(line.as_bytes()))?;
@@ -546,7 +549,8 @@ mod tests {
             for folder in ["requests", "rows"] {
                 std::fs::create_dir(dir.path().join(folder)).expect("made");
             }
-            let mut cutter = Cutter::new(dir.path().to_owned(), Limits { lines: 1, bytes: 1000 }, [], None);
+            let mut cutter =
+                Cutter::new(Folder::open(dir.path()).expect("opened"), Limits { lines: 1, bytes: 1000 }, [], None);
             let group = cutter.group("a", false, "m");
             let mut yielded = 0;
             let keep = |_: Chunk, _: InputMark| {
@@ -556,7 +560,7 @@ mod tests {
                 yielded += 1;
                 Ok(())
             };
-            let error = write_behind(dir.path(), keep, |writer| {
+            let error = write_behind(&Folder::open(dir.path()).expect("opened"), keep, |writer| {
                 for index in 0..pushes {
                     let write = |out: &mut dyn Write| out.write_all(b"{}\n").map_err(|e| Error::io("write", "", &e));
                     cutter.push(group, index, 3, write, writer)?;

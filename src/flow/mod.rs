@@ -71,6 +71,13 @@ impl fmt::Display for ChunkId {
     }
 }
 
+impl ChunkId {
+    /// Its file within a work directory.
+    pub fn path(&self) -> String {
+        format!("requests/{self}.jsonl")
+    }
+}
+
 impl FromStr for ChunkId {
     type Err = String;
 

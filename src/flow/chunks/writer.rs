@@ -5,7 +5,6 @@ use std::{
     collections::HashMap,
     io::Write as _,
     num::NonZeroUsize,
-    path::Path,
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
 };
@@ -16,10 +15,9 @@ use super::{Chunk, InputMark};
 use crate::{
     error::{Error, Result},
     flow::rows::RowSet,
-    lines::{
-        output::{AtomicFile, write_private},
-        pool::workers,
-    },
+    folder::Folder,
+    lines::{output::AtomicFile, pool::workers},
+    workdir::{request_file, rows_file},
 };
 
 /// Pieces between the threads, each way.
@@ -87,7 +85,7 @@ impl ChunkWriter<'_> {
 /// # Errors
 /// What the thread failed with, else what `cut` failed with.
 pub fn write_behind<T>(
-    dir: &Path,
+    dir: &Folder,
     yield_chunk: impl FnMut(Chunk, InputMark) -> Result<()> + Send,
     cut: impl FnOnce(&mut ChunkWriter<'_>) -> Result<T>,
 ) -> Result<T> {
@@ -120,7 +118,7 @@ fn raise_open_files() {
 }
 
 struct Files<'d, F> {
-    dir: &'d Path,
+    dir: &'d Folder,
     /// By the number of its group.
     open: HashMap<usize, AtomicFile>,
     yield_chunk: F,
@@ -138,10 +136,9 @@ impl<F: FnMut(Chunk, InputMark) -> Result<()>> Files<'_, F> {
             }
             Todo::Close(group, end) => {
                 let Closing { mut last, chunk, rows, input } = *end;
-                let rows_file = self.dir.join("rows").join(format!("{}.txt", chunk.id));
                 let file = self.append(group, &last)?;
-                write_private(&rows_file, rows.to_text().as_bytes())?;
-                file.commit_as(&self.dir.join(&chunk.path))?;
+                rows_file(self.dir, &chunk.id).write(rows.to_text().as_bytes())?;
+                file.commit_as(&request_file(self.dir, &chunk.id).path())?;
                 (self.yield_chunk)(chunk, input)?;
                 last.clear();
                 Ok(last)
@@ -150,12 +147,12 @@ impl<F: FnMut(Chunk, InputMark) -> Result<()>> Files<'_, F> {
     }
 
     fn append(&mut self, group: usize, piece: &[u8]) -> Result<AtomicFile> {
-        let path = self.dir.join("requests/chunk");
+        let unnamed = self.dir.file("requests/chunk");
         let mut file = match self.open.remove(&group) {
             Some(file) => file,
-            None => AtomicFile::create_private(&path)?,
+            None => AtomicFile::within(&unnamed)?,
         };
-        file.write_all(piece).map_err(|e| Error::io("write", &path, &e))?;
+        file.write_all(piece).map_err(|e| Error::io("write", unnamed.path(), &e))?;
         Ok(file)
     }
 }
