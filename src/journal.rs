@@ -56,6 +56,13 @@ pub const FILE: &str = "journal.jsonl";
 const VERSION: u32 = 1;
 /// An event is a line of a few hundred bytes; a longer one is damage.
 const LONGEST_EVENT: u64 = 1 << 20;
+/// What the fold keeps is bounded, also of a journal that somebody else wrote: chunks, bytes of an id, characters of a reason, reasons of
+/// one batch, and lines that a provider refused, of all batches. At 10,000 lines a chunk these are two thousand million requests.
+const MOST_CHUNKS: usize = 200_000;
+const LONGEST_ID: usize = 1 << 10;
+const LONGEST_WHY: usize = 2000;
+const MOST_ERRORS: usize = 20;
+const MOST_REFUSED: usize = 1 << 20;
 
 /// What decides the requests: a work directory belongs to one of these (`promises.md` S5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -253,6 +260,30 @@ pub struct BatchEnd {
     pub refused_lines: Vec<RefusedLine>,
 }
 
+impl BatchEnd {
+    /// What the fold keeps of it.
+    fn kept(&self) -> std::result::Result<Self, String> {
+        check_lengths([&self.status].into_iter().chain(&self.output_file_id).chain(&self.error_file_id))?;
+        let errors = self.errors.iter().take(MOST_ERRORS).map(|why| kept(why)).collect();
+        let refused = |refused: &RefusedLine| RefusedLine { line: refused.line, why: kept(&refused.why) };
+        let refused_lines = self.refused_lines.iter().map(refused).collect();
+        Ok(Self { errors, refused_lines, ..self.clone() })
+    }
+}
+
+fn check_lengths<'a>(ids: impl IntoIterator<Item = &'a String>) -> std::result::Result<(), String> {
+    match ids.into_iter().find(|id| id.len() > LONGEST_ID) {
+        Some(id) => Err(format!("an id or name of {} bytes; the longest has {LONGEST_ID}", id.len())),
+        None => Ok(()),
+    }
+}
+
+/// The beginning of a reason.
+fn kept(why: &str) -> String {
+    let end = why.char_indices().nth(LONGEST_WHY).map_or(why.len(), |(end, _)| end);
+    why.get(..end).unwrap_or(why).to_owned()
+}
+
 /// A line of a chunk file for which the provider refused the whole batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedLine {
@@ -288,8 +319,9 @@ pub struct Job {
     pub batch_id: Option<String>,
     /// The provider was asked to cancel the batch.
     pub cancelling: bool,
-    pub end: Option<BatchEnd>,
-    pub rows: Option<RowBalance>,
+    /// In a box, as `rows`: most chunks of a job that has begun have neither.
+    pub end: Option<Box<BatchEnd>>,
+    pub rows: Option<Box<RowBalance>>,
     pub cleaned: bool,
     /// The last thing that went wrong with it.
     pub trouble: Option<String>,
@@ -325,6 +357,8 @@ pub struct State {
     /// In the order in which they were cut.
     pub jobs: Vec<Job>,
     places: HashMap<ChunkId, usize>,
+    /// Lines that the provider refused.
+    refused: usize,
     /// Chunks at each step.
     counts: [u64; Step::ALL.len()],
     /// Batches and requests of all creates that were sent, but for those that were refused or found the queue full.
@@ -417,6 +451,10 @@ impl State {
                     let (path, analysis) = (escape_control(&chunk.path), escape_control(&chunk.analysis));
                     return Err(format!("path {path} and analysis {analysis} are not those of {}", chunk.id));
                 }
+                if self.jobs.len() >= MOST_CHUNKS {
+                    return Err(format!("a work directory holds at most {MOST_CHUNKS} chunks"));
+                }
+                check_lengths([&chunk.model, &chunk.blake3, &input.blake3])?;
                 if self.places.contains_key(&chunk.id) {
                     return Err(format!("{} was cut before", chunk.id));
                 }
@@ -453,6 +491,12 @@ impl State {
         let id = event.chunk_id().ok_or("an event without a chunk")?;
         let at = *self.places.get(id).ok_or_else(|| format!("{id} was never cut"))?;
         let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
+        if let Event::Ended { end, .. } = event {
+            self.refused = self.refused.saturating_add(end.refused_lines.len());
+            if self.refused > MOST_REFUSED {
+                return Err(format!("more than {MOST_REFUSED} refused lines"));
+            }
+        }
         let (from, lines) = (job.step, job.chunk.lines);
         job.follow(event)?;
         let to = job.step;
@@ -467,6 +511,7 @@ impl Job {
         let wrong = |step: Step| format!("{} cannot follow {step:?} of {}", event.name(), self.chunk.id);
         match (self.step, event) {
             (Step::Cut, Event::Uploaded { file_id, .. }) => {
+                check_lengths([file_id])?;
                 self.file_id = Some(file_id.clone());
                 self.step = Step::Uploaded;
             }
@@ -475,19 +520,19 @@ impl Job {
                 self.step = Step::Intended;
             }
             (Step::Intended, Event::Refused { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.settle(Step::Uploaded);
             }
             (Step::Intended, Event::Unclear { why, status, made, .. }) => {
-                self.trouble = Some(why.clone());
-                self.unclear = Some(Unclear { why: why.clone(), status: *status, made: *made });
+                self.trouble = Some(kept(why));
+                self.unclear = Some(Unclear { why: kept(why), status: *status, made: *made });
             }
             (Step::Intended, Event::Held { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.held = true;
             }
             (Step::Uploaded | Step::Intended, Event::Lost { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.lost += u32::from(self.step == Step::Intended);
                 self.file_id = None;
                 self.settle(Step::Cut);
@@ -495,28 +540,29 @@ impl Job {
             // A batch of an earlier create that counted as lost may be listed before the next one is sent.
             (Step::Intended, Event::Created { batch_id, .. })
             | (Step::Uploaded, Event::Created { batch_id, adopted: true, .. }) => {
+                check_lengths([batch_id])?;
                 self.batch_id = Some(batch_id.clone());
                 self.cancelling = false;
                 self.trouble = None;
                 self.settle(Step::Created);
             }
             (Step::Created, Event::Full { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 (self.batch_id, self.file_id) = (None, None);
                 self.step = Step::Cut;
             }
             (Step::Created, Event::Cancelling { .. }) => self.cancelling = true,
             // Once more, when it had not said where its results are.
             (Step::Created | Step::Ended, Event::Ended { end, .. }) => {
-                self.end = Some(end.clone());
+                self.end = Some(Box::new(end.kept()?));
                 self.step = Step::Ended;
             }
             (Step::Ended, Event::Fetched { rows, .. }) => {
-                self.rows = Some(rows.clone());
+                self.rows = Some(Box::new(rows.clone()));
                 self.step = Step::Fetched;
             }
             (Step::Ended, Event::Missing { why, at, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.missing = self.missing.or(Some(*at));
             }
             (Step::Fetched, Event::Again { .. }) => {
@@ -659,6 +705,14 @@ pub fn start(run: String, spooled: bool, config: Config) -> Event {
 /// Reads a journal without touching it; for verbs that take no lock. A torn last line is passed over.
 pub fn read(dir: &Path) -> Result<State> {
     examine(dir)?.sound().map(|read| read.state)
+}
+
+/// Bytes of the whole lines that a journal has now.
+pub fn whole(dir: &Path) -> Result<u64> {
+    let entry = Folder::open(dir)?.file(FILE);
+    let file = entry.open()?;
+    let length = || end_of_last_line(&file, file.metadata()?.len());
+    length().map_err(|e| Error::io("read", entry.path(), &e))
 }
 
 /// The same, and what is wrong with it.

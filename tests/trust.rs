@@ -320,3 +320,55 @@ fn r11_9a_nothing_is_created_in_a_directory_that_was_moved_or_lost_its_journal()
         assert!(created <= 2, "{script}: {created}");
     }
 }
+
+/// A journal of somebody else may be of any length, and hold anything: what is kept of it is bounded.
+#[test]
+fn r11_2_status_and_verify_take_little_memory_for_a_foreign_journal() {
+    let setup = Setup::new(&[]);
+    let work = &setup.work;
+    let journal = work.read("w/journal.jsonl");
+    let start = journal.lines().next().expect("a start");
+    let line = journal.lines().find(|line| line.contains(r#""event":"chunk""#)).expect("a chunk");
+    let id = "topic_analysis_batch_part1";
+    let chunk = |part: u32| line.replace(id, &format!("topic_analysis_batch_part{part}")) + "\n";
+    assert_ne!(chunk(7), line.to_owned() + "\n");
+    let mut many = format!("{start}\n");
+    (1..200_002).for_each(|part| many += &chunk(part));
+    work.write("many/journal.jsonl", many);
+    let ran = limited(work, 300, &["status", "-d", "many"]).exits(65);
+    assert!(
+        ran.stderr.contains("line 200002, byte ") && ran.stderr.contains("at most 200000 chunks"),
+        "{}",
+        ran.stderr
+    );
+    limited(work, 300, &["verify", "-d", "many"]).exits(65);
+    // Sixty chunks whose batches give 70,000 reasons each.
+    let mut wordy = format!("{start}\n");
+    for part in 1..=60 {
+        let id = format!("topic_analysis_batch_part{part}");
+        wordy += &chunk(part);
+        for event in [
+            json!({"event": "uploaded", "chunk": id, "file_id": "f"}),
+            json!({"event": "intent", "chunk": id, "file_id": "f", "attempt": 1, "blake3": ""}),
+            json!({"event": "created", "chunk": id, "batch_id": "b"}),
+            json!({"event": "ended", "chunk": id, "status": "failed", "total": 1, "completed": 1, "failed": 0,
+                "errors": vec!["\u{1b}[31m why"; 50_000]}),
+        ] {
+            wordy += &(event.to_string() + "\n");
+        }
+    }
+    assert!(wordy.len() > 50 << 20);
+    work.write("wordy/journal.jsonl", wordy);
+    let ran = limited(work, 60, &["status", "-d", "wordy"]).exits(0);
+    assert!(ran.text().len() < 100_000 && !ran.text().contains('\u{1b}'));
+    limited(work, 60, &["verify", "-d", "wordy"]).exits(65);
+}
+
+/// Runs with so many MiB of memory beside what the program takes to start.
+fn limited(work: &WorkDir, mebibytes: u64, args: &[&str]) -> Ran {
+    let program = work.command(args);
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -d {}; exec \"$0\" \"$@\"", mebibytes << 10);
+    command.current_dir(work.path()).args(["-c", &script]).arg(program.get_program()).args(args);
+    Ran::of(command.output().expect("sh runs"))
+}

@@ -28,6 +28,8 @@ use crate::{
 
 /// Foreign files that are named.
 const NAMED: usize = 5;
+/// Chunks with problems that are looked for.
+const MOST: usize = 10_000;
 /// A hash in a file of its own.
 const LONGEST_HASH: u64 = 1 << 10;
 const RESTORE: &str = "put it back from a backup; without one, begin again with --new";
@@ -48,9 +50,9 @@ pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     problems.extend(check_beginning(&dir, &state, is_whole)?);
     problems.extend(check_spool(&dir, &state)?);
     let mut files = Files::default();
-    problems.extend(check_chunks(&dir, &mut state, &mut files)?);
+    problems.extend(check_chunks(&dir, &mut state, whole, &mut files)?);
     tell_what_is_left(&dir, &state, is_whole, console)?;
-    if journal::examine(&path)?.whole != whole {
+    if journal::whole(&path)? != whole {
         console.note("another process works there: what it did meanwhile is checked in part; run it again at the end");
     }
     print(&problems)?;
@@ -71,7 +73,8 @@ pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
             console.note(format_args!("{sum}; all is as the journal says"));
             Ok(Ended::Finished)
         }
-        many => Err(Error::input(format!("{sum}; {}", count(many, "problem")))),
+        many if many < MOST => Err(Error::input(format!("{sum}; {}", count(many, "problem")))),
+        many => Err(Error::input(format!("{sum}; {}; no more were looked for", count(many, "problem")))),
     }
 }
 
@@ -99,8 +102,9 @@ impl Files {
     }
 }
 
-/// What is wrong with the files of all chunks. `state` is brought up to date where it no longer holds.
-fn check_chunks(dir: &Folder, state: &mut State, files: &mut Files) -> Result<Vec<Error>> {
+/// What is wrong with the files of all chunks. `state` is brought up to date where it no longer holds; `whole` is the length of
+/// the journal that it was read from. After [`MOST`] problems no more are looked for.
+fn check_chunks(dir: &Folder, state: &mut State, mut whole: u64, files: &mut Files) -> Result<Vec<Error>> {
     let mut problems = Vec::new();
     let mut places: Vec<usize> = (0..state.jobs.len()).collect();
     loop {
@@ -111,11 +115,19 @@ fn check_chunks(dir: &Folder, state: &mut State, files: &mut Files) -> Result<Ve
             if !found.is_empty() {
                 suspects.push((place, found));
             }
+            if suspects.len() + problems.len() >= MOST {
+                break;
+            }
         }
         if suspects.is_empty() {
             return Ok(problems);
         }
-        let now = journal::examine(dir.path())?.state;
+        if journal::whole(dir.path())? == whole {
+            problems.extend(suspects.into_iter().flat_map(|(_, found)| found));
+            return Ok(problems);
+        }
+        let journal::Replay { state: now, whole: length, .. } = journal::examine(dir.path())?;
+        whole = length;
         places = Vec::new();
         for (place, found) in suspects {
             if state.jobs.get(place) == now.jobs.get(place) {
@@ -371,7 +383,7 @@ mod tests {
         let (mut journal, chunk) = fetched(dir.path());
         let folder = Folder::open(dir.path()).expect("opened");
         let mut files = Files::default();
-        let mut look = |state: &mut State| check_chunks(&folder, state, &mut files).expect("read").len();
+        let mut look = |state: &mut State| check_chunks(&folder, state, 0, &mut files).expect("read").len();
         let mut state = journal.state.clone();
         assert_eq!(look(&mut state), 0);
         // After we read the journal it was told to download again, and did.

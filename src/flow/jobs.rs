@@ -868,7 +868,7 @@ impl Driver<'_> {
     /// A job whose batch has ended. A batch that did not say where its results are is asked once more.
     async fn ended_job(&self, place: usize) -> std::result::Result<Job, Gave> {
         let job = self.job(place)?;
-        if job.end.as_ref().is_some_and(is_vague) {
+        if job.end.as_deref().is_some_and(is_vague) {
             let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
             // What cannot be asked now is not there, as before.
             if let Ok(batch) = self.unless_stopped(self.client.batch(&batch_id)).await?
