@@ -140,7 +140,6 @@ impl Folder {
     /// [`Kind::Input`], with the command that mends it.
     pub fn check_owner(&self) -> Result<Owner> {
         let (here, us) = (self.stat()?, geteuid().as_raw());
-        let is_shared = |stat: &Stat| stat.st_mode & SHARED != 0;
         if here.st_uid == us && !is_shared(&here) {
             return Ok(Owner::We);
         }
@@ -164,6 +163,11 @@ impl Folder {
     pub fn close_to_others(&self) -> Result<()> {
         let mode = Mode::from_raw_mode(self.stat()?.st_mode & 0o7777 & !SHARED);
         rustix::fs::fchmod(&self.0.handle, mode).map_err(|e| Error::io("set the mode of", self.path(), &e.into()))
+    }
+
+    /// A file that is made private here stays so. File systems without modes show the same one for every file.
+    pub fn keeps_modes(&self) -> bool {
+        self.probe().is_none_or(|probe| !is_shared(&probe))
     }
 
     /// How a private file that is made here looks; `None` if none can be made.
@@ -191,6 +195,11 @@ fn belongs_to(path: &Path, dir: &Path, owner: u32) -> Error {
         "run as that user, or name a directory of your own with -d; if you trust all that is in it: sudo chown -R {us} {}",
         shell_word(&dir.display().to_string())
     ))
+}
+
+/// Group or others may change it.
+pub fn is_shared(stat: &Stat) -> bool {
+    stat.st_mode & SHARED != 0
 }
 
 pub fn is_same(one: &Stat, other: &Stat) -> bool {
@@ -375,9 +384,10 @@ impl Entry {
         Err(error.fix(format!("make {} writable, or name another place", directory(&dir).display())))
     }
 
-    /// Takes another name in the same directory, over what is there, and syncs the directory.
+    /// Takes another name in the same directory, over what is there.
     pub fn rename(&self, to: &OsStr) -> Result<()> {
-        self.at(|dir, name| renameat(dir, name, dir, to)).map_err(|e| self.failed("rename", e))
+        self.at(|dir, name| renameat(dir, name, dir, to))
+            .map_err(|e| Error::io("rename to", self.sibling(to).path(), &e.into()))
     }
 
     /// Makes what happened to its name durable.

@@ -41,7 +41,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         ChunkId, Object,
-        chunks::{Chunk, Cutter, InputMark, Limits},
+        chunks::{Chunk, Cutter, InputMark, Kept, Limits},
         faults::escape_control,
         rows::RowBalance,
     },
@@ -50,6 +50,7 @@ use crate::{
         blocks::{Block, LineReader, Shape},
         input::Input,
     },
+    workdir::{request_file, rows_file},
 };
 
 pub const FILE: &str = "journal.jsonl";
@@ -373,9 +374,12 @@ impl State {
     }
 
     /// The chunks, in order, and where the input ended: what a [`Cutter`] goes on from.
-    pub fn cutter(&self, dir: &Folder, limits: Limits) -> Cutter {
-        let cut = self.jobs.iter().map(|job| (&job.chunk, &job.input));
-        Cutter::new(dir.clone(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark))
+    pub fn cutter(&self, dir: &Folder, limits: Limits) -> Result<Cutter> {
+        let mut cut = Vec::with_capacity(self.jobs.len());
+        for job in &self.jobs {
+            cut.push((&job.chunk, &job.input, job.kept(dir)?));
+        }
+        Ok(Cutter::new(dir.clone(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark)))
     }
 
     /// The input was read to its end, and nothing was in it.
@@ -507,6 +511,13 @@ impl State {
 }
 
 impl Job {
+    /// Whether its files are there, as far as they are needed: the requests until there is a batch.
+    pub fn kept(&self, dir: &Folder) -> Result<Kept> {
+        let requests = self.step < Step::Created && !request_file(dir, &self.chunk.id).exists()?;
+        let is_gone = requests || !rows_file(dir, &self.chunk.id).exists()?;
+        Ok(if is_gone { Kept::Gone { requests } } else { Kept::Whole })
+    }
+
     fn follow(&mut self, event: &Event) -> std::result::Result<(), String> {
         let wrong = |step: Step| format!("{} cannot follow {step:?} of {}", event.name(), self.chunk.id);
         match (self.step, event) {

@@ -28,7 +28,7 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::ChunkId,
-    folder::{Entry, Folder, Owner, is_same},
+    folder::{Entry, Folder, Owner, is_same, is_shared},
     journal::{self, Journal, Place},
     lines::output::directory,
     units::shell_word,
@@ -170,6 +170,7 @@ impl WorkDir {
         parent.rename(name, &old).map_err(|e| e.fix("name another directory with -d"))?;
         let dir = self.path().to_owned();
         drop(self);
+        drop(Folder::make(&real)?);
         Self::create(&dir)
     }
 
@@ -297,6 +298,7 @@ fn check(folder: &Folder) -> Result<()> {
     if names.is_empty() && stat.st_uid == rustix::process::geteuid().as_raw() {
         folder.close_to_others()?;
     }
+    let is_open_to_others = stat.st_mode & 0o011 != 0;
     let owner = match folder.check_owner()? {
         Owner::We => stat.st_uid,
         Owner::RootsGuest => 0,
@@ -309,6 +311,10 @@ fn check(folder: &Folder) -> Result<()> {
         }
         if stat.st_uid != owner {
             return Err(entry.belongs_to(stat.st_uid));
+        }
+        if is_open_to_others && is_shared(&stat) && folder.keeps_modes() {
+            return Err(Error::input(format!("{entry} may be changed by other users, so they could have prepared it"))
+                .fix(format!("chmod -R go-w {}", shell_word(&folder.path().display().to_string()))));
         }
     }
     for name in FOLDERS.iter().filter(|folder| names.iter().any(|(name, _)| name == *folder)) {

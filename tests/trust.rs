@@ -144,6 +144,26 @@ fn r11_2_an_empty_directory_of_a_group_is_closed_and_a_new_one_is_private() {
     }
 }
 
+/// Also where the directory itself was closed since.
+#[test]
+fn r11_2_an_entry_that_others_may_change_is_refused() {
+    let setup = Setup::new(&[]);
+    let work = &setup.work;
+    for (entry, mode) in [("rows", 0o775), ("journal.jsonl", 0o664), ("requests", 0o702)] {
+        shell(work, "chmod 755 w");
+        set_mode(&work.join("w").join(entry), mode);
+        for ran in go_on(&setup) {
+            let ran = ran.exits(65);
+            assert!(ran.stderr.contains(&format!("w/{entry} may be changed by other users")), "{}", ran.stderr);
+            assert!(ran.stderr.contains("fix: chmod -R go-w w\n"), "{}", ran.stderr);
+        }
+        // Nobody else comes as far as that in a directory of 0700.
+        shell(work, "chmod 700 w");
+        setup.run(&["cancel"]).exits(0);
+        shell(work, "chmod -R go-w w");
+    }
+}
+
 /// Root may use a directory that another user made for it (a bind mount), and obeys nothing that this user put in it.
 #[test]
 fn r11_2_root_obeys_no_other_user() {
@@ -329,8 +349,8 @@ fn r11_2_status_and_verify_take_little_memory_for_a_foreign_journal() {
     let journal = work.read("w/journal.jsonl");
     let start = journal.lines().next().expect("a start");
     let line = journal.lines().find(|line| line.contains(r#""event":"chunk""#)).expect("a chunk");
-    let id = "topic_analysis_batch_part1";
-    let chunk = |part: u32| line.replace(id, &format!("topic_analysis_batch_part{part}")) + "\n";
+    let id = "sentiment_polarity_batch_part1";
+    let chunk = |part: u32| line.replace(id, &format!("sentiment_polarity_batch_part{part}")) + "\n";
     assert_ne!(chunk(7), line.to_owned() + "\n");
     let mut many = format!("{start}\n");
     (1..200_002).for_each(|part| many += &chunk(part));
@@ -345,14 +365,14 @@ fn r11_2_status_and_verify_take_little_memory_for_a_foreign_journal() {
     // Sixty chunks whose batches give 70,000 reasons each.
     let mut wordy = format!("{start}\n");
     for part in 1..=60 {
-        let id = format!("topic_analysis_batch_part{part}");
+        let id = format!("sentiment_polarity_batch_part{part}");
         wordy += &chunk(part);
         for event in [
             json!({"event": "uploaded", "chunk": id, "file_id": "f"}),
             json!({"event": "intent", "chunk": id, "file_id": "f", "attempt": 1, "blake3": ""}),
             json!({"event": "created", "chunk": id, "batch_id": "b"}),
             json!({"event": "ended", "chunk": id, "status": "failed", "total": 1, "completed": 1, "failed": 0,
-                "errors": vec!["\u{1b}[31m why"; 50_000]}),
+                "errors": vec!["\u{1b}[31m why"; 55_000]}),
         ] {
             wordy += &(event.to_string() + "\n");
         }
@@ -371,4 +391,131 @@ fn limited(work: &WorkDir, mebibytes: u64, args: &[&str]) -> Ran {
     let script = format!("ulimit -d {}; exec \"$0\" \"$@\"", mebibytes << 10);
     command.current_dir(work.path()).args(["-c", &script]).arg(program.get_program()).args(args);
     Ran::of(command.output().expect("sh runs"))
+}
+
+const CUT: [&str; 7] =
+    ["gen", "-d", "w", "posts.jsonl", "--only=sentiment_polarity,topic_analysis", "--max-lines", "4"];
+
+/// Files of chunks, by name and sum.
+fn files(work: &WorkDir) -> Vec<String> {
+    ["requests", "rows"].into_iter().flat_map(|folder| contents(&work.join("w").join(folder))).collect()
+}
+
+#[test]
+fn r11_9g_requests_that_were_removed_are_made_again() {
+    let setup = Setup::new(&[]);
+    let work = &setup.work;
+    let (before, journal) = (files(work), work.read("w/journal.jsonl"));
+    for script in ["rm -r w/requests", "rm -r w/requests w/rows", "rm w/requests/topic_analysis_batch_part2.jsonl"] {
+        shell(work, script);
+        let ran = setup.run(&["submit", "--no-wait", "--max-batches", "0"]);
+        assert_ne!(ran.code, Some(0));
+        let ran = work.run(&["verify", "-d", "w"]).exits(65);
+        assert!(ran.text().contains("it is gone: the command that cut the chunk"), "{}", ran.text());
+        let ran = work.run(&CUT).exits(0);
+        assert!(ran.stderr.contains("were gone; they are made again from the input"), "{}", ran.stderr);
+        assert_eq!(ran.text(), "", "nothing is cut anew");
+        assert_eq!(files(work), before, "{script}");
+        assert_eq!(work.read("w/journal.jsonl"), journal);
+    }
+    // Where they cannot be made, the rest goes on, and the way is said.
+    shell(work, "rm w/requests/topic_analysis_batch_part2.jsonl");
+    let ran = setup.run(&["submit"]).exits(65);
+    assert!(ran.stderr.contains("w/requests/topic_analysis_batch_part2.jsonl: it is gone"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("again with the same input"), "{}", ran.stderr);
+    let posts = work.read("posts.jsonl");
+    work.write("posts.jsonl", posts.replace("第9条", "第八条"));
+    let ran = work.run(&CUT).exits(65);
+    assert!(ran.stderr.contains("the input is not the one this work directory was made from"), "{}", ran.stderr);
+    work.write("posts.jsonl", posts);
+    work.run(&CUT).exits(0);
+    setup.submit();
+    // Once there are batches, only the rows are needed.
+    shell(work, "rm -r w/requests w/rows");
+    work.run(&CUT).exits(0);
+    assert_eq!(contents(&work.join("w/requests")).iter().filter(|line| line.contains(".jsonl")).count(), 0);
+    setup.run(&["fetch"]).exits(0);
+    setup.paid_once();
+    work.run(&["verify", "-d", "w"]).exits(0);
+}
+
+#[test]
+fn r11_9g_a_chunk_that_is_not_made_again_as_it_was_is_refused() {
+    let setup = Setup::new(&[]);
+    let work = &setup.work;
+    let hash = {
+        let event = work.read("w/journal.jsonl");
+        let event = event.lines().find(|line| line.contains("topic_analysis_batch_part2")).expect("a chunk").to_owned();
+        serde_json::from_str::<Value>(&event).expect("JSON")["blake3"].as_str().expect("a hash").to_owned()
+    };
+    let journal = work.read("w/journal.jsonl").replace(&hash, &"0".repeat(64));
+    work.write("w/journal.jsonl", &journal);
+    shell(work, "rm w/requests/topic_analysis_batch_part2.jsonl");
+    let ran = work.run(&CUT).exits(65);
+    assert!(ran.stderr.contains("no longer give the requests of topic_analysis_batch_part2"), "{}", ran.stderr);
+    assert!(!work.exists("w/requests/topic_analysis_batch_part2.jsonl"));
+    assert_eq!(work.read("w/journal.jsonl"), journal);
+}
+
+/// Two posts of twelve are bad, so that a chunk's rows have gaps and its first and last index do not tell them.
+#[test]
+fn r11_9g_rows_that_were_removed_are_made_again_and_running_batches_are_fetched() {
+    let setup = Setup::new(&[]);
+    let work = &setup.work;
+    shell(work, "rm -r w; sed -i '3s/.*/5/; 10s/.*/6/' posts.jsonl");
+    work.run(&CUT).exits(1);
+    let before = files(work);
+    assert!(work.read("w/rows/topic_analysis_batch_part1.txt").lines().count() > 1);
+    setup.submit();
+    // The requests tell.
+    shell(work, "rm -r w/rows");
+    setup.run(&["fetch", "--no-wait", "--timeout", "1ms"]);
+    let with_rows = |lines: &[String]| lines.iter().filter(|line| line.contains(".txt")).cloned().collect::<Vec<_>>();
+    assert_eq!(with_rows(&files(work)), with_rows(&before));
+    // Nothing here tells: the others are fetched, and the posts make them again.
+    shell(work, "rm w/rows/topic_analysis_batch_part1.txt w/requests/topic_analysis_batch_part1.jsonl");
+    let ran = setup.run(&["fetch", "--keep-requests"]).exits(65);
+    assert!(ran.stderr.contains("w/rows/topic_analysis_batch_part1.txt: it is gone"), "{}", ran.stderr);
+    let status = setup.status();
+    assert!(status["counts"]["fetched"].as_u64() >= Some(4), "{status}");
+    work.run(&CUT).exits(1);
+    assert_eq!(with_rows(&files(work)), with_rows(&before));
+    setup.run(&["fetch"]).exits(0);
+    setup.server.ledger()["by_content"].as_object().expect("an object").values().for_each(|n| assert_eq!(*n, json!(1)));
+}
+
+#[test]
+fn r11_9g_a_run_makes_again_what_was_removed_and_gives_the_same_output() {
+    let setup = Setup::new(&["--latency", "200ms"]);
+    let work = &setup.work;
+    shell(work, "rm -r w");
+    let run = ["run", "posts.jsonl", "-o", "out.jsonl", "--only=sentiment_polarity,topic_analysis", "--max-lines", "1"];
+    setup.run(&[&run[..], &["--no-wait", "--settle", "1ms"]].concat()).exits(75);
+    let counts = |status: Value| status["counts"].clone();
+    assert!(counts(setup.status())["running"].as_u64() > Some(0), "{}", setup.status());
+    shell(work, "rm -r w/requests w/rows");
+    let ran = setup.run(&run).exits(0);
+    assert!(ran.stderr.contains("were gone"), "{}", ran.stderr);
+    assert_eq!(counts(setup.status())["fetched"], json!(24));
+    // All rows are removed after the end, too.
+    let output = work.read("out.jsonl");
+    shell(work, "rm -r w/rows out.jsonl");
+    setup.run(&run).exits(0);
+    assert_eq!(work.read("out.jsonl"), output);
+    let ledger = setup.server.ledger();
+    assert_eq!(ledger["by_content"].as_object().expect("an object").len(), 24);
+    ledger["by_content"].as_object().expect("an object").values().for_each(|n| assert_eq!(*n, json!(1)));
+}
+
+#[test]
+fn r11_9g_without_the_posts_it_is_said_what_can_still_be_done() {
+    let setup = Setup::new(&[]);
+    let work = &setup.work;
+    setup.submit();
+    std::fs::remove_file(work.join("posts.jsonl")).expect("removed");
+    let ran = setup.run(&["run", "posts.jsonl", "-o", "out.jsonl"]).exits(65);
+    assert!(ran.stderr.contains("cannot open posts.jsonl"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("`zbatch fetch -d w -o results.jsonl` still fetches"), "{}", ran.stderr);
+    setup.run(&["fetch", "-o", "results.jsonl"]).exits(0);
+    assert_eq!(work.read("results.jsonl").lines().count(), 24);
 }

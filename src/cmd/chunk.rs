@@ -5,7 +5,9 @@ use std::{borrow::Cow, sync::Mutex};
 use serde::Deserialize;
 
 use super::{
-    Ended, outputs,
+    Ended,
+    r#gen::say_remade,
+    outputs,
     setup::{ChunkRecords, cap_note, claim, forget_empty, record_models, resolve_limits},
 };
 use crate::{
@@ -63,7 +65,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let (work, journal) =
         claim(&dir, (args.new, args.work.moved), record_models(&models, limits, false), false, console)?;
     let journal = Mutex::new(journal);
-    let mut cutter = locked(&journal)?.state.cutter(work.folder(), limits);
+    let mut cutter = locked(&journal)?.state.cutter(work.folder(), limits)?;
     let mut log = FaultLog::create(args.faults.faults.as_deref())?;
     let mut tally = Tally::new(0);
     let mut records = ChunkRecords::create()?;
@@ -142,6 +144,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     if let Some(cap) = cap_note(&config, &args.limits, dialect).filter(|_| cutter.bytes_bind()) {
         console.note(cap);
     }
+    say_remade(cutter.remade(), console);
     console.show_faults(&log);
     if is_all_bad {
         return Err(Error::input(format!("{}: none of its {} is a request", reader.name(), count(lines, "line")))

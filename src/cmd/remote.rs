@@ -12,7 +12,11 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Ended, next::NextCommand, setup::open_journal};
+use super::{
+    Ended,
+    next::NextCommand,
+    setup::{open_journal, recover_rows},
+};
 use crate::{
     cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, Typed, WorkArgs},
     console::Console,
@@ -68,6 +72,7 @@ pub fn open(source: &SourceArgs, work: &WorkArgs, provider: &ProviderArgs, conso
     let mut journal = open_journal(&mut work, console)?;
     check_provider(&journal.state, &dir, &config.provider(provider)?.0.value)?;
     settle_place(&work, &mut journal, moved)?;
+    recover_rows(&work, &journal.state, console)?;
     Ok(Opened { config, dir, work, journal })
 }
 

@@ -16,8 +16,9 @@ use crate::{
         chunks::{Chunk, Limits},
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
+        rows::RowSet,
     },
-    journal::{self, Journal, State, locked},
+    journal::{self, Job, Journal, State, locked},
     lines::output::Output,
     provider::Dialect,
     settings::{Config, Models, Origin, PROVIDER},
@@ -282,6 +283,7 @@ pub fn claim(
                     "use another directory (-d), or --new to begin again (the old contents are kept in DIR.old-N)",
                 ));
             }
+            recover_rows(&work, &journal.state, console)?;
             let chunks = journal.state.jobs.len();
             if chunks > 0 {
                 console.note(format_args!("{} holds {} already", dir.display(), count(chunks, "chunk")));
@@ -323,6 +325,24 @@ pub fn open_journal(work: &mut WorkDir, console: &Console) -> Result<Journal> {
             .note(format_args!("the journal's last line was torn by a crash; its {} bytes are dropped", journal.torn));
     }
     Ok(journal)
+}
+
+/// Writes the rows of chunks again whose files are gone, as far as the directory itself tells them.
+pub fn recover_rows(work: &WorkDir, state: &State, console: &Console) -> Result<()> {
+    let mut made: u64 = 0;
+    for Job { chunk, .. } in &state.jobs {
+        let file = work.rows(&chunk.id);
+        if !file.exists()?
+            && let Some(rows) = RowSet::recover(chunk, &work.request(&chunk.id))?
+        {
+            file.write(rows.to_text().as_bytes())?;
+            made += 1;
+        }
+    }
+    if made > 0 {
+        console.note(format_args!("the rows of {} were gone; they are written again", count(made, "chunk")));
+    }
+    Ok(())
 }
 
 /// Tells apart the batches of different directories in one account.

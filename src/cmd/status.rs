@@ -78,8 +78,11 @@ fn counts(state: &State) -> [(&'static str, usize); NAMES.len()] {
 }
 
 /// What was cut: posts, or request lines that came from elsewhere.
-fn input_name(state: &State) -> &str {
-    state.config.as_ref().map_or("posts", |config| &config.input).trim_end_matches('s')
+fn input_name(state: &State) -> &'static str {
+    match &state.config {
+        Some(config) if config.input == "requests" => "request",
+        _ => "post",
+    }
 }
 
 fn as_text(dir: &Path, state: &State) -> String {

@@ -32,7 +32,10 @@ const NAMED: usize = 5;
 const MOST: usize = 10_000;
 /// A hash in a file of its own.
 const LONGEST_HASH: u64 = 1 << 10;
-const RESTORE: &str = "put it back from a backup; without one, begin again with --new";
+const REMAKE: &str =
+    "the command that cut the chunk (zbatch run, gen -d or chunk -d) makes it again from the same input";
+const RESTORE: &str = "put it back from a backup, or move it away: the command that cut the chunk (zbatch run, gen -d or chunk -d) \
+                       makes it again from the same input";
 
 pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     let config = Config::load(args.source.config.as_deref(), console)?;
@@ -146,12 +149,12 @@ fn check_chunk(dir: &Folder, job: &Job, files: &mut Files) -> Vec<Error> {
     let rows = check_rows(dir, job).map_err(|problem| problems.push(problem)).ok();
     let request = request_file(dir, &job.chunk.id);
     // Where there is a batch it is not sent any more: it may be there or not, and to begin again would be to pay again.
-    let fix = if job.step < Step::Created {
-        RESTORE
-    } else {
-        "the chunk has its batch, and nothing reads this file any more"
-    };
     let is_there = request.exists().unwrap_or(true);
+    let fix = match (job.step < Step::Created, is_there) {
+        (true, true) => RESTORE,
+        (true, false) => REMAKE,
+        (false, _) => "the chunk has its batch, and nothing reads this file any more",
+    };
     if is_there || job.step < Step::Created {
         let then = FileMark { bytes: job.chunk.bytes, blake3: job.chunk.blake3.clone() };
         let now = is_there.then(|| FileMark::of(&request)).transpose();
@@ -174,9 +177,8 @@ fn check_chunk(dir: &Folder, job: &Job, files: &mut Files) -> Vec<Error> {
 
 fn check_rows(dir: &Folder, job: &Job) -> Result<RowSet> {
     let path = rows_file(dir, &job.chunk.id);
-    let fix = "put it back from a backup: it tells the chunk's own results from others'";
     if !path.exists()? {
-        return Err(Error::input(format!("{path}: it is gone")).fix(fix));
+        return Err(Error::input(format!("{path}: it is gone")).fix(REMAKE));
     }
     let rows = RowSet::read(&path)?;
     let chunk = &job.chunk;
@@ -190,7 +192,7 @@ fn check_rows(dir: &Folder, job: &Job) -> Result<RowSet> {
             chunk.first_index,
             chunk.last_index
         ))
-        .fix(fix));
+        .fix(RESTORE));
     }
     Ok(rows)
 }
@@ -258,7 +260,7 @@ fn check_beginning(dir: &Folder, state: &State, is_whole: bool) -> Result<Option
 /// The kept posts, where the job has some: without them no output can be written.
 fn check_spool(dir: &Folder, state: &State) -> Result<Option<Error>> {
     const FIX: &str =
-        "remove it, and give the same posts and the same command again: they are compared with what was cut";
+        "move it away, and give the same posts and the same command again: they are compared with what was cut";
     let (spool, sum) = (dir.file(SPOOL), dir.file(SPOOL_HASH));
     // Until something is cut, they are read again from where they came.
     if !state.spooled || state.jobs.is_empty() {

@@ -481,6 +481,9 @@ impl Driver<'_> {
         let _turn = self.unless_stopped(gate.uploads.acquire()).await?;
         let path = self.work.request(&job.chunk.id);
         let give_up = |scope, error| Gave::Up { place, scope, error };
+        if !path.exists()? {
+            return Err(give_up(Scope::Chunk, RowSet::gone(&path)));
+        }
         let (hash, file) = (job.chunk.blake3.clone(), path.clone());
         let now = blocking::run(move || FileMark::of(&file)).await.map_err(|error| give_up(Scope::Chunk, error))?;
         if now.blake3 != hash && !drill::without(Guard::ChunkHash) {
@@ -804,6 +807,10 @@ impl Driver<'_> {
         let mut turn = self.unless_stopped(gate.downloads.acquire()).await?;
         let job = self.ended_job(place).await?;
         let chunk = &job.chunk;
+        let rows = self.work.rows(&chunk.id);
+        if !rows.exists()? {
+            return Err(Gave::Up { place, scope: Scope::Chunk, error: RowSet::gone(&rows) });
+        }
         if let Some(end) = job.end.as_ref().filter(|end| end.status != "completed") {
             let batch_id: BatchId = parsed(job.batch_id.as_deref(), chunk)?;
             self.progress.always(format_args!("{}: {}", chunk.id, describe_end(&batch_id, end)));

@@ -9,7 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CustomId, results::parse_result};
+use super::{
+    CustomId,
+    chunks::Chunk,
+    results::{parse_result, read_custom_id},
+};
 use crate::{
     error::{Error, Result},
     folder::Entry,
@@ -102,6 +106,38 @@ impl RowSet {
             }
         }
         Ok(Self { ranges })
+    }
+}
+
+impl RowSet {
+    /// The rows of a chunk whose file is gone, if the journal or the chunk's requests tell them.
+    pub fn recover(chunk: &Chunk, requests: &Entry) -> Result<Option<Self>> {
+        if chunk.last_index.checked_sub(chunk.first_index).is_some_and(|more| more + 1 == chunk.lines) {
+            return Ok(Some(Self { ranges: vec![(chunk.first_index, chunk.last_index)] }));
+        }
+        if !requests.exists()? || FileMark::of(requests)?.blake3 != chunk.blake3 {
+            return Ok(None);
+        }
+        let mut rows = Self::default();
+        let mut lines = read_results(requests)?;
+        let mut block = Block::default();
+        while lines.fill(&mut block)? {
+            for line in block.lines() {
+                let id = read_custom_id(line.bytes);
+                let Some(id) = id.as_deref().and_then(CustomId::parse) else { return Ok(None) };
+                rows.insert(id.index.0);
+            }
+        }
+        let is_whole = (rows.len(), rows.ends()) == (chunk.lines, Some((chunk.first_index, chunk.last_index)));
+        Ok(is_whole.then_some(rows))
+    }
+
+    /// Of a file of the chunk that nothing here tells again.
+    pub fn gone(file: &Entry) -> Error {
+        Error::input(format!("{file}: it is gone")).fix(
+            "run the command that cut the chunk (zbatch run, gen -d or chunk -d) again with the same input: it makes the file \
+             again and pays for nothing twice; `zbatch fetch` fetches all other chunks",
+        )
     }
 }
 

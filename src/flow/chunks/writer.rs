@@ -31,10 +31,12 @@ enum Todo {
 
 /// A chunk's end, and what was not sent before of its bytes.
 pub(super) struct Closing {
-    pub last: Vec<u8>,
+    /// `None`: its requests are not needed any more, and only its rows are written.
+    pub last: Option<Vec<u8>>,
     pub chunk: Chunk,
     pub rows: RowSet,
-    pub input: InputMark,
+    /// `None`: it is in the journal, and its files are made again.
+    pub input: Option<InputMark>,
 }
 
 /// The way to the files.
@@ -135,11 +137,12 @@ impl<F: FnMut(Chunk, InputMark) -> Result<()>> Files<'_, F> {
                 Ok(piece)
             }
             Todo::Close(group, end) => {
-                let Closing { mut last, chunk, rows, input } = *end;
-                let file = self.append(group, &last)?;
+                let Closing { last, chunk, rows, input } = *end;
+                let file = last.as_ref().map(|last| self.append(group, last)).transpose()?;
                 rows_file(self.dir, &chunk.id).write(rows.to_text().as_bytes())?;
-                file.commit_as(&request_file(self.dir, &chunk.id).path())?;
-                (self.yield_chunk)(chunk, input)?;
+                file.map_or(Ok(()), |file| file.commit_as(&request_file(self.dir, &chunk.id).path()))?;
+                input.map_or(Ok(()), |input| (self.yield_chunk)(chunk, input))?;
+                let mut last = last.unwrap_or_default();
                 last.clear();
                 Ok(last)
             }
