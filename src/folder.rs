@@ -159,9 +159,15 @@ impl Folder {
         Ok(if same_owner { Owner::We } else { Owner::RootsGuest })
     }
 
-    /// Takes the right to write from group and others.
-    pub fn close_to_others(&self) -> Result<()> {
-        let mode = Mode::from_raw_mode(self.stat()?.st_mode & 0o7777 & !SHARED);
+    /// Takes the right to write from a group. A directory for everybody, as `/tmp` is, stays as it is.
+    pub fn close_to_group(&self) -> Result<()> {
+        const STICKY: u32 = 0o1000;
+
+        let mode = self.stat()?.st_mode & 0o7777;
+        if mode & (STICKY | SHARED) != 0o020 {
+            return Ok(());
+        }
+        let mode = Mode::from_raw_mode(mode & !SHARED);
         rustix::fs::fchmod(&self.0.handle, mode).map_err(|e| Error::io("set the mode of", self.path(), &e.into()))
     }
 
@@ -265,9 +271,8 @@ impl Entry {
         for part in &self.name {
             so_far.push(part);
             let part = self.folder.file(&so_far);
-            if let Ok(Some(stat)) = part.stat()
-                && FileType::from_raw_mode(stat.st_mode) == FileType::Symlink
-            {
+            let stat = part.at(|dir, name| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW));
+            if stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink) {
                 return part.is_a_link();
             }
         }
@@ -279,10 +284,9 @@ impl Entry {
     }
 
     pub fn is_a_link(&self) -> Error {
-        Error::input(format!("{self} is a symbolic link, and zbatch follows none below the directory {}", {
-            self.folder.path().display()
-        }))
-        .fix("put the file or folder itself there, or use another directory (-d)")
+        let dir = self.folder.path().display();
+        Error::input(format!("{self} is a symbolic link, and zbatch follows none below {dir}"))
+            .fix("put the file or folder itself there, or use another directory (-d)")
     }
 
     /// What it is, a link itself included; `None` if it is not there.
@@ -290,7 +294,7 @@ impl Entry {
         match self.at(|dir, name| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(Error::io("look at", self.path(), &e.into())),
+            Err(e) => Err(self.failed("look at", e)),
         }
     }
 
@@ -469,7 +473,10 @@ mod tests {
             assert!(error.ends_with(&format!("chmod go-w '{}'", path.display())), "{error}");
         }
         assert_eq!(folder.list().expect("listed"), [], "the probe is gone");
-        folder.close_to_others().expect("closed");
+        folder.close_to_group().expect("left alone");
+        assert!(folder.check_owner().is_err());
+        set_mode(&path, 0o2775);
+        folder.close_to_group().expect("closed");
         assert_eq!(folder.check_owner().expect("ours"), Owner::We);
         if !geteuid().is_root() {
             return;

@@ -42,7 +42,7 @@ use crate::{
     flow::{
         ChunkId, Object,
         chunks::{Chunk, Cutter, InputMark, Kept, Limits},
-        faults::escape_control,
+        faults::short,
         rows::RowBalance,
     },
     folder::Folder,
@@ -431,6 +431,40 @@ impl State {
         }
     }
 
+    fn add(&mut self, chunk: &Chunk, input: &InputMark, event: &Event) -> std::result::Result<(), String> {
+        if chunk.path != chunk.id.path() || chunk.analysis != chunk.id.analysis {
+            let (path, analysis) = (short(&chunk.path), short(&chunk.analysis));
+            return Err(format!("path {path} and analysis {analysis} are not those of {}", chunk.id));
+        }
+        if self.jobs.len() >= MOST_CHUNKS {
+            return Err(format!("a work directory holds at most {MOST_CHUNKS} chunks"));
+        }
+        check_lengths([&chunk.model, &chunk.blake3, &input.blake3])?;
+        if self.places.contains_key(&chunk.id) {
+            return Err(format!("{} was cut before", chunk.id));
+        }
+        self.places.insert(chunk.id.clone(), self.jobs.len());
+        self.jobs.push(Job {
+            chunk: chunk.clone(),
+            input: input.clone(),
+            step: Step::Cut,
+            file_id: None,
+            attempt: 0,
+            batch_id: None,
+            cancelling: false,
+            end: None,
+            rows: None,
+            cleaned: false,
+            trouble: None,
+            lost: 0,
+            unclear: None,
+            held: false,
+            missing: None,
+        });
+        self.move_one(None, Step::Cut, chunk.lines, event);
+        Ok(())
+    }
+
     fn apply(&mut self, event: &Event) -> std::result::Result<(), String> {
         match event {
             Event::Start { version, run, spooled, config } => {
@@ -450,39 +484,7 @@ impl State {
                 self.place = Some(place.clone());
                 return Ok(());
             }
-            Event::Chunk { chunk, input } => {
-                if chunk.path != chunk.id.path() || chunk.analysis != chunk.id.analysis {
-                    let (path, analysis) = (escape_control(&chunk.path), escape_control(&chunk.analysis));
-                    return Err(format!("path {path} and analysis {analysis} are not those of {}", chunk.id));
-                }
-                if self.jobs.len() >= MOST_CHUNKS {
-                    return Err(format!("a work directory holds at most {MOST_CHUNKS} chunks"));
-                }
-                check_lengths([&chunk.model, &chunk.blake3, &input.blake3])?;
-                if self.places.contains_key(&chunk.id) {
-                    return Err(format!("{} was cut before", chunk.id));
-                }
-                self.places.insert(chunk.id.clone(), self.jobs.len());
-                self.jobs.push(Job {
-                    chunk: chunk.clone(),
-                    input: input.clone(),
-                    step: Step::Cut,
-                    file_id: None,
-                    attempt: 0,
-                    batch_id: None,
-                    cancelling: false,
-                    end: None,
-                    rows: None,
-                    cleaned: false,
-                    trouble: None,
-                    lost: 0,
-                    unclear: None,
-                    held: false,
-                    missing: None,
-                });
-                self.move_one(None, Step::Cut, chunk.lines, event);
-                return Ok(());
-            }
+            Event::Chunk { chunk, input } => return self.add(chunk, input, event),
             Event::Posts { good, input } => {
                 if self.posts.is_some() {
                     return Err("the input ended before".to_owned());

@@ -291,13 +291,15 @@ fn is_of_a_chunk(file: &Entry) -> bool {
     is_part(name) || stem.is_some_and(|stem| stem.parse::<ChunkId>().is_ok())
 }
 
-/// Refuses a directory that others could have prepared, and changes nothing in it. An empty one is only closed to others: a
+/// Refuses a directory that others could have prepared, and changes nothing in it. An empty one is only closed to the group: a
 /// plain `mkdir` leaves the right to write to the group where the umask is 0002.
 fn check(folder: &Folder) -> Result<()> {
-    let (stat, names) = (folder.stat()?, folder.list()?);
-    if names.is_empty() && stat.st_uid == rustix::process::geteuid().as_raw() {
-        folder.close_to_others()?;
+    let names = folder.list()?;
+    let us = rustix::process::geteuid();
+    if names.is_empty() && (us.is_root() || folder.stat()?.st_uid == us.as_raw()) {
+        folder.close_to_group()?;
     }
+    let stat = folder.stat()?;
     let is_open_to_others = stat.st_mode & 0o011 != 0;
     let owner = match folder.check_owner()? {
         Owner::We => stat.st_uid,

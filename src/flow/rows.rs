@@ -89,6 +89,9 @@ impl RowSet {
     /// # Errors
     /// The file is not there, or is not what [`RowSet::to_text`] wrote.
     pub fn read(file: &Entry) -> Result<Self> {
+        if !file.exists()? {
+            return Err(Self::gone(file));
+        }
         Self::parse(&file.read_small(LARGEST)?).map_err(|what| Error::input(format!("{file}: {what}")))
     }
 
