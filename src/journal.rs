@@ -501,14 +501,13 @@ impl State {
         let id = event.chunk_id().ok_or("an event without a chunk")?;
         let at = *self.places.get(id).ok_or_else(|| format!("{id} was never cut"))?;
         let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
-        if let Event::Ended { end, .. } = event {
-            self.refused = self.refused.saturating_add(end.refused_lines.len());
-            if self.refused > MOST_REFUSED {
-                return Err(format!("more than {MOST_REFUSED} refused lines"));
-            }
-        }
         let (from, lines) = (job.step, job.chunk.lines);
         job.follow(event)?;
+        if let (Event::Ended { .. }, Some(end)) = (event, &mut job.end) {
+            // The rows of those that are left out are absent, and the batch still says why it failed.
+            end.refused_lines.truncate(MOST_REFUSED.saturating_sub(self.refused));
+            self.refused += end.refused_lines.len();
+        }
         let to = job.step;
         self.was_listed |= matches!(event, Event::Created { adopted: true, .. });
         self.move_one(Some(from), to, lines, event);
