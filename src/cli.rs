@@ -255,6 +255,18 @@ pub struct WorkArgs {
     /// Work directory [default: paths.work_dir, `temp` beside the config found, or ./batch/temp]
     #[arg(short = 'd', long, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
+    /// Go on in a work directory that was copied, restored or moved; make sure first that no other copy of it is used any more
+    #[arg(long)]
+    pub moved: bool,
+}
+
+/// A work directory that is only read.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Work directory")]
+pub struct ReadWorkArgs {
+    /// Work directory [default: paths.work_dir, `temp` beside the config found, or ./batch/temp]
+    #[arg(short = 'd', long, value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
 }
 
 /// How the joiner uses memory.
@@ -379,6 +391,9 @@ pub struct GenArgs {
     /// With -d: move another input's or configuration's contents to DIR.old-N first
     #[arg(long, requires = "work_dir")]
     pub new: bool,
+    /// With -d: go on in a work directory that was copied, restored or moved; make sure first that no other copy of it is used any more
+    #[arg(long, requires = "work_dir")]
+    pub moved: bool,
     #[command(flatten)]
     pub source: SourceArgs,
     #[command(flatten)]
@@ -636,7 +651,7 @@ pub struct StatusArgs {
 #[command(verbatim_doc_comment)]
 pub struct VerifyArgs {
     #[command(flatten)]
-    pub work: WorkArgs,
+    pub work: ReadWorkArgs,
     /// First put a damaged end of the journal aside, as journal.jsonl.bad-N (takes the lock)
     ///
     /// The same command as before then goes on: it finds the batches in the provider's list before it creates any,
@@ -691,6 +706,9 @@ pub struct CleanArgs {
     /// Work directory; may be given several times
     #[arg(short = 'd', long = "work-dir", value_name = "DIR", required = true)]
     pub work_dirs: Vec<PathBuf>,
+    /// The directory was moved or restored, and no other copy of it is used any more
+    #[arg(long)]
+    pub moved: bool,
     /// Say what would be done, and do none of it
     #[arg(long)]
     pub dry_run: bool,
@@ -837,7 +855,7 @@ pub struct ConfigArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
-    pub work: WorkArgs,
+    pub work: ReadWorkArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
 }

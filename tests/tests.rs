@@ -33,5 +33,6 @@ mod scripts;
 mod secrets;
 mod server;
 mod signals;
+mod trust;
 mod verify;
 mod workdir;

@@ -6,6 +6,8 @@
 
 use std::{collections::HashSet, path::Path};
 
+use rustix::fs::{FileType, Stat};
+
 use super::{
     Ended,
     doctor::MARK,
@@ -20,12 +22,13 @@ use crate::{
     emulator,
     error::{Error, Kind, Result},
     flow::faults::escape_control,
+    folder::{Entry, Folder},
     journal::{self, Event, FILE, Journal, State, Step},
     lines::output::Output,
     provider::{Batch, Client, FileId},
     shell,
     units::count,
-    workdir::{FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, results_path, rows_path},
+    workdir::{FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, settle_place},
 };
 
 /// The one file that holds all results, with --compress.
@@ -40,12 +43,13 @@ fn clean(dir: &Path, args: &CleanArgs, console: &Console) -> Result<()> {
     let is_emulated = journal::read(dir)?.config.is_some_and(|config| config.emulate);
     let is_remote = !args.local && !is_emulated;
     let (config, work, mut journal) = if is_remote {
-        let work = WorkArgs { work_dir: Some(dir.to_owned()) };
+        let work = WorkArgs { work_dir: Some(dir.to_owned()), moved: args.moved };
         let Opened { config, work, journal, .. } = open(&args.source, &work, &args.provider, console)?;
         (Some(config), work, journal)
     } else {
-        let work = WorkDir::open(dir)?;
-        let journal = open_journal(&work, console)?;
+        let mut work = WorkDir::open(dir)?;
+        let mut journal = open_journal(&mut work, console)?;
+        settle_place(&work, &mut journal, args.moved)?;
         (None, work, journal)
     };
     verify::check(dir, console)?;
@@ -102,13 +106,11 @@ impl Told {
         Ok(!self.dry)
     }
 
-    fn remove(&mut self, path: &Path) -> Result<()> {
+    fn remove(&mut self, entry: &Entry) -> Result<()> {
+        let is_file = |stat: Stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
         // A link is removed, and what it leads to stays.
-        let is_there = std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.is_dir());
-        if is_there && self.tell("remove", &path.display().to_string())? {
-            std::fs::remove_file(path).map_err(|e| Error::io("remove", path, &e))?;
-        }
-        Ok(())
+        let is_there = entry.stat()?.is_some_and(is_file);
+        if is_there && self.tell("remove", &entry.to_string())? { entry.remove() } else { Ok(()) }
     }
 }
 
@@ -165,59 +167,62 @@ async fn find_strays(client: &Client, state: &State) -> Result<Vec<Batch>> {
 }
 
 fn clean_directory(work: &WorkDir, journal: &Journal, args: &CleanArgs, told: &mut Told) -> Result<()> {
-    let (dir, jobs) = (work.path(), &journal.state.jobs);
-    if args.compress && told.tell("write", &dir.join(ALL_RESULTS).display().to_string())? {
-        write_results(&dir.join(ALL_RESULTS), work, &journal.state)?;
+    let jobs = &journal.state.jobs;
+    let all_results = work.join(ALL_RESULTS);
+    if args.compress && told.tell("write", &all_results.display().to_string())? {
+        write_results(&all_results, work, &journal.state)?;
     }
     // What no step needs any more.
-    for job in jobs {
-        told.remove(&dir.join("requests").join(format!("{}.jsonl", job.chunk.id)))?;
-    }
+    jobs.iter().try_for_each(|job| told.remove(&work.request(&job.chunk.id)))?;
     if journal.state.config.as_ref().is_some_and(|config| config.emulate) {
-        remove_emulator(&dir.join("emulator"), told)?;
+        remove_emulator(work.folder(), told)?;
     }
     if !args.all && !args.compress {
         return Ok(());
     }
     for job in jobs {
-        for path in ResultFile::BOTH.map(|file| results_path(dir, &job.chunk.id, file)) {
-            told.remove(&path)?;
-        }
-        told.remove(&rows_path(dir, &job.chunk.id))?;
+        ResultFile::BOTH.into_iter().try_for_each(|file| told.remove(&work.results(&job.chunk.id, file)))?;
+        told.remove(&work.rows(&job.chunk.id))?;
     }
     // The posts may be here alone; the journal goes last, since without one the rest would be taken for a loss.
     let kept = |name: &&&str| [FILE, LOCK].contains(*name) || args.compress && [SPOOL, SPOOL_HASH].contains(*name);
-    for name in NAMES.iter().filter(|name| !kept(name)) {
-        told.remove(&dir.join(name))?;
+    for name in NAMES.iter().filter(|name| !kept(name)).chain(&[FILE, LOCK]) {
+        told.remove(&work.file(name))?;
     }
-    told.remove(&dir.join(FILE))?;
-    told.remove(&dir.join(LOCK))?;
     if !told.dry {
-        // What holds something else stays.
-        let folders = FOLDERS.iter().map(|folder| dir.join(folder)).chain([dir.to_owned()]);
-        folders.for_each(|folder| drop(std::fs::remove_dir(folder)));
+        FOLDERS.iter().for_each(|folder| remove_empty(&work.join(folder)));
+        remove_empty(work.path());
     }
     Ok(())
 }
 
+/// What holds something else stays.
+fn remove_empty(dir: &Path) {
+    let _not_empty = std::fs::remove_dir(dir);
+}
+
 /// Files that the embedded server made.
-fn remove_emulator(dir: &Path, told: &mut Told) -> Result<()> {
-    let folders = [dir.join("files"), dir.to_owned()];
-    for folder in folders.iter().filter(|folder| std::fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir())) {
-        for path in list(folder)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let is_file_id = name.split_once('_').is_some_and(|(seconds, hash)| {
-                seconds.bytes().all(|b| b.is_ascii_digit())
-                    && hash.len() == 32
-                    && hash.bytes().all(|b| b.is_ascii_hexdigit())
-            });
-            if is_file_id || name == emulator::STATE_FILE {
-                told.remove(&path)?;
+fn remove_emulator(dir: &Folder, told: &mut Told) -> Result<()> {
+    let is_file_id = |name: &str| {
+        name.split_once('_').is_some_and(|(seconds, hash)| {
+            let is_hash = hash.len() == 32 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+            is_hash && seconds.bytes().all(|b| b.is_ascii_digit())
+        })
+    };
+    for folder in ["emulator/files", "emulator"] {
+        let is_folder = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if !dir.file(folder).stat()?.is_some_and(is_folder) {
+            continue;
+        }
+        for entry in list(dir, folder)? {
+            let name = entry.name().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if is_file_id(&name) || name == emulator::STATE_FILE {
+                told.remove(&entry)?;
             }
         }
-    }
-    if !told.dry {
-        folders.iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+        if !told.dry {
+            remove_empty(&dir.path().join(folder));
+        }
     }
     Ok(())
 }

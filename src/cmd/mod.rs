@@ -66,7 +66,7 @@ fn typed_dir(verb: &Verb) -> Option<Option<&Path>> {
         // One of them; of several each line names its own.
         Verb::Status(args) => return args.work_dirs.iter().chain(&args.dirs).next().map(|dir| Some(dir.as_path())),
         Verb::Clean(args) => return args.work_dirs.first().map(|dir| Some(dir.as_path())),
-        Verb::Verify(args) => &args.work,
+        Verb::Verify(args) => return args.work.work_dir.as_deref().map(Some),
         Verb::Cancel(args) => &args.work,
     };
     work.work_dir.as_deref().map(Some)

@@ -16,6 +16,7 @@ use crate::{
     console::Console,
     error::{Error, Result},
     flow::faults::escape_control,
+    folder::Folder,
     journal::{self, FILE, Job, State, Step},
     lines::output::Output,
     provider::Dialect,
@@ -53,7 +54,7 @@ fn one(dir: &Path, args: &StatusArgs, console: &Console) -> Result<Ended> {
             }?;
             stdout.commit()?;
             if !args.watch || is_done(&state) {
-                let lost = tell_what_is_lost(dir, &state, console);
+                let lost = tell_what_is_lost(dir, &state, console)?;
                 return Ok(match args.exit_code {
                     true => verdict(&state, lost),
                     false if lost => Ended::WithFaults,
@@ -87,7 +88,7 @@ fn many(dirs: &[PathBuf], args: &StatusArgs, console: &Console) -> Result<Ended>
             true => write_json(dir, &state, &ages, &mut stdout)?,
             false => stdout.put((escape_control(&line(dir, &state, &ages)) + "\n").as_bytes())?,
         }
-        let ended = verdict(&state, tell_what_is_lost(dir, &state, console));
+        let ended = verdict(&state, tell_what_is_lost(dir, &state, console)?);
         // 75 beats 1 beats 0.
         worst = if ended.exit_code() > worst.exit_code() { ended } else { worst };
     }
@@ -115,17 +116,18 @@ fn verdict(state: &State, lost: bool) -> Ended {
 }
 
 /// Results that were fetched and are not here any more are what no step of a chunk shows.
-fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> bool {
+fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> Result<bool> {
+    let folder = Folder::open(dir)?;
     let mut lost = false;
     for job in &state.jobs {
-        if let Some(what) = what_is_lost(job, dir) {
+        if let Some(what) = what_is_lost(job, &folder) {
             let fetch = || format!("`zbatch fetch -d {}` downloads it again", shell::path(dir));
             let way = if job.cleaned { NO_COPY.to_owned() } else { fetch() };
             console.always(format_args!("{what}; {way}"));
             lost = true;
         }
     }
-    lost
+    Ok(lost)
 }
 
 /// In the order of a chunk's way.
@@ -214,8 +216,11 @@ fn counts(state: &State) -> [(&'static str, usize); NAMES.len()] {
 }
 
 /// What was cut: posts, or request lines that came from elsewhere.
-fn input_name(state: &State) -> &str {
-    state.config.as_ref().map_or("posts", |config| &config.input).trim_end_matches('s')
+fn input_name(state: &State) -> &'static str {
+    match &state.config {
+        Some(config) if config.input == "requests" => "request",
+        _ => "post",
+    }
 }
 
 fn line(dir: &Path, state: &State, ages: &Ages) -> String {
