@@ -1,6 +1,8 @@
 //! A long job as its operator meets it: a model that is retired, `--new` and `cancel` while batches live, a byte of the journal
 //! that was flipped, a server that is gone, and what a program that reads stderr is told. The emulator is the accountant.
 
+#![expect(clippy::indexing_slicing, reason = "a key that is not there fails the test")]
+
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},

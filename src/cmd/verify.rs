@@ -1,4 +1,4 @@
-//! Holds a work directory against its journal, offline: nothing is written, no lock is taken.
+//! Holds a work directory against its journal, offline: nothing is written and no lock is taken, but under `--repair`.
 //!
 //! Another process may work there meanwhile. Each step is in the journal before or after what it does to files, in an order
 //! that is known; so what seems wrong with a chunk is looked at again if the journal has moved it since, and only what
