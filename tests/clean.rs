@@ -158,7 +158,11 @@ fn r11_9h_status_of_several_directories() {
     setup.submit();
     setup.run(&["fetch", "--keep-remote"]).exits(0);
     let ran = dir.run(&["status", "e", "w", "--exit-code"]).exits(1);
-    assert!(ran.text().contains("the provider deletes results in 30 days"), "{}", ran.text());
+    assert!(
+        ["29", "30"].iter().any(|days| ran.text().contains(&format!("deletes results in {days} days"))),
+        "{}",
+        ran.text()
+    );
     dir.run(&["status", "-d", "w"]).exits(0);
     let until = setup.status()["results_kept_until"].as_u64();
     assert!(until > told[2]["last_event_at"].as_u64(), "{until:?}");
@@ -170,12 +174,13 @@ fn r11_9g_status_as_json_is_written_chunk_by_chunk() {
     const CHUNKS: usize = 20_000;
     let setup = Setup::new(&[]);
     let journal = setup.work.read("w/journal.jsonl");
-    let (start, chunk) = journal.split_once('\n').expect("two events");
-    let chunk: Value = serde_json::from_str(chunk.lines().next().expect("a chunk")).expect("JSON");
+    let start = journal.lines().next().expect("a start");
+    let chunk = journal.lines().find(|line| line.contains("\"event\":\"chunk\"")).expect("a chunk");
+    let chunk: Value = serde_json::from_str(chunk).expect("JSON");
     let mut many = format!("{start}\n");
     for n in 1..=CHUNKS {
         let mut chunk = chunk.clone();
-        let id = format!("topic_analysis_batch_part{n}");
+        let id = format!("sentiment_polarity_batch_part{n}");
         (chunk["path"], chunk["chunk"]) = (json!(format!("requests/{id}.jsonl")), json!(id));
         many += &format!("{chunk}\n");
     }

@@ -176,7 +176,7 @@ fn r11_7_a_count_of_the_journal_passes_no_cap() {
         first["lines"] = json!(number);
         write_journal(&dir, &events);
         let ran = dir.run(&run_args("1", &["--no-wait", "--max-requests", "100", "--latency", "0"])).exits(65);
-        assert!(ran.stderr.contains("journal.jsonl, line 2"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("journal.jsonl, line 3"), "{}", ran.stderr);
     }
 }
 
