@@ -11,10 +11,11 @@ use crate::{
     cli::RunArgs,
     console::Console,
     error::{Error, Result},
+    folder::Entry,
     journal::Journal,
     lines::{
-        input::{Input, exists, open_error, read_error, read_small},
-        output::{AtomicFile, is_stream, write_private},
+        input::{Input, exists, open_error, read_error},
+        output::{AtomicFile, is_stream},
     },
     settings::Config,
     workdir::{OUTPUT_HASHES, WorkDir},
@@ -84,20 +85,16 @@ impl Source {
     }
 
     fn settle_file(&self, from: &Path, work: &WorkDir, journal: &Journal) -> Result<PathBuf> {
-        if !journal.state.spooled || !exists(&work.spool())? {
+        if !journal.state.spooled || !work.spool().exists()? {
             return Ok(from.to_owned());
         }
         if !nothing_is_cut(journal) {
             // The output may have replaced its input since: the directory keeps what it began with.
-            return Ok(work.spool());
+            return Ok(work.spool().path());
         }
         // Kept, and then refused: the copy must not come back when this file is gone.
-        for path in [work.spool(), work.spool_hash()] {
-            std::fs::remove_file(&path).or_else(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => Ok(()),
-                _ => Err(Error::io("remove", &path, &e)),
-            })?;
-        }
+        work.spool().remove()?;
+        work.spool_hash().remove()?;
         Ok(from.to_owned())
     }
 
@@ -113,10 +110,10 @@ impl Source {
             Error::input(format!("{} was made from other posts", work.path().display()))
                 .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new")
         };
-        let is_kept = exists(&spool)?;
+        let is_kept = spool.exists()?;
         let go_on = || {
-            console.note(format_args!("going on with the posts kept in {}", spool.display()));
-            Ok(spool.clone())
+            console.note(format_args!("going on with the posts kept in {spool}"));
+            Ok(spool.path())
         };
         let nothing_comes = from.is_none() && std::io::stdin().is_terminal();
         if is_kept && (nothing_comes || !nothing_is_cut(journal)) {
@@ -142,9 +139,9 @@ impl Source {
             }
             return go_on();
         }
-        let failed = |e: std::io::Error| Error::io("write", &spool, &e);
+        let failed = |e: std::io::Error| Error::io("write", spool.path(), &e);
         let input = Input::open(from, "cat posts.jsonl | zbatch run - -o enhanced.jsonl")?;
-        let mut encoder = zstd::Encoder::new(AtomicFile::create_private(&spool)?, LEVEL).map_err(failed)?;
+        let mut encoder = zstd::Encoder::new(AtomicFile::within(&spool)?, LEVEL).map_err(failed)?;
         let hash = copy(input, &mut encoder)?;
         if hash.is_none() && is_kept {
             return go_on();
@@ -155,13 +152,13 @@ impl Source {
         }
         let hash = hash.unwrap_or_default();
         // The kept posts are gone: only the same may take their place.
-        if !journal.state.jobs.is_empty() && exists(&sum)? && !has_sum(&sum, &hash) {
+        if !journal.state.jobs.is_empty() && sum.exists()? && !has_sum(&sum, &hash) {
             return Err(others());
         }
         let file = encoder.finish().map_err(failed)?;
-        write_private(&sum, format!("{hash}\n").as_bytes())?;
+        sum.write(format!("{hash}\n").as_bytes())?;
         file.commit()?;
-        Ok(spool)
+        Ok(spool.path())
     }
 }
 
@@ -170,36 +167,36 @@ fn nothing_is_cut(journal: &Journal) -> bool {
     journal.state.jobs.is_empty() && journal.state.posts.is_none()
 }
 
-fn has_sum(sum: &Path, hash: &str) -> bool {
-    read_small(sum, BUFFER as u64).is_ok_and(|sum| sum.trim() == hash)
+fn has_sum(sum: &Entry, hash: &str) -> bool {
+    sum.read_small(BUFFER as u64).is_ok_and(|sum| sum.trim() == hash)
 }
 
 /// The kept posts have this hash.
 fn is_the_kept(hash: &str, work: &WorkDir) -> Result<bool> {
     // A sum that is damaged says nothing: the posts themselves do.
     Ok(has_sum(&work.spool_hash(), hash)
-        || copy(Input::open(Some(&work.spool()), "")?, &mut std::io::sink())?.as_deref() == Some(hash))
+        || copy(Input::open(Some(&work.spool().path()), "")?, &mut std::io::sink())?.as_deref() == Some(hash))
 }
 
 /// What the last run, or the one before, put in the place of the posts.
 fn is_own_output(file: &Path, work: &WorkDir) -> Result<bool> {
     let hash = copy(Input::open(Some(file), "")?, &mut std::io::sink())?;
-    let known = read_small(&work.join(OUTPUT_HASHES), BUFFER as u64).unwrap_or_default();
+    let known = work.file(OUTPUT_HASHES).read_small(BUFFER as u64).unwrap_or_default();
     Ok(hash.is_some_and(|hash| known.lines().any(|known| known == hash)))
 }
 
 /// Before an output takes the place of the posts: a later run must know it from a file that the user has changed.
 pub fn remember_output(hash: &str, work: &WorkDir) -> Result<()> {
-    let path = work.join(OUTPUT_HASHES);
-    let known = read_small(&path, BUFFER as u64).unwrap_or_default();
+    let file = work.file(OUTPUT_HASHES);
+    let known = file.read_small(BUFFER as u64).unwrap_or_default();
     let last = known.lines().next().unwrap_or_default();
-    write_private(&path, format!("{hash}\n{last}\n").as_bytes())
+    file.write(format!("{hash}\n{last}\n").as_bytes())
 }
 
 /// A file holds what the posts were kept from: then it is the only other place where those that cannot be read stand as
 /// they were.
 pub fn holds_the_posts(file: &Path, work: &WorkDir) -> Result<bool> {
-    if is_stream(file) || !exists(file)? || !exists(&work.spool())? {
+    if is_stream(file) || !exists(file)? || !work.spool().exists()? {
         return Ok(false);
     }
     let hash = copy(Input::open(Some(file), "")?, &mut std::io::sink())?;
