@@ -371,7 +371,8 @@ impl Entry {
         let name: String = self.name.file_name().unwrap_or_default().to_string_lossy().chars().take(CHARS).collect();
         let mut taken = Errno::EXIST;
         for _ in 0..NAMES {
-            let temp = OsString::from(format!(".{name}.{:08x}.part", fastrand::u32(..)));
+            let chance: String = std::iter::repeat_with(fastrand::alphanumeric).take(6).collect();
+            let temp = OsString::from(format!(".{name}.{chance}.part"));
             let flags = FILE | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
             let made = self.sibling(&temp).at(|dir, name| openat(dir, name, flags, PRIVATE_FILE));
             match made {

@@ -431,7 +431,8 @@ impl State {
         }
     }
 
-    fn add(&mut self, chunk: &Chunk, input: &InputMark, event: &Event) -> std::result::Result<(), String> {
+    /// A chunk is where its id says, is new, and the fold has room for it.
+    fn check_new(&self, chunk: &Chunk, input: &InputMark) -> std::result::Result<(), String> {
         if chunk.path != chunk.id.path() || chunk.analysis != chunk.id.analysis {
             let (path, analysis) = (short(&chunk.path), short(&chunk.analysis));
             return Err(format!("path {path} and analysis {analysis} are not those of {}", chunk.id));
@@ -440,29 +441,10 @@ impl State {
             return Err(format!("a work directory holds at most {MOST_CHUNKS} chunks"));
         }
         check_lengths([&chunk.model, &chunk.blake3, &input.blake3])?;
-        if self.places.contains_key(&chunk.id) {
-            return Err(format!("{} was cut before", chunk.id));
+        match self.places.contains_key(&chunk.id) {
+            true => Err(format!("{} was cut before", chunk.id)),
+            false => Ok(()),
         }
-        self.places.insert(chunk.id.clone(), self.jobs.len());
-        self.jobs.push(Job {
-            chunk: chunk.clone(),
-            input: input.clone(),
-            step: Step::Cut,
-            file_id: None,
-            attempt: 0,
-            batch_id: None,
-            cancelling: false,
-            end: None,
-            rows: None,
-            cleaned: false,
-            trouble: None,
-            lost: 0,
-            unclear: None,
-            held: false,
-            missing: None,
-        });
-        self.move_one(None, Step::Cut, chunk.lines, event);
-        Ok(())
     }
 
     fn apply(&mut self, event: &Event) -> std::result::Result<(), String> {
@@ -484,7 +466,29 @@ impl State {
                 self.place = Some(place.clone());
                 return Ok(());
             }
-            Event::Chunk { chunk, input } => return self.add(chunk, input, event),
+            Event::Chunk { chunk, input } => {
+                self.check_new(chunk, input)?;
+                self.places.insert(chunk.id.clone(), self.jobs.len());
+                self.jobs.push(Job {
+                    chunk: chunk.clone(),
+                    input: input.clone(),
+                    step: Step::Cut,
+                    file_id: None,
+                    attempt: 0,
+                    batch_id: None,
+                    cancelling: false,
+                    end: None,
+                    rows: None,
+                    cleaned: false,
+                    trouble: None,
+                    lost: 0,
+                    unclear: None,
+                    held: false,
+                    missing: None,
+                });
+                self.move_one(None, Step::Cut, chunk.lines, event);
+                return Ok(());
+            }
             Event::Posts { good, input } => {
                 if self.posts.is_some() {
                     return Err("the input ended before".to_owned());
@@ -497,14 +501,13 @@ impl State {
         let id = event.chunk_id().ok_or("an event without a chunk")?;
         let at = *self.places.get(id).ok_or_else(|| format!("{id} was never cut"))?;
         let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
-        if let Event::Ended { end, .. } = event {
-            self.refused = self.refused.saturating_add(end.refused_lines.len());
-            if self.refused > MOST_REFUSED {
-                return Err(format!("more than {MOST_REFUSED} refused lines"));
-            }
-        }
         let (from, lines) = (job.step, job.chunk.lines);
         job.follow(event)?;
+        if let (Event::Ended { .. }, Some(end)) = (event, &mut job.end) {
+            // The rows of those that are left out are absent, and the batch still says why it failed.
+            end.refused_lines.truncate(MOST_REFUSED.saturating_sub(self.refused));
+            self.refused += end.refused_lines.len();
+        }
         let to = job.step;
         self.was_listed |= matches!(event, Event::Created { adopted: true, .. });
         self.move_one(Some(from), to, lines, event);
