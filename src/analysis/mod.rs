@@ -219,7 +219,7 @@ impl AnalysisSet {
 
     fn add(&mut self, folder: &Folder, roots: &Roots<'_>) -> Result<()> {
         let here = folder.describe();
-        let file = folder.path.as_ref().map_or(here.clone(), |path| path.join("analysis.json").display().to_string());
+        let file = folder.definition();
         let definition: Definition = serde_json::from_str(&folder.json).map_err(|e| {
             let key = key_at(&folder.json, &e).map(|key| format!("`{key}`: "));
             let key = key.filter(|key| !e.to_string().starts_with(key)).unwrap_or_default();
@@ -245,43 +245,10 @@ impl AnalysisSet {
                 .fix("choose another `field`"));
         }
         definition.check().map_err(|(what, fix)| Error::input(format!("{file}: {what}")).fix(fix))?;
-        let reference = match &definition.reference {
-            None => None,
-            Some(reference) => match read_reference(&reference.file, folder, roots)? {
-                Some(found) => Some(found),
-                None if reference.optional => {
-                    self.notes.push(format!("{}: left out, {} is not in the data dir", folder.name, reference.file));
-                    return Ok(());
-                }
-                None => {
-                    let dir = roots.sources.data_dir.as_deref().unwrap_or(Path::new("."));
-                    return Err(Error::input(format!(
-                        "{file}: its `reference` {} is missing",
-                        dir.join(&reference.file).display()
-                    ))
-                    .fix("add the file, or leave the analysis out with --only"));
-                }
-            },
+        let Some((rule, fingerprint)) = self.resolve(folder, definition.rule, definition.reference.as_ref(), roots)?
+        else {
+            return Ok(());
         };
-        let mut hasher = blake3::Hasher::new();
-        let reference_text = reference.as_ref().map_or("", |(_, text)| text.as_str());
-        let texts = [folder.json.as_str(), &folder.prompt, reference_text];
-        // A folder without examples keeps the fingerprint that it had before there were any.
-        for text in texts.into_iter().chain(folder.examples.as_deref()) {
-            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-        }
-        let rule = definition
-            .rule
-            .resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str())))
-            .map_err(|what| {
-                Error::input(format!("{file}: `rule`: {what}"))
-                    .fix("mend its `rule` or its labels; the README says what both hold")
-            })?;
-        self.labels += rule.label_count();
-        if self.labels > MOST_LABELS {
-            return Err(Error::input(format!("{file}: the analyses in force have more than {MOST_LABELS} labels"))
-                .fix("run fewer analyses at a time, or shorten their lists"));
-        }
         let template = self.compile(folder, &rule)?;
         let slots = |name: &String| (name.clone(), self.fields.slot(name));
         let requires: Option<Vec<_>> = definition.requires.as_ref().map(|names| names.iter().map(slots).collect());
@@ -314,9 +281,56 @@ impl AnalysisSet {
                 .filter(|fallback| fallback != "null"),
             temperature: definition.temperature,
             max_tokens: definition.max_tokens,
-            fingerprint: hasher.finalize(),
+            fingerprint,
         });
         Ok(())
+    }
+
+    /// The rule with its labels, and the hash of all that was read; `None` for an analysis that is left out, with a note.
+    fn resolve(
+        &mut self,
+        folder: &Folder,
+        rule: rule::RuleDefinition,
+        reference: Option<&Reference>,
+        roots: &Roots<'_>,
+    ) -> Result<Option<(AnswerRule, blake3::Hash)>> {
+        let file = folder.definition();
+        let reference = match reference {
+            None => None,
+            Some(reference) => match read_reference(&reference.file, folder, roots)? {
+                Some(found) => Some(found),
+                None if reference.optional => {
+                    self.notes.push(format!("{}: left out, {} is not in the data dir", folder.name, reference.file));
+                    return Ok(None);
+                }
+                None => {
+                    let dir = roots.sources.data_dir.as_deref().unwrap_or(Path::new("."));
+                    return Err(Error::input(format!(
+                        "{file}: its `reference` {} is missing",
+                        dir.join(&reference.file).display()
+                    ))
+                    .fix("add the file, or leave the analysis out with --only"));
+                }
+            },
+        };
+        let mut hasher = blake3::Hasher::new();
+        let reference_text = reference.as_ref().map_or("", |(_, text)| text.as_str());
+        let texts = [folder.json.as_str(), &folder.prompt, reference_text];
+        // A folder without examples keeps the fingerprint that it had before there were any.
+        for text in texts.into_iter().chain(folder.examples.as_deref()) {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        }
+        let rule =
+            rule.resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str()))).map_err(|what| {
+                Error::input(format!("{file}: `rule`: {what}"))
+                    .fix("mend its `rule` or its labels; the README says what both hold")
+            })?;
+        self.labels += rule.label_count();
+        if self.labels > MOST_LABELS {
+            return Err(Error::input(format!("{file}: the analyses in force have more than {MOST_LABELS} labels"))
+                .fix("run fewer analyses at a time, or shorten their lists"));
+        }
+        Ok(Some((rule, hasher.finalize())))
     }
 
     /// The prompt with its labels and examples, and notes on what it leaves out.
@@ -392,6 +406,11 @@ fn would_replace(field: &str) -> (String, &'static str) {
 }
 
 impl Folder {
+    /// Where its `analysis.json` is.
+    fn definition(&self) -> String {
+        self.path.as_ref().map_or(self.describe(), |path| path.join("analysis.json").display().to_string())
+    }
+
     fn describe(&self) -> String {
         match &self.path {
             Some(path) => format!("analysis {}", path.display()),

@@ -33,7 +33,7 @@ pub const DEFINITION: Cap = Cap { kib: 64, of: "an analysis.json" };
 pub const PROMPT: Cap = Cap { kib: 64, of: "a prompt" };
 /// The built-in ones have up to 693 bytes, and every request repeats the examples.
 pub const EXAMPLES: Cap = Cap { kib: 1 << 10, of: "an examples.jsonl" };
-/// The built-in ones have up to 2,288 bytes; the 70,000 codes of ICD-10-CM have 1 MiB.
+/// The built-in ones have up to 2,288 bytes; 100,000 labels of 40 bytes have 4 MiB.
 pub const LABELS: Cap = Cap { kib: 4 << 10, of: "a file of labels" };
 
 /// A folder that the user named. It may be a symbolic link; a link below it may lead to another place below it.

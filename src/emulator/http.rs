@@ -42,6 +42,8 @@ const BUFFER: usize = 128 << 10;
 const IDLE: Duration = Duration::from_secs(60);
 const PAGE: usize = 20;
 const MAX_PAGE: usize = 100;
+/// Of a file.
+const MAX_NAME: usize = 255;
 const MAX_PAIRS: usize = 16;
 const MAX_PAIR_KEY: usize = 64;
 const MAX_PAIR_VALUE: usize = 512;
@@ -329,6 +331,9 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
             }
             Some("file") if file.is_none() => {
                 let name = field.file_name().unwrap_or_default().to_owned();
+                if name.len() > MAX_NAME {
+                    return Err(Refusal::parameter(format!("the file's name has more than {MAX_NAME} bytes")));
+                }
                 if api.dialect == Dialect::Zhipu && !name.ends_with(".jsonl") {
                     return Err(Refusal::parameter("the file's name must end in .jsonl"));
                 }

@@ -14,6 +14,7 @@ use serde::{
 };
 
 use super::{dialect::Dialect, faults::LineKey};
+use crate::analysis::is_name;
 
 /// The longest line that is held in memory.
 const HELD: u64 = 4 << 20;
@@ -138,7 +139,7 @@ pub fn check(file: File, rules: Rules) -> Result<Checked, Refused> {
         }
         model.get_or_insert(name);
         if lines == 1 {
-            analysis = crate::flow::CustomId::parse(&id).map(|id| id.analysis.to_owned());
+            analysis = crate::flow::CustomId::parse(&id).map(|id| id.analysis.to_owned()).filter(|name| is_name(name));
         }
     }
     if lines == 0 { Err(Refused::Content("the file is empty".to_owned())) } else { Ok(Checked { lines, analysis }) }

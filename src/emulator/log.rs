@@ -71,6 +71,9 @@ impl Log {
         }
         let mut line = serde_json::to_vec(event).map_err(|e| Error::io("encode", &self.path, &e.into()))?;
         line.push(b'\n');
+        if line.len() as u64 >= MAX_EVENT {
+            return Err(Error::input(format!("an event of {} bytes is not stored", line.len())));
+        }
         let done = self.file.write_all(&line).and_then(|()| self.file.sync_data());
         self.broken = done.is_err();
         self.bytes += line.len() as u64;
