@@ -696,10 +696,12 @@ pub struct DoctorArgs {
 ///   zbatch emulate --port 8900 &   the base URL is the first line on stdout
 ///   ZHIPUAI_API_KEY=any zbatch run posts.jsonl -o out.jsonl \
 ///     --base-url http://127.0.0.1:8900/api/paas/v4
-///   zbatch emulate --upstream http://127.0.0.1:8080/v1   answers of a chat server;
-///     clients need the key that it shows on stderr at each start
+///   zbatch emulate --upstream http://127.0.0.1:8080/v1   answers of a chat server
 ///
-/// Only programs on this machine are answered, under the names 127.0.0.1, [::1] and localhost.
+/// With --upstream, clients need the key that it shows on stderr at each start.
+///
+/// Only programs on this machine are answered, under 127.0.0.1 or localhost.
+///
 /// Memory: at most 64 MiB; files are on disk (--state).
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = crate::emulator::faults::help())]
@@ -707,7 +709,7 @@ pub struct EmulateArgs {
     /// Port on 127.0.0.1; 0 picks a free one
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_count::<u16>)]
     pub port: u16,
-    /// Directory of the server's files and state, kept between runs: a new or empty one, or that of an earlier emulator [default: a temporary one]
+    /// Directory of the server's files and state, kept between runs [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     #[command(flatten)]

@@ -443,7 +443,7 @@ fn upstream() -> String {
 fn a_real_server_answers_each_line() {
     let work = WorkDir::new();
     let upstream = upstream();
-    let first = Server::start_upstream(&work, &work.join("state"), &upstream);
+    let first = server(&work, &["--upstream", &upstream]);
     let words = ["good", "busy", "broken", "gone", "slow", "page", "wrong"];
     let lines: String = words
         .iter()
@@ -457,7 +457,7 @@ fn a_real_server_answers_each_line() {
     let batch = first.create(ZHIPU, &first.upload(ZHIPU, &lines));
     // Killed in the middle of its work, it does it again.
     first.kill();
-    let server = Server::start_upstream(&work, &work.join("state"), &upstream);
+    let server = server(&work, &["--upstream", &upstream]);
     let (seen, ended) = server.wait(ZHIPU, &batch);
     // What was the status before a restart counts as seen.
     assert_eq!(seen, ["in_progress", "finalizing", "completed"]);

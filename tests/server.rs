@@ -24,8 +24,8 @@ pub struct Server {
     /// `http://127.0.0.1:PORT/api/paas/v4`
     pub base: String,
     pub address: String,
-    /// What it is sent as a key.
-    pub key: String,
+    /// The key that it showed on stderr, as with `--upstream`.
+    pub shown_key: Option<String>,
 }
 
 /// A reply, or as much of it as came.
@@ -44,20 +44,21 @@ impl Server {
     pub fn start(work: &WorkDir, state: &Path, args: &[&str]) -> Self {
         let mut command = work.command(&["emulate", "--port", "0", "--state"]);
         command.arg(state).args(args);
-        Self::spawn(command)
-    }
-
-    /// The same in front of another server: it answers only those who send the key that it shows on stderr.
-    pub fn start_upstream(work: &WorkDir, state: &Path, upstream: &str) -> Self {
-        let mut command = work.command(&["emulate", "--port", "0", "--upstream", upstream, "--state"]);
+        if !args.contains(&"--upstream") {
+            return Self::spawn(command);
+        }
         work.write("emulate.log", "");
         let log = std::fs::File::options().append(true).open(work.join("emulate.log")).expect("opened");
-        command.arg(state).stderr(log);
+        command.stderr(log);
         let mut server = Self::spawn_with_stderr(command);
         let said = work.read("emulate.log");
         let key = said.lines().find_map(|line| line.strip_prefix("export ZHIPUAI_API_KEY="));
-        server.key = key.expect("a key").to_owned();
+        server.shown_key = Some(key.expect("a key").to_owned());
         server
+    }
+
+    pub fn key(&self) -> &str {
+        self.shown_key.as_deref().unwrap_or("some.key")
     }
 
     pub fn spawn(mut command: Command) -> Self {
@@ -73,7 +74,7 @@ impl Server {
         let base = base.trim_end().to_owned();
         let address = base.strip_prefix("http://").and_then(|rest| rest.split('/').next()).unwrap_or_default();
         assert!(!address.is_empty(), "the first line on stdout is the base URL, not `{base}`");
-        Self { child, address: address.to_owned(), base, key: "some.key".to_owned() }
+        Self { child, address: address.to_owned(), base, shown_key: None }
     }
 
     pub fn pid(&self) -> u32 {
@@ -123,7 +124,7 @@ impl Server {
     }
 
     pub fn try_call(&self, method: &str, path: &str, body: &[u8]) -> Option<Reply> {
-        let key = format!("Bearer {}", self.key);
+        let key = format!("Bearer {}", self.key());
         self.request(method, path, &[("Authorization", &key), ("Content-Type", "application/json")], body)
     }
 
@@ -138,7 +139,7 @@ impl Server {
              Content-Type: application/octet-stream\r\n\r\n{lines}\r\n--xx\r\n\
              Content-Disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n--xx--\r\n"
         );
-        let key = format!("Bearer {}", self.key);
+        let key = format!("Bearer {}", self.key());
         let headers = [("Authorization", key.as_str()), ("Content-Type", "multipart/form-data; boundary=xx")];
         self.request("POST", &format!("{root}/files"), &headers, body.as_bytes()).expect("a reply")
     }
@@ -188,7 +189,7 @@ impl Server {
     }
 
     pub fn ledger(&self) -> Value {
-        let key = format!("Bearer {}", self.key);
+        let key = format!("Bearer {}", self.key());
         let reply = self.request("GET", "/__emulator/ledger", &[("Authorization", &key)], b"").expect("a reply");
         reply.json(200)
     }
