@@ -792,6 +792,10 @@ pub struct DoctorArgs {
 ///     --base-url http://127.0.0.1:8900/api/paas/v4
 ///   zbatch emulate --upstream http://127.0.0.1:8080/v1   answers of a chat server
 ///
+/// With --upstream, clients need the key that it shows on stderr at each start.
+///
+/// Only programs on this machine are answered, under 127.0.0.1 or localhost.
+///
 /// Memory: at most 64 MiB; files are on disk (--state).
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = crate::emulator::faults::help())]

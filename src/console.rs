@@ -87,6 +87,11 @@ impl Console {
         }
     }
 
+    /// A line to copy into a shell, as it is.
+    pub fn shell_line(&self, line: &str) {
+        if self.is_json() { self.event("shell", &json!({"text": line})) } else { self.write(line) }
+    }
+
     pub fn is_json(&self) -> bool {
         self.progress == Progress::Json
     }

@@ -57,7 +57,7 @@ impl Setup {
         let base = self.server.base.as_str();
         let more = ["-d", "w", "--base-url", base, "--poll-interval", "10ms"];
         let mut command = self.work.command(&[args, &more].concat());
-        command.env("ZHIPUAI_API_KEY", KEY);
+        command.env("ZHIPUAI_API_KEY", self.server.shown_key.as_deref().unwrap_or(KEY));
         command
     }
 

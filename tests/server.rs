@@ -24,6 +24,8 @@ pub struct Server {
     /// `http://127.0.0.1:PORT/api/paas/v4`
     pub base: String,
     pub address: String,
+    /// The key that it showed on stderr, as with `--upstream`.
+    pub shown_key: Option<String>,
 }
 
 /// A reply, or as much of it as came.
@@ -42,7 +44,21 @@ impl Server {
     pub fn start(work: &WorkDir, state: &Path, args: &[&str]) -> Self {
         let mut command = work.command(&["emulate", "--port", "0", "--state"]);
         command.arg(state).args(args);
-        Self::spawn(command)
+        if !args.contains(&"--upstream") {
+            return Self::spawn(command);
+        }
+        work.write("emulate.log", "");
+        let log = std::fs::File::options().append(true).open(work.join("emulate.log")).expect("opened");
+        command.stderr(log);
+        let mut server = Self::spawn_with_stderr(command);
+        let said = work.read("emulate.log");
+        let key = said.lines().find_map(|line| line.strip_prefix("export ZHIPUAI_API_KEY="));
+        server.shown_key = Some(key.expect("a key").to_owned());
+        server
+    }
+
+    pub fn key(&self) -> &str {
+        self.shown_key.as_deref().unwrap_or("some.key")
     }
 
     pub fn spawn(mut command: Command) -> Self {
@@ -58,7 +74,7 @@ impl Server {
         let base = base.trim_end().to_owned();
         let address = base.strip_prefix("http://").and_then(|rest| rest.split('/').next()).unwrap_or_default();
         assert!(!address.is_empty(), "the first line on stdout is the base URL, not `{base}`");
-        Self { child, address: address.to_owned(), base }
+        Self { child, address: address.to_owned(), base, shown_key: None }
     }
 
     pub fn pid(&self) -> u32 {
@@ -108,8 +124,8 @@ impl Server {
     }
 
     pub fn try_call(&self, method: &str, path: &str, body: &[u8]) -> Option<Reply> {
-        let headers = [("Authorization", "Bearer some.key"), ("Content-Type", "application/json")];
-        self.request(method, path, &headers, body)
+        let key = format!("Bearer {}", self.key());
+        self.request(method, path, &[("Authorization", &key), ("Content-Type", "application/json")], body)
     }
 
     #[track_caller]
@@ -123,7 +139,8 @@ impl Server {
              Content-Type: application/octet-stream\r\n\r\n{lines}\r\n--xx\r\n\
              Content-Disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n--xx--\r\n"
         );
-        let headers = [("Authorization", "Bearer some.key"), ("Content-Type", "multipart/form-data; boundary=xx")];
+        let key = format!("Bearer {}", self.key());
+        let headers = [("Authorization", key.as_str()), ("Content-Type", "multipart/form-data; boundary=xx")];
         self.request("POST", &format!("{root}/files"), &headers, body.as_bytes()).expect("a reply")
     }
 
@@ -172,7 +189,8 @@ impl Server {
     }
 
     pub fn ledger(&self) -> Value {
-        let reply = self.request("GET", "/__emulator/ledger", &[], b"").expect("a reply");
+        let key = format!("Bearer {}", self.key());
+        let reply = self.request("GET", "/__emulator/ledger", &[("Authorization", &key)], b"").expect("a reply");
         reply.json(200)
     }
 }

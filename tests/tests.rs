@@ -1,5 +1,6 @@
 //! Tests that run the program in a fresh directory and show input and expected output.
 
+mod analysis_files;
 mod answers;
 mod bombs;
 mod chunk;
@@ -33,6 +34,7 @@ mod scripts;
 mod secrets;
 mod server;
 mod signals;
+mod strangers;
 mod trust;
 mod verify;
 mod workdir;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::AnswerRule;
-use crate::flow::answers::judge;
+use crate::flow::{answers::judge, faults::short};
 
 #[derive(Debug)]
 pub struct Example {
@@ -33,7 +33,7 @@ pub fn read(text: &str, rule: &AnswerRule, may_differ: bool) -> Result<(Vec<Exam
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = at + 1;
         let Line { post, answer } = serde_json::from_str(line)
-            .map_err(|e| format!("line {number} is no `{{\"post\":{{…}},\"answer\":…}}`: {e}"))?;
+            .map_err(|e| format!("line {number} is no `{{\"post\":{{…}},\"answer\":…}}`: {}", short(&e.to_string())))?;
         let answer = serde_json::from_str::<String>(answer.get()).unwrap_or_else(|_| answer.get().to_owned());
         let why = match judge(rule, &answer, &mut Vec::new()) {
             Ok(judged) if judged.unknown_labels == 0 => {

@@ -8,24 +8,30 @@ mod builtin;
 mod examples;
 mod rule;
 mod template;
+mod texts;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 pub use rule::{AnswerRule, LabelSet, LabelTree, fold};
 pub use template::{Piece, Template, escape_json};
+use texts::Root;
 
 use crate::{
     error::{Error, Result},
-    flow::posts::{Fields, Slot},
-    lines::input::read_small,
+    flow::{
+        faults::short,
+        posts::{Fields, Slot},
+    },
     units::did_you_mean,
 };
 
-/// A reference file, a prompt or an `analysis.json` larger than this is a mistake.
-const SMALL_FILE: u64 = 16 << 20;
+/// Analyses that may be in force at one time; each is asked about every post.
+const MOST_ANALYSES: usize = 100;
+/// Labels of all analyses in force; each has about 250 bytes of memory.
+const MOST_LABELS: usize = 500_000;
 
 /// The post field that lists images.
 pub const IMAGE_FIELD: &str = "image_urls";
@@ -69,6 +75,8 @@ pub struct AnalysisSet {
     pub prompt_notes: Vec<String>,
     /// Analyses whose built-in examples are not all shown.
     fewer_examples: Vec<String>,
+    /// How many labels all rules have.
+    labels: usize,
 }
 
 /// Where analyses and their reference data are looked for.
@@ -113,6 +121,13 @@ struct Reference {
     optional: bool,
 }
 
+/// The folders that the user named, opened once.
+struct Roots<'s> {
+    analyses: Option<Root>,
+    data: Option<Root>,
+    sources: &'s Sources,
+}
+
 /// The texts of an analysis folder and where they came from.
 struct Folder {
     /// `None`: embedded.
@@ -151,8 +166,9 @@ impl AnalysisSet {
                 examples: Some(examples.to_owned()),
             })
             .collect();
-        if let Some(dir) = &sources.analyses_dir {
-            for folder in read_folders(dir)? {
+        let roots = Roots::open(sources)?;
+        if let Some(root) = &roots.analyses {
+            for folder in read_folders(root)? {
                 match folders.iter_mut().find(|known| known.name == folder.name) {
                     Some(known) => *known = folder,
                     None => folders.push(folder),
@@ -173,7 +189,7 @@ impl AnalysisSet {
             set.notes.push("no data dir: using the embedded reference data (--data-dir to use yours)".to_owned());
         }
         for folder in folders.iter().filter(|folder| wanted(&folder.name)) {
-            set.add(folder, sources)?;
+            set.add(folder, &roots)?;
         }
         if !set.fewer_examples.is_empty() {
             set.prompt_notes.push(format!(
@@ -201,17 +217,21 @@ impl AnalysisSet {
         self.list.iter().map(|a| (a.name.clone(), a.fingerprint.to_hex().chars().take(32).collect())).collect()
     }
 
-    fn add(&mut self, folder: &Folder, sources: &Sources) -> Result<()> {
+    fn add(&mut self, folder: &Folder, roots: &Roots<'_>) -> Result<()> {
         let here = folder.describe();
-        let file = folder.path.as_ref().map_or(here.clone(), |path| path.join("analysis.json").display().to_string());
+        let file = folder.definition();
         let definition: Definition = serde_json::from_str(&folder.json).map_err(|e| {
             let key = key_at(&folder.json, &e).map(|key| format!("`{key}`: "));
             let key = key.filter(|key| !e.to_string().starts_with(key)).unwrap_or_default();
-            Error::input(format!("{file}: {key}{e}")).fix("the README lists the keys of analysis.json")
+            Error::input(format!("{file}: {key}{}", short(&e.to_string())))
+                .fix("the README lists the keys of analysis.json")
         })?;
         if !is_name(&definition.name) {
-            return Err(Error::input(format!("{file}: `name`: `{}` cannot be an analysis' name", definition.name))
-                .fix("[a-z][a-z0-9_]*, at most 40 bytes, not ending in _vision or _<digits>"));
+            return Err(Error::input(format!(
+                "{file}: `name`: `{}` cannot be an analysis' name",
+                short(&definition.name)
+            ))
+            .fix("[a-z][a-z0-9_]*, at most 40 bytes, not ending in _vision or _<digits>"));
         }
         if definition.name != folder.name {
             return Err(Error::input(format!(
@@ -225,38 +245,10 @@ impl AnalysisSet {
                 .fix("choose another `field`"));
         }
         definition.check().map_err(|(what, fix)| Error::input(format!("{file}: {what}")).fix(fix))?;
-        let reference = match &definition.reference {
-            None => None,
-            Some(reference) => match read_reference(&reference.file, folder, sources)? {
-                Some(found) => Some(found),
-                None if reference.optional => {
-                    self.notes.push(format!("{}: left out, {} is not in the data dir", folder.name, reference.file));
-                    return Ok(());
-                }
-                None => {
-                    let dir = sources.data_dir.as_deref().unwrap_or(Path::new("."));
-                    return Err(Error::input(format!(
-                        "{file}: its `reference` {} is missing",
-                        dir.join(&reference.file).display()
-                    ))
-                    .fix("add the file, or leave the analysis out with --only"));
-                }
-            },
+        let Some((rule, fingerprint)) = self.resolve(folder, definition.rule, definition.reference.as_ref(), roots)?
+        else {
+            return Ok(());
         };
-        let mut hasher = blake3::Hasher::new();
-        let reference_text = reference.as_ref().map_or("", |(_, text)| text.as_str());
-        let texts = [folder.json.as_str(), &folder.prompt, reference_text];
-        // A folder without examples keeps the fingerprint that it had before there were any.
-        for text in texts.into_iter().chain(folder.examples.as_deref()) {
-            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-        }
-        let rule = definition
-            .rule
-            .resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str())))
-            .map_err(|what| {
-                Error::input(format!("{file}: `rule`: {what}"))
-                    .fix("mend its `rule` or its labels; the README says what both hold")
-            })?;
         let template = self.compile(folder, &rule)?;
         let slots = |name: &String| (name.clone(), self.fields.slot(name));
         let requires: Option<Vec<_>> = definition.requires.as_ref().map(|names| names.iter().map(slots).collect());
@@ -289,9 +281,56 @@ impl AnalysisSet {
                 .filter(|fallback| fallback != "null"),
             temperature: definition.temperature,
             max_tokens: definition.max_tokens,
-            fingerprint: hasher.finalize(),
+            fingerprint,
         });
         Ok(())
+    }
+
+    /// The rule with its labels, and the hash of all that was read; `None` for an analysis that is left out, with a note.
+    fn resolve(
+        &mut self,
+        folder: &Folder,
+        rule: rule::RuleDefinition,
+        reference: Option<&Reference>,
+        roots: &Roots<'_>,
+    ) -> Result<Option<(AnswerRule, blake3::Hash)>> {
+        let file = folder.definition();
+        let reference = match reference {
+            None => None,
+            Some(reference) => match read_reference(&reference.file, folder, roots)? {
+                Some(found) => Some(found),
+                None if reference.optional => {
+                    self.notes.push(format!("{}: left out, {} is not in the data dir", folder.name, reference.file));
+                    return Ok(None);
+                }
+                None => {
+                    let dir = roots.sources.data_dir.as_deref().unwrap_or(Path::new("."));
+                    return Err(Error::input(format!(
+                        "{file}: its `reference` {} is missing",
+                        dir.join(&reference.file).display()
+                    ))
+                    .fix("add the file, or leave the analysis out with --only"));
+                }
+            },
+        };
+        let mut hasher = blake3::Hasher::new();
+        let reference_text = reference.as_ref().map_or("", |(_, text)| text.as_str());
+        let texts = [folder.json.as_str(), &folder.prompt, reference_text];
+        // A folder without examples keeps the fingerprint that it had before there were any.
+        for text in texts.into_iter().chain(folder.examples.as_deref()) {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        }
+        let rule =
+            rule.resolve(reference.as_ref().map(|(path, text)| (path.as_str(), text.as_str()))).map_err(|what| {
+                Error::input(format!("{file}: `rule`: {what}"))
+                    .fix("mend its `rule` or its labels; the README says what both hold")
+            })?;
+        self.labels += rule.label_count();
+        if self.labels > MOST_LABELS {
+            return Err(Error::input(format!("{file}: the analyses in force have more than {MOST_LABELS} labels"))
+                .fix("run fewer analyses at a time, or shorten their lists"));
+        }
+        Ok(Some((rule, hasher.finalize())))
     }
 
     /// The prompt with its labels and examples, and notes on what it leaves out.
@@ -336,8 +375,19 @@ impl Definition {
         if self.field.is_empty() {
             return Err(("`field` is empty".to_owned(), "name the key of the post that the answer is written to"));
         }
+        if self.field.chars().any(char::is_control) {
+            return Err((
+                format!("`field` `{}` has a control character", short(&self.field)),
+                "choose another `field`",
+            ));
+        }
         if self.field == IMAGE_FIELD {
             return Err(would_replace(IMAGE_FIELD));
+        }
+        // The readers of posts, like ours, end at some depth.
+        if let Some(e) = self.fallback.as_ref().and_then(|fallback| serde_json::from_str::<Value>(fallback.get()).err())
+        {
+            return Err((format!("`fallback`: {e}"), "write a value that nests less deep"));
         }
         if let Some(temperature) = &self.temperature
             && !temperature.as_f64().is_some_and(|t| (0.0..=2.0).contains(&t))
@@ -356,6 +406,11 @@ fn would_replace(field: &str) -> (String, &'static str) {
 }
 
 impl Folder {
+    /// Where its `analysis.json` is.
+    fn definition(&self) -> String {
+        self.path.as_ref().map_or(self.describe(), |path| path.join("analysis.json").display().to_string())
+    }
+
     fn describe(&self) -> String {
         match &self.path {
             Some(path) => format!("analysis {}", path.display()),
@@ -364,27 +419,49 @@ impl Folder {
     }
 }
 
-fn read_folders(dir: &Path) -> Result<Vec<Folder>> {
-    let listing = std::fs::read_dir(dir).map_err(|e| {
-        Error::input(format!("--analyses {}: {e}", dir.display())).fix("name a directory of analysis folders")
-    })?;
+impl<'s> Roots<'s> {
+    fn open(sources: &'s Sources) -> Result<Self> {
+        let data = |dir: &PathBuf| {
+            Root::open(dir).map_err(|e| {
+                Error::input(format!("cannot open the data dir {}: {e}", dir.display()))
+                    .fix("name a directory (--data-dir)")
+            })
+        };
+        let analyses = |dir: &PathBuf| Root::open(dir).map_err(|e| unlisted(dir, &e));
+        Ok(Self {
+            analyses: sources.analyses_dir.as_ref().map(analyses).transpose()?,
+            data: sources.data_dir.as_ref().map(data).transpose()?,
+            sources,
+        })
+    }
+}
+
+fn unlisted(dir: &Path, e: &std::io::Error) -> Error {
+    Error::input(format!("--analyses {}: {e}", dir.display())).fix("name a directory of analysis folders")
+}
+
+fn read_folders(root: &Root) -> Result<Vec<Folder>> {
+    let dir = root.join("");
     let mut folders = Vec::new();
-    for entry in listing {
-        let path = entry.map_err(|e| Error::io("list", dir, &e))?.path();
-        if !path.join("analysis.json").is_file() {
-            continue;
-        }
-        let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+    for name in root.names().map_err(|e| unlisted(&dir, &e))? {
+        let name = PathBuf::from(name.map_err(|e| Error::io("list", &dir, &e))?);
+        let Some(json) = root.read(&name.join("analysis.json"), texts::DEFINITION)? else { continue };
+        let path = root.join(&name);
+        let Some(name_text) = name.to_str().map(str::to_owned) else {
             return Err(Error::input(format!("analysis {}: its name is not UTF-8", path.display())));
         };
-        let examples = path.join("examples.jsonl");
-        folders.push(Folder {
-            name,
-            examples: examples.exists().then(|| read_small(&examples, SMALL_FILE)).transpose()?,
-            json: read_small(&path.join("analysis.json"), SMALL_FILE)?,
-            prompt: read_small(&path.join("prompt.txt"), SMALL_FILE)?,
-            path: Some(path),
-        });
+        if folders.len() == MOST_ANALYSES {
+            return Err(Error::input(format!(
+                "--analyses {}: it has more than {MOST_ANALYSES} analyses",
+                dir.display()
+            ))
+            .fix("each is asked about every post; move those that you need into a folder of their own"));
+        }
+        let prompt = root.read(&name.join("prompt.txt"), texts::PROMPT)?.ok_or_else(|| {
+            Error::input(format!("analysis {}: it has no prompt.txt", path.display())).fix("write the file")
+        })?;
+        let examples = root.read(&name.join("examples.jsonl"), texts::EXAMPLES)?;
+        folders.push(Folder { name: name_text, examples, json, prompt, path: Some(path) });
     }
     if folders.is_empty() {
         return Err(Error::input(format!("--analyses {}: no folder in it has an analysis.json", dir.display())));
@@ -405,18 +482,24 @@ fn key_at(json: &str, error: &serde_json::Error) -> Option<String> {
     keys.into_iter().find(|(_, value)| holds(value)).map(|(key, _)| key)
 }
 
-/// Where it was found, and the text. Beside the analysis first, then where the config says, then in the data dir, then (without a data dir) among the embedded files.
-fn read_reference(file: &str, folder: &Folder, sources: &Sources) -> Result<Option<(String, String)>> {
-    if Path::new(file).components().count() != 1 {
+/// The path and the text of a reference file. It is looked for beside the analysis, then where the config says, then in the data
+/// dir, then (without a data dir) among the embedded files.
+fn read_reference(file: &str, folder: &Folder, roots: &Roots<'_>) -> Result<Option<(String, String)>> {
+    let mut parts = Path::new(file).components();
+    if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+        let file = short(file);
         return Err(Error::input(format!("{}: the reference file `{file}` must be a plain name", folder.describe())));
     }
-    let beside = folder.path.as_deref().map(|dir| dir.join(file));
-    let named = sources.files.iter().find(|(name, _)| *name == file).map(|(_, path)| path.clone());
-    let in_data_dir = sources.data_dir.as_deref().map(|dir| dir.join(file));
-    for path in [beside, named, in_data_dir].into_iter().flatten() {
-        if path.exists() {
-            return Ok(Some((path.display().to_string(), read_small(&path, SMALL_FILE)?)));
-        }
+    let below = |root: Option<&Root>, name: &Path| -> Result<Option<(String, String)>> {
+        let Some(root) = root else { return Ok(None) };
+        Ok(root.read(name, texts::LABELS)?.map(|text| (root.join(name).display().to_string(), text)))
+    };
+    let beside = roots.analyses.as_ref().filter(|_| folder.path.is_some());
+    if let Some(found) = below(beside, &Path::new(&folder.name).join(file))? {
+        return Ok(Some(found));
+    }
+    if let Some((_, path)) = roots.sources.files.iter().find(|(name, _)| *name == file) {
+        return Ok(Some((path.display().to_string(), texts::read(path, texts::LABELS)?)));
     }
     let embedded = || {
         builtin::REFERENCES
@@ -424,7 +507,7 @@ fn read_reference(file: &str, folder: &Folder, sources: &Sources) -> Result<Opti
             .find(|(name, _)| *name == file)
             .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
     };
-    Ok(if sources.data_dir.is_none() { embedded() } else { None })
+    Ok(if roots.data.is_none() { embedded() } else { below(roots.data.as_ref(), Path::new(file))? })
 }
 
 #[cfg(test)]

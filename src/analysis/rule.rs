@@ -5,7 +5,12 @@ use std::fmt::Write as _;
 
 use rustc_hash::FxHashMap;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
+
+use crate::flow::faults::short;
+
+/// Labels of one list; a parent's children are a list.
+const MOST_LABELS: usize = 100_000;
 
 /// The accepted answers of an analysis.
 #[derive(Debug)]
@@ -82,7 +87,10 @@ impl LabelSet {
     }
 
     fn push(&mut self, name: &str) -> Result<u32, String> {
-        let id = u32::try_from(self.names.len()).map_err(|_| "too many labels".to_owned())?;
+        let id = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        if self.names.len() == MOST_LABELS {
+            return Err(format!("it has more than {MOST_LABELS} labels"));
+        }
         self.add(name, id)?;
         self.names.push(name.to_owned());
         self.json.push(Value::from(name).to_string());
@@ -92,10 +100,13 @@ impl LabelSet {
     /// One more way of writing label `id`.
     fn add(&mut self, name: &str, id: u32) -> Result<(), String> {
         if name.trim().is_empty() || name.trim() != name {
-            return Err(format!("the label `{name}` is empty or has white space around it"));
+            return Err(format!("the label `{}` is empty or has white space around it", short(name)));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(format!("the label `{}` has a control character", short(name)));
         }
         if self.ids.insert(name.to_owned(), id).is_some() {
-            return Err(format!("the label `{name}` is there twice"));
+            return Err(format!("the label `{}` is there twice", short(name)));
         }
         let other = |known: &mut Option<u32>| *known = known.filter(|known| *known == id);
         self.folded.entry(fold(name)).and_modify(other).or_insert(Some(id));
@@ -184,6 +195,14 @@ impl RuleDefinition {
 }
 
 impl AnswerRule {
+    pub fn label_count(&self) -> usize {
+        match self {
+            Self::Integer { .. } => 0,
+            Self::Label { labels } | Self::Labels { labels, .. } => labels.names.len(),
+            Self::Pairs { tree, .. } => tree.children.iter().map(|children| 1 + children.names.len()).sum(),
+        }
+    }
+
     /// What `{{labels}}` stands for in a prompt: one line a label, or a parent with its children.
     pub fn labels_text(&self) -> String {
         let mut text = String::new();
@@ -206,11 +225,20 @@ impl AnswerRule {
     }
 }
 
+/// The elements of an array, as they are written: one at a time is made a [`Value`], which is larger than its text.
+fn entries(text: &str) -> Result<Vec<&RawValue>, String> {
+    serde_json::from_str(text).map_err(|e| format!("not a JSON array: {}", short(&e.to_string())))
+}
+
+fn element(place: usize, text: &RawValue) -> Result<Value, String> {
+    serde_json::from_str(text.get()).map_err(|e| format!("element {place}: {e}"))
+}
+
 /// An array of strings, or of objects whose `key` is the label.
 fn parse_labels(text: &str, key: Option<&str>) -> Result<LabelSet, String> {
-    let entries: Vec<Value> = serde_json::from_str(text).map_err(|e| format!("not a JSON array: {e}"))?;
     let mut labels = LabelSet::default();
-    for (place, entry) in entries.iter().enumerate() {
+    for (place, entry) in entries(text)?.into_iter().enumerate() {
+        let entry = element(place, entry)?;
         let label = match key {
             None => entry.as_str(),
             Some(key) => entry.get(key).and_then(Value::as_str),
@@ -222,9 +250,9 @@ fn parse_labels(text: &str, key: Option<&str>) -> Result<LabelSet, String> {
 }
 
 fn parse_tree(text: &str, parent_key: &str, children_key: &str) -> Result<LabelTree, String> {
-    let entries: Vec<Value> = serde_json::from_str(text).map_err(|e| format!("not a JSON array: {e}"))?;
     let mut tree = LabelTree::default();
-    for (place, entry) in entries.iter().enumerate() {
+    for (place, entry) in entries(text)?.into_iter().enumerate() {
+        let entry = element(place, entry)?;
         let shape = || format!("element {place} is not an object with `{parent_key}` and an array `{children_key}`");
         tree.parents.push(entry.get(parent_key).and_then(Value::as_str).ok_or_else(shape)?)?;
         let mut children = LabelSet::default();

@@ -5,11 +5,12 @@
 //! (`docs/reliability.md`, P2). A post's field can only be placed: a filter, a test or a loop on it would run before there
 //! is a post, so the prompt is refused.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::mpsc, time::Duration};
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
 use crate::flow::{
+    faults::short,
     posts::{Fields, Slot},
     requests::on_one_line,
 };
@@ -35,34 +36,80 @@ pub struct Template {
     pub uses: Vec<&'static str>,
 }
 
+/// What minijinja may spend on one prompt: an instruction, or 64 bytes of a value, costs 1.
+const FUEL: u64 = 500_000;
+/// Every request repeats it, and no model reads more.
+const LARGEST: usize = 1 << 20;
+/// Fields of the post that one prompt may name.
+const MOST_FIELDS: usize = 1_000;
+/// The stack for minijinja, whose parser goes as deep as an expression of 64 KiB can: the deepest took less than 24 MiB. Memory
+/// that is not used is not taken.
+const STACK: usize = 64 << 20;
+/// FUEL does not count the work of minijinja's compiler, which grows with the square of an expression. A usual prompt takes a
+/// thousandth of this time.
+const LONGEST: Duration = Duration::from_secs(10);
+
 const ONLY_PLACED: &str = "that would run once, before there is a post. A field of the post can only be placed, as \
                            `{{content}}` is, with nothing else between the braces";
 
 impl Template {
     /// Renders `prompt` once. `bound` are the names that are no field of a post, with what they stand for.
     pub fn compile(prompt: &str, bound: &BTreeMap<&'static str, Value>, fields: &mut Fields) -> Result<Self, String> {
+        let (tell, told) = mpsc::sync_channel(1);
+        let (prompt, bound) = (prompt.to_owned(), bound.clone());
+        // After LONGEST nobody listens; the error ends the program, and the thread with it.
+        let compiling = move || tell.send(Compiled::of(&prompt, &bound)).unwrap_or_default();
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn(compiling);
+        thread.map_err(|e| format!("no thread can be started to read it: {e}"))?;
+        let Compiled { pieces, uses } = told.recv_timeout(LONGEST).map_err(|_| {
+            format!("reading it takes more than {} seconds; shorten its expressions", LONGEST.as_secs())
+        })??;
+        let placed =
+            |(constant, name): (String, Option<String>)| Piece { constant, slot: name.map(|name| fields.slot(&name)) };
+        Ok(Self { pieces: pieces.into_iter().map(placed).collect(), uses })
+    }
+}
+
+/// A template whose fields have no slots yet.
+struct Compiled {
+    /// JSON-escaped text, and the name of the field that follows.
+    pieces: Vec<(String, Option<String>)>,
+    uses: Vec<&'static str>,
+}
+
+impl Compiled {
+    fn of(prompt: &str, bound: &BTreeMap<&'static str, Value>) -> Result<Self, String> {
         if prompt.chars().any(is_marker) {
             return Err("private-use characters U+F8E0 to U+F8F1 are reserved".to_owned());
         }
         let mut env = Environment::new();
         env.set_undefined_behavior(UndefinedBehavior::Strict);
+        env.set_fuel(Some(FUEL));
+        // It could hold itself, and minijinja would print it without end.
+        env.remove_global("namespace");
         let as_written = env.template_from_str(prompt).map_err(|e| describe(&e))?;
         let mut names: Vec<String> = as_written.undeclared_variables(false).into_iter().collect();
         let uses = bound.keys().copied().filter(|bound| names.iter().any(|name| name == bound)).collect();
         names.retain(|name| !bound.contains_key(name.as_str()) && env.globals().all(|(global, _)| global != name));
         names.sort();
+        if names.len() > MOST_FIELDS {
+            return Err(format!("it names more than {MOST_FIELDS} fields of the post"));
+        }
 
         let marked = mark_places(prompt, &names);
         let template = env.template_from_str(&marked).map_err(|e| describe(&e))?;
         let left = template.undeclared_variables(false);
         if let Some(name) = names.iter().find(|name| left.contains(*name)) {
-            return Err(format!("`{name}` is used in a filter, a test, a loop or the like; {ONLY_PLACED}"));
+            return Err(format!("`{}` is used in a filter, a test, a loop or the like; {ONLY_PLACED}", short(name)));
         }
         let text = template.render(bound).map_err(|e| match e.kind() {
             // minijinja does not see the name in `name[:3]`; nothing but a field of the post is unbound here.
             ErrorKind::UndefinedError => format!("{}; {ONLY_PLACED}", describe(&e)),
             _ => describe(&e),
         })?;
+        if text.len() > LARGEST {
+            return Err(format!("with its labels and examples it has {} bytes; {LARGEST} are the most", text.len()));
+        }
         let mut all: BTreeMap<&str, Value> = bound.clone();
         all.extend(names.iter().enumerate().map(|(at, name)| (name.as_str(), Value::from(marker(at)))));
         if as_written.render(all).map_err(|e| describe(&e))? != text {
@@ -70,7 +117,7 @@ impl Template {
                 "a loop or `set` gives the name of a post field another meaning; choose another name".to_owned()
             );
         }
-        let pieces = cut(&text, &names, fields)?;
+        let pieces = cut(&text, &names)?;
         if pieces.len() == 1 {
             return Err("it names no field of the post; did you mean to write {{content}}?".to_owned());
         }
@@ -79,7 +126,7 @@ impl Template {
 }
 
 /// Cuts the rendered prompt at its markers.
-fn cut(text: &str, names: &[String], fields: &mut Fields) -> Result<Vec<Piece>, String> {
+fn cut(text: &str, names: &[String]) -> Result<Vec<(String, Option<String>)>, String> {
     let mut pieces = Vec::new();
     let mut seen = vec![false; names.len()];
     let mut rest = text;
@@ -91,12 +138,14 @@ fn cut(text: &str, names: &[String], fields: &mut Fields) -> Result<Vec<Piece>, 
             .try_fold(0usize, |n, c| Some(n * 10 + (c as u32).checked_sub(DIGITS).filter(|d| *d < 10)? as usize));
         let (name, seen) = at.and_then(|at| Some((names.get(at)?, seen.get_mut(at)?))).ok_or_else(broken)?;
         *seen = true;
-        pieces.push(Piece { constant: escape_json(constant), slot: Some(fields.slot(name)) });
+        pieces.push((escape_json(constant), Some(name.clone())));
         rest = after;
     }
-    pieces.push(Piece { constant: escape_json(rest), slot: None });
+    pieces.push((escape_json(rest), None));
     match names.iter().zip(seen).find_map(|(name, seen)| (!seen).then_some(name)) {
-        Some(unplaced) => Err(format!("`{unplaced}` is used but never placed; a post field can only be placed")),
+        Some(unplaced) => {
+            Err(format!("`{}` is used but never placed; a post field can only be placed", short(unplaced)))
+        }
         None => Ok(pieces),
     }
 }
@@ -168,10 +217,11 @@ pub fn escape_json(text: &str) -> String {
 }
 
 fn describe(error: &minijinja::Error) -> String {
-    match error.line() {
-        Some(line) => format!("line {line}: {error}"),
-        None => error.to_string(),
-    }
+    let what = match error.kind() {
+        ErrorKind::OutOfFuel => "it computes too much; a prompt needs no long loop".to_owned(),
+        _ => short(&error.to_string()),
+    };
+    error.line().map_or(what.clone(), |line| format!("line {line}: {what}"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::{io::Write as _, net::Ipv4Addr, sync::Arc, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
 use crate::{
     cli::{EmulateArgs, EmulatorArgs},
     console::Console,
-    emulator::{self, Clock, Dialect, Emulator, Upstream, faults::FaultPlan},
+    emulator::{self, Clock, Dialect, Emulator, Limits, Upstream, faults::FaultPlan},
     error::{Error, Kind, Result},
     settings::Config,
 };
@@ -20,7 +21,9 @@ use crate::{
 const GRACE: Duration = Duration::from_millis(500);
 
 pub fn run(args: &EmulateArgs, console: &Console) -> Result<Ended> {
-    let settings = settings(&args.emulator)?;
+    let mut settings = settings(&args.emulator)?;
+    let token = settings.upstream.as_ref().map(|_| token()).transpose()?;
+    settings.token = token.as_ref().map(|token| blake3::hash(token.as_bytes()));
     let analyses = Arc::new(Config::load(args.source.config.as_deref(), console)?.analyses(&args.source)?);
     let temporary = match &args.state {
         Some(_) => None,
@@ -28,22 +31,25 @@ pub fn run(args: &EmulateArgs, console: &Console) -> Result<Ended> {
     };
     let state =
         args.state.as_deref().or(temporary.as_ref().map(tempfile::TempDir::path)).unwrap_or("emulator".as_ref());
-    std::fs::create_dir_all(state).map_err(|e| Error::io("create", state, &e))?;
     let emulator = Emulator::open(settings, state, analyses)?;
     let runtime = runtime()?;
-    let ended = runtime.block_on(serve(&emulator, args.port, console));
+    let ended = runtime.block_on(serve(&emulator, args.port, token.as_deref(), console));
     runtime.shutdown_timeout(GRACE);
     ended
 }
 
 /// Until a signal, which is how a server ends.
-async fn serve(emulator: &Emulator, port: u16, console: &Console) -> Result<Ended> {
+async fn serve(emulator: &Emulator, port: u16, token: Option<&str>, console: &Console) -> Result<Ended> {
     let at = (Ipv4Addr::LOCALHOST, port);
     let busy = |e: std::io::Error| Error::io("listen on", format!("127.0.0.1:{port}"), &e);
     let listener = TcpListener::bind(at).await.map_err(busy)?;
     let here = format!("http://{}", listener.local_addr().map_err(busy)?);
     let (mut interrupt, mut terminate, mut hangup) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+    if let Some(token) = token {
+        console.note("the answers of --upstream may cost money: only clients that send this key are answered");
+        console.shell_line(&format!("export ZHIPUAI_API_KEY={token}"));
+    }
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{here}{}", Dialect::Zhipu.base())
         .and_then(|()| stdout.flush())
@@ -61,6 +67,14 @@ async fn serve(emulator: &Emulator, port: u16, console: &Console) -> Result<Ende
     }
 }
 
+/// A key that nobody can guess, new at each start.
+fn token() -> Result<String> {
+    let mut secret = [0; 24];
+    let filled = rustls::crypto::ring::default_provider().secure_random.fill(&mut secret);
+    filled.map_err(|_| Error::new(Kind::Io, "the system gives no random numbers"))?;
+    Ok(format!("zbatch-{}", URL_SAFE_NO_PAD.encode(secret)))
+}
+
 fn ended_by(number: i32) -> Error {
     Error::new(Kind::Interrupted(number), "the emulator was stopped")
 }
@@ -73,6 +87,8 @@ pub fn settings(args: &EmulatorArgs) -> Result<emulator::Settings> {
         seed: args.seed.unwrap_or_default(),
         faults: FaultPlan::parse(&args.fault)?,
         upstream: args.upstream.as_deref().map(Upstream::resolve).transpose()?,
+        token: None,
+        limits: Limits::default(),
         clock: Clock::System,
     })
 }

@@ -141,7 +141,7 @@ fn value(rule: &AnswerRule, post: &str, line: &LineKey) -> String {
 fn integer(min: i64, max: i64, post: &str, line: &LineKey) -> i64 {
     let count = |words: &[&str]| words.iter().filter(|word| post.contains(**word)).count();
     let (good, bad) = (count(&GOOD), count(&BAD));
-    let middle = min + (max - min) / 2;
+    let middle = min.saturating_add_unsigned(max.abs_diff(min) / 2);
     let strong = 1 + i64::from(good.abs_diff(bad) > 1 || post.contains(['！', '!']));
     let value = match good.cmp(&bad) {
         std::cmp::Ordering::Greater => middle.saturating_add(strong),
@@ -162,7 +162,7 @@ fn how_many(line: &LineKey, min: usize, max: usize) -> usize {
         1..=3 => 1,
         _ => 0,
     };
-    (min + more).min(max.max(min))
+    min.saturating_add(more).min(max.max(min))
 }
 
 /// The labels most like the post, a draw among equals.

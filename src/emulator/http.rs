@@ -4,8 +4,7 @@
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -15,6 +14,7 @@ use axum::{
     body::{Body, to_bytes},
     extract::{DefaultBodyLimit, FromRequest as _, Multipart, Path as Segment, Query, Request, State as Handle},
     http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Emulator,
+    Emulator, Part, UPLOAD,
     dialect::{Dialect, Refusal},
     faults::{Call, Effect, Point},
     input::{self, Refused, Rules},
@@ -38,8 +38,12 @@ const MAX_JSON: usize = 1 << 20;
 /// What a client sends after its call was refused is read up to here, so that it sees the refusal and not a reset.
 const MAX_DRAIN: u64 = 1 << 30;
 const BUFFER: usize = 128 << 10;
+/// A body that pauses for longer is given up.
+const IDLE: Duration = Duration::from_secs(60);
 const PAGE: usize = 20;
 const MAX_PAGE: usize = 100;
+/// Of a file.
+const MAX_NAME: usize = 255;
 const MAX_PAIRS: usize = 16;
 const MAX_PAIR_KEY: usize = 64;
 const MAX_PAIR_VALUE: usize = 512;
@@ -76,10 +80,90 @@ pub fn router(server: &Emulator) -> Router {
         .layer(DefaultBodyLimit::disable())
 }
 
-async fn ledger(Handle(server): Handle<Emulator>) -> Response {
+/// The same for sockets, where every process of this machine can call, and with it every web page in a browser.
+pub fn for_sockets(server: &Emulator) -> Router {
+    router(server).layer(middleware::from_fn(guard))
+}
+
+async fn guard(request: Request, next: Next) -> Response {
+    match stranger(&request) {
+        Some((status, code, message)) => {
+            let error = Json(json!({"error": {"code": code, "message": message}}));
+            (status, [(header::CONNECTION, "close")], error).into_response()
+        }
+        None => next.run(request.map(patient)).await,
+    }
+}
+
+/// Why a request does not come from a program of this machine that means this server.
+fn stranger(request: &Request) -> Option<(StatusCode, &'static str, &'static str)> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = (hosts.next().and_then(|host| host.to_str().ok()), hosts.next());
+    let is_here = matches!(host, (Some(host), None) if is_loopback(host));
+    if !is_here || request.uri().authority().is_some_and(|authority| !is_loopback(authority.as_str())) {
+        // A page whose name was made to lead to this machine (DNS rebinding) still says its own name.
+        let why = "the emulator answers under 127.0.0.1, [::1] and localhost only; call it by one of these names";
+        return Some((StatusCode::MISDIRECTED_REQUEST, "421", why));
+    }
+    let site = headers.get("sec-fetch-site");
+    if headers.contains_key(header::ORIGIN) || site.is_some_and(|site| site != "none") {
+        return Some((StatusCode::FORBIDDEN, "403", "the emulator does not answer web pages"));
+    }
+    None
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let is_port = |port: &str| port.strip_prefix(':').is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    ["127.0.0.1", "[::1]", "localhost"].iter().any(|here| {
+        authority
+            .split_at_checked(here.len())
+            .is_some_and(|(name, port)| name.eq_ignore_ascii_case(here) && (port.is_empty() || is_port(port)))
+    })
+}
+
+/// A body that must go on: its connection does not wait for ever.
+fn patient(body: Body) -> Body {
+    let stream = futures::stream::unfold(Some(body.into_data_stream()), async |stream| {
+        let mut stream = stream?;
+        match tokio::time::timeout(IDLE, stream.next()).await {
+            Ok(piece) => piece.map(|piece| (piece.map_err(io::Error::other), Some(stream))),
+            Err(_) => Some((Err(io::Error::new(io::ErrorKind::TimedOut, "the body has paused for too long")), None)),
+        }
+    });
+    Body::from_stream(stream)
+}
+
+/// The reply to a connection that there is no room for.
+pub const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 75\r\n\
+    Retry-After: 1\r\nConnection: close\r\n\r\n\
+    {\"error\":{\"code\":\"503\",\"message\":\"the emulator has too many connections\"}}\n";
+
+async fn ledger(Handle(server): Handle<Emulator>, headers: HeaderMap) -> Response {
+    if let Err(refusal) = server.check_key(&headers, false) {
+        return (StatusCode::UNAUTHORIZED, Json(json!({"error": refusal.message}))).into_response();
+    }
     match server.step(|_, core| Ok(super::ledger::Ledger::of(&core.state))).await {
         Ok(ledger) => Json(ledger).into_response(),
         Err(refusal) => (StatusCode::INTERNAL_SERVER_ERROR, refusal.message).into_response(),
+    }
+}
+
+impl Emulator {
+    /// Whether a call has a key, where it `must`, and the right one, where only one is.
+    fn check_key(&self, headers: &HeaderMap, must: bool) -> Result<(), Refusal> {
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let key = given.and_then(|value| value.strip_prefix("Bearer ")).map_or("", str::trim);
+        match self.0.settings.token {
+            None if must && key.is_empty() => Err(Refusal::new(401, "1001", "no API key in the Authorization header")),
+            // Hashes are compared in constant time.
+            Some(token) if blake3::hash(key.as_bytes()) != token => Err(Refusal::new(
+                401,
+                "1002",
+                "the key is not the one that the emulator showed on stderr when it started",
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -90,9 +174,8 @@ impl Api {
         if !slow.is_zero() {
             tokio::time::sleep(slow).await;
         }
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        if given.and_then(|value| value.strip_prefix("Bearer ")).is_none_or(|key| key.trim().is_empty()) {
-            return Some(self.refuse(&Refusal::new(401, "1001", "no API key in the Authorization header")));
+        if let Err(refusal) = self.server.check_key(headers, true) {
+            return Some(self.refuse(&refusal));
         }
         match self.server.faults().call(call, Point::Before)? {
             Effect::Stall(time) => {
@@ -223,20 +306,16 @@ async fn upload(Handle(api): Handle<Api>, request: Request) -> Response {
     api.after(Call::Upload, done).await
 }
 
-/// An upload on its way; gone, unless it was renamed, when it is dropped.
-struct Part(PathBuf);
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        let _renamed = std::fs::remove_file(&self.0);
-    }
-}
-
 async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal> {
     let bad_form = |e: axum::extract::multipart::MultipartError| Refusal::parameter(e.to_string());
     let server = &api.server;
-    let number = server.0.parts.fetch_add(1, Ordering::Relaxed);
-    let part = Part(server.0.files.join(format!(".upload-{number}.part")));
+    let Ok(_room) = server.0.uploads.try_acquire() else {
+        return Err(Refusal::new(429, "1302", "too many uploads at one time"));
+    };
+    let upload = server.0.files.file(UPLOAD);
+    let made = blocking::run(move || Ok((upload.make_temp()?, upload))).await;
+    let ((mut disk, name), upload) = made.map_err(|e: Error| Refusal::disk(format!("write {e}")))?;
+    let part = Part(upload.sibling(&name));
     let mut purpose = None;
     let mut file = None;
     while let Some(mut field) = form.next_field().await.map_err(bad_form)? {
@@ -252,10 +331,13 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
             }
             Some("file") if file.is_none() => {
                 let name = field.file_name().unwrap_or_default().to_owned();
+                if name.len() > MAX_NAME {
+                    return Err(Refusal::parameter(format!("the file's name has more than {MAX_NAME} bytes")));
+                }
                 if api.dialect == Dialect::Zhipu && !name.ends_with(".jsonl") {
                     return Err(Refusal::parameter("the file's name must end in .jsonl"));
                 }
-                let (bytes, hash) = save(&part.0, &mut field, api.dialect.max_bytes()).await?;
+                let (bytes, hash) = save(&disk, &part.0.path(), &mut field, api.dialect.max_bytes()).await?;
                 file = Some((name, bytes, hash));
             }
             _ => while field.chunk().await.map_err(bad_form)?.is_some() {},
@@ -266,11 +348,14 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
     }
     let (name, bytes, hash) = file.ok_or_else(|| Refusal::parameter("there is no part `file`"))?;
     let rules = Rules { dialect: api.dialect, any_model: server.early() };
-    let path = part.0.clone();
-    let checked = match blocking::run(move || input::check(&path, rules)).await {
+    let checked = match blocking::run(move || {
+        disk.rewind().map_err(Refused::Io).and_then(|()| input::check(disk, rules))
+    })
+    .await
+    {
         Ok(checked) => checked,
         Err(Refused::Content(what)) => return Err(Refusal::parameter(what)),
-        Err(Refused::Io(e)) => return Err(Refusal::of(&Error::io("read", &part.0, &e))),
+        Err(Refused::Io(e)) => return Err(Refusal::of(&Error::io("read", part.0.path(), &e))),
     };
     let file = StoredFile {
         id: String::new(),
@@ -282,18 +367,18 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
         blake3: hash.to_hex().to_string(),
         analysis: checked.analysis,
     };
-    server.store(part.0.clone(), file).await
+    server.store(part, file).await
 }
 
 /// Writes a field to disk as it comes.
 async fn save(
+    file: &File,
     path: &Path,
     field: &mut axum::extract::multipart::Field<'_>,
     most: u64,
 ) -> Result<(u64, blake3::Hash), Refusal> {
     let failed = |e: io::Error| Refusal::of(&Error::io("write", path, &e));
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
-    let file = Arc::new(file.map_err(failed)?);
+    let file = Arc::new(file.try_clone().map_err(failed)?);
     let (mut bytes, mut hasher, mut pending) = (0, blake3::Hasher::new(), BytesMut::new());
     let write = async |piece: Bytes| {
         let file = Arc::clone(&file);
@@ -471,8 +556,8 @@ async fn content(api: &Api, id: String) -> Reply {
             let Some(stored) = core.state.file(&id).filter(|file| !late(file)) else {
                 return Err(Refusal::not_found("file", &id));
             };
-            let path = server.0.files.join(&stored.id);
-            let opened = File::open(&path).and_then(|mut file| {
+            let entry = server.0.files.file(&stored.id);
+            let opened = entry.open().map_err(io::Error::from).and_then(|mut file| {
                 let spoiled = server.faults().schedule().and_then(Schedule::spoil);
                 let (pause, announced, cut) = match spoiled {
                     None => (Duration::ZERO, false, server.faults().cut()),
@@ -485,7 +570,7 @@ async fn content(api: &Api, id: String) -> Reply {
                 };
                 Ok((file, announced.then_some(stored.bytes), stored.bytes, until, pause))
             });
-            opened.map_err(|e| Refusal::of(&Error::io("open", &path, &e)))
+            opened.map_err(|e| Refusal::of(&Error::io("open", entry.path(), &e)))
         })
         .await?;
     let mut response = Body::from_stream(read_until(file, until, pause)).into_response();

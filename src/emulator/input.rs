@@ -5,7 +5,6 @@ use std::{
     collections::HashSet,
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom},
-    path::Path,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -15,6 +14,7 @@ use serde::{
 };
 
 use super::{dialect::Dialect, faults::LineKey};
+use crate::analysis::is_name;
 
 /// The longest line that is held in memory.
 const HELD: u64 = 4 << 20;
@@ -92,13 +92,13 @@ pub struct LastMessage {
 }
 
 /// Checks a file line by line.
-pub fn check(path: &Path, rules: Rules) -> Result<Checked, Refused> {
+pub fn check(file: File, rules: Rules) -> Result<Checked, Refused> {
     let mut seen: HashSet<[u8; 16]> = HashSet::new();
     let mut model: Option<String> = None;
     let mut analysis = None;
     let mut lines = 0_u64;
     let limit = rules.dialect.max_lines();
-    let mut reader = LineFile::open(path)?;
+    let mut reader = LineFile::new(file);
     while let Some((line, _)) = reader.next::<Line>(None)? {
         lines += 1;
         let refuse = |what: String| Err(Refused::Content(format!("line {lines}: {what}")));
@@ -139,15 +139,15 @@ pub fn check(path: &Path, rules: Rules) -> Result<Checked, Refused> {
         }
         model.get_or_insert(name);
         if lines == 1 {
-            analysis = crate::flow::CustomId::parse(&id).map(|id| id.analysis.to_owned());
+            analysis = crate::flow::CustomId::parse(&id).map(|id| id.analysis.to_owned()).filter(|name| is_name(name));
         }
     }
     if lines == 0 { Err(Refused::Content("the file is empty".to_owned())) } else { Ok(Checked { lines, analysis }) }
 }
 
 /// The place of every line.
-pub fn spans(path: &Path) -> io::Result<Vec<Span>> {
-    let mut reader = BufReader::with_capacity(BUFFER, File::open(path)?);
+pub fn spans(file: File) -> io::Result<Vec<Span>> {
+    let mut reader = BufReader::with_capacity(BUFFER, file);
     let (mut spans, mut offset, mut bytes) = (Vec::new(), 0_u64, 0_u32);
     loop {
         let (used, ended) = {
@@ -179,8 +179,8 @@ pub struct LineFile {
 }
 
 impl LineFile {
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { reader: BufReader::with_capacity(BUFFER, File::open(path)?), line: Vec::new() })
+    pub fn new(file: File) -> Self {
+        Self { reader: BufReader::with_capacity(BUFFER, file), line: Vec::new() }
     }
 
     /// The line at a place, and its key under a seed.
@@ -554,9 +554,10 @@ mod tests {
 
     const RULES: Rules = Rules { dialect: Dialect::Zhipu, any_model: false };
 
-    fn file(text: &str) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().expect("a file");
+    fn file(text: &str) -> File {
+        let mut file = tempfile::tempfile().expect("a file");
         io::Write::write_all(&mut file, text.as_bytes()).expect("written");
+        file.seek(SeekFrom::Start(0)).expect("rewound");
         file
     }
 
@@ -587,16 +588,16 @@ mod tests {
                 "line 2: all lines of a file must name the same model",
             ),
         ] {
-            match check(file(&text).path(), RULES) {
+            match check(file(&text), RULES) {
                 Err(Refused::Content(what)) => assert!(what.contains(says), "{what}"),
                 other => panic!("{text}: {other:?}"),
             }
         }
-        let checked = check(file(&format!("{good}\r\n")).path(), RULES).expect("good");
+        let checked = check(file(&format!("{good}\r\n")), RULES).expect("good");
         assert_eq!((checked.lines, checked.analysis.as_deref()), (1, Some("abc")));
         let other = good.replace("/v4/", "/v1/").replace("abc_0001", "a").replace("glm-4-air", "x");
         let rules = Rules { dialect: Dialect::OpenAi, any_model: false };
-        assert_eq!(check(file(&other).path(), rules).expect("good").lines, 1);
+        assert_eq!(check(file(&other), rules).expect("good").lines, 1);
     }
 
     #[test]
@@ -606,12 +607,12 @@ mod tests {
             format!(r#"[{{"type":"text","text":"看图"}},{{"type":"image_url","image_url":{{"url":"{image}"}}}}]"#);
         let lines = [line("first_1", r#""一""#), line("long_01", &parts), line("last_01", r#""末""#)];
         for end in ["", "\n"] {
-            let file = file(&(lines.join("\n") + end));
-            assert_eq!(check(file.path(), RULES).expect("good").lines, 3);
-            let spans = spans(file.path()).expect("spans");
+            let text = lines.join("\n") + end;
+            assert_eq!(check(file(&text), RULES).expect("good").lines, 3);
+            let spans = spans(file(&text)).expect("spans");
             let sizes: Vec<usize> = spans.iter().map(|span| span.bytes as usize).collect();
             assert_eq!(sizes, lines.each_ref().map(String::len));
-            let mut reader = LineFile::open(file.path()).expect("opens");
+            let mut reader = LineFile::new(file(&text));
             for (place, text) in [(2, "末"), (1, "看图"), (0, "一")] {
                 let (question, key) = reader.at::<Question>(spans[place], 3).expect("reads");
                 assert_eq!(question.expect("parses").body.messages.text, text);

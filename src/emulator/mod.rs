@@ -5,7 +5,8 @@
 //! before its reply ([`log`]), result files that depend on seed and request lines only ([`results`]), a plan of what
 //! goes wrong at which point ([`faults`]), and HTTP on top ([`http`]), over a socket or called in the same process.
 //!
-//! A state directory holds `state.jsonl` (see [`log`]) and `files/`. A killed server goes on where it was;
+//! A state directory holds `state.jsonl` (see [`log`]) and `files/`; a server starts only in one that is new, empty, or made by an
+//! emulator, and removes only files with names of its own. A killed server goes on where it was;
 //! [`ledger::read`] tells from the directory alone what was paid for.
 
 mod answers;
@@ -23,7 +24,7 @@ mod upstream;
 
 use std::{
     collections::{HashMap, HashSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,6 +32,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use rustix::fs::FileType;
 use tokio::sync::Semaphore;
 
 pub use self::{dialect::Dialect, log::NAME as STATE_FILE, upstream::Upstream};
@@ -40,12 +46,14 @@ use self::{
     log::Log,
     results::{Job, Model},
     schedule::Schedule,
-    state::{Create, Event, Fate, Look, Metadata, Millis, State, Status, StoredFile, Work},
+    state::{Create, Event, Fate, Look, Metadata, Millis, State, Status, StoredFile, Work, is_file_id},
 };
 use crate::{
     analysis::AnalysisSet,
     blocking, drill,
     error::{Error, Result},
+    folder::{Entry, Folder},
+    units::count,
 };
 
 /// Batches whose result files are made at one time; each holds the places of its lines and one line.
@@ -85,7 +93,26 @@ pub struct Settings {
     pub seed: u64,
     pub faults: FaultPlan,
     pub upstream: Option<Upstream>,
+    /// The hash of the key that clients must send; `None`: any key will do.
+    pub token: Option<blake3::Hash>,
+    pub limits: Limits,
     pub clock: Clock,
+}
+
+/// What a server holds at most. An upload or a create beyond it is refused; what is there already goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Files that are not deleted.
+    pub files: u64,
+    pub bytes: u64,
+    /// Bytes of the state log: a batch takes about 2 KiB, and as much memory.
+    pub log: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { files: 20_000, bytes: 1 << 40, log: 256 << 20 }
+    }
 }
 
 /// The server. Cheap to clone; all clones are one.
@@ -96,11 +123,11 @@ pub struct Emulator(Arc<Inner>);
 struct Inner {
     settings: Settings,
     model: Model,
-    files: PathBuf,
+    files: Folder,
     core: Mutex<Core>,
     workers: Arc<Semaphore>,
-    /// Names of uploads that are not yet accepted.
-    parts: AtomicU64,
+    /// Uploads that may come in at one time.
+    uploads: Semaphore,
 }
 
 #[derive(Debug)]
@@ -124,11 +151,16 @@ impl Emulator {
     /// Opens a state directory, or starts a new one.
     ///
     /// # Errors
-    /// [`crate::error::Kind::TryAgain`] if another emulator uses it, [`crate::error::Kind::Input`] if it is damaged.
+    /// [`crate::error::Kind::TryAgain`] if another emulator uses it, [`crate::error::Kind::Input`] if it is damaged, or holds files
+    /// that no emulator made.
     pub fn open(settings: Settings, state_dir: &Path, analyses: Arc<AnalysisSet>) -> Result<Self> {
-        let files = state_dir.join("files");
-        std::fs::create_dir_all(&files).map_err(|e| Error::io("create", &files, &e))?;
-        let (log, mut state) = Log::open(state_dir)?;
+        let dir = Folder::make(state_dir)?;
+        if !log::is_ours(&dir, &dir.list()?)? {
+            return Err(Error::input(format!("{} holds files that no emulator made", state_dir.display()))
+                .fix("name an empty directory, or one that is not there yet"));
+        }
+        let (log, mut state) = Log::open(&dir)?;
+        let files = dir.make_folder(log::FILES)?;
         state.note_restart();
         sweep(&files, &state)?;
         let core = Core { state, log, working: HashMap::new(), trouble: HashMap::new() };
@@ -139,7 +171,7 @@ impl Emulator {
             files,
             core: Mutex::new(core),
             workers: Arc::new(Semaphore::new(WORKERS)),
-            parts: AtomicU64::new(0),
+            uploads: Semaphore::new(UPLOADS),
         })))
     }
 
@@ -189,18 +221,16 @@ impl Emulator {
     }
 
     /// Takes a checked upload in, from its temporary place.
-    async fn store(&self, part: PathBuf, file: StoredFile) -> Result<StoredFile, Refusal> {
+    async fn store(&self, part: Part, file: StoredFile) -> Result<StoredFile, Refusal> {
         self.step(move |server, core| {
+            core.check_room(&server.0.settings.limits, file.bytes)?;
             let mut file = file;
             file.at = server.now();
             let mark = format!("{} {} {}", core.state.files().len(), file.at, file.blake3);
             let digest = blake3::hash(mark.as_bytes()).to_hex();
             file.id = format!("{}_{}", file.at / 1000, digest.get(..32).unwrap_or_default());
-            let path = server.0.files.join(&file.id);
-            std::fs::rename(&part, &path)
-                .map_err(|e| Error::io("rename", &path, &e))
-                .and_then(|()| crate::lines::output::sync_directory(&server.0.files))
-                .map_err(|e| Refusal::of(&e))?;
+            let named = part.0.rename(file.id.as_ref()).and_then(|()| server.0.files.sync());
+            named.map_err(|e| Refusal::of(&e))?;
             core.commit(Event::Stored { file: file.clone() })?;
             if server.faults().schedule().is_some_and(Schedule::drops_input) {
                 core.commit(Event::Deleted { file: file.id.clone(), at: server.now(), asked: false })?;
@@ -221,6 +251,7 @@ impl Emulator {
         let id = self
             .step(move |server, core| {
                 let Some(input) = core.state.file(&file) else { return Err(Refusal::not_found("file", &file)) };
+                core.check_room(&server.0.settings.limits, 0)?;
                 let fate = server.faults().fate(&input.blake3);
                 let at = server.now();
                 let count = core.state.batches().len() as u64;
@@ -311,7 +342,7 @@ impl Emulator {
     /// Removes a deleted file's bytes once nothing reads them. What stays behind is swept at the next start.
     fn discard(&self, core: &Core, file: &str) {
         if !core.state.bytes_needed(file) {
-            let _swept_later = std::fs::remove_file(self.0.files.join(file));
+            let _swept_later = self.0.files.file(file).remove();
         }
     }
 
@@ -328,7 +359,7 @@ impl Emulator {
                 batch: id.clone(),
                 at: batch.at,
                 dialect: Dialect::of_endpoint(&batch.create.endpoint),
-                input: self.0.files.join(&batch.create.file),
+                input: self.0.files.file(&batch.create.file),
                 input_blake3: batch.blake3.clone(),
                 files: self.0.files.clone(),
                 share: batch.share,
@@ -374,7 +405,31 @@ impl Emulator {
     }
 }
 
+/// An upload on its way; removed when it is dropped, unless it was renamed.
+#[derive(Debug)]
+struct Part(Entry);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _renamed = self.0.remove();
+    }
+}
+
 impl Core {
+    /// Whether one more file of so many bytes, or one more batch, may come in.
+    fn check_room(&self, limits: &Limits, bytes: u64) -> Result<(), Refusal> {
+        let full = |what: String| Err(Refusal::disk(format!("the emulator is full: {what}")));
+        if self.log.bytes >= limits.log {
+            return full(format!("its state log has {} bytes; start one with an empty --state", self.log.bytes));
+        }
+        let (stored, held) = (self.state.stored, self.state.stored_bytes);
+        if bytes > 0 && (stored >= limits.files || held.saturating_add(bytes) > limits.bytes) {
+            let files = count(stored, "file");
+            return full(format!("it holds {files} of {held} bytes; delete some, or start one with an empty --state"));
+        }
+        Ok(())
+    }
+
     /// One step: possible, then on disk, then in force.
     fn commit(&mut self, event: Event) -> Result<(), Refusal> {
         self.state.check(&event).map_err(Refusal::internal)?;
@@ -384,22 +439,63 @@ impl Core {
 }
 
 /// Removes what a killed server left: uploads that were not accepted, results that were not announced.
-fn sweep(files: &Path, state: &State) -> Result<()> {
-    let failed = |e: std::io::Error| Error::io("list", files, &e);
+fn sweep(files: &Folder, state: &State) -> Result<()> {
     let known: HashSet<&str> =
         state.files().iter().map(|held| held.file.id.as_str()).filter(|id| state.bytes_needed(id)).collect();
-    for entry in std::fs::read_dir(files).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
-            std::fs::remove_file(entry.path()).map_err(|e| Error::io("remove", entry.path(), &e))?;
+    for (name, kind) in files.list()? {
+        let ours = |name: &&str| kind != FileType::Directory && is_own_name(name);
+        if let Some(name) = name.to_str().filter(ours).filter(|name| !known.contains(name)) {
+            files.file(name).remove()?;
         }
     }
     Ok(())
 }
 
+/// A file's id, or the temporary name of an upload or a result file, which begins with the id or a part of it.
+fn is_own_name(name: &str) -> bool {
+    let temporary = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part"));
+    let Some((stem, _)) = temporary.and_then(|name| name.split_once(['.', '-'])) else { return is_file_id(name) };
+    stem == UPLOAD
+        || stem.split_once('_').is_some_and(|(seconds, digest)| {
+            let is = |text: &str, radix| !text.is_empty() && text.chars().all(|c| c.is_digit(radix));
+            is(seconds, 10) && is(digest, 16)
+        })
+}
+
+/// How long a client may take to send a request's head; a connection that is idle for as long is closed.
+const HEAD: Duration = Duration::from_secs(20);
+/// Connections at one time.
+const CONNECTIONS: usize = 512;
+/// The pause after the system had no connection to give, for want of file descriptors.
+const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
+/// Uploads that come in at one time; each may have 100 MB.
+const UPLOADS: usize = 64;
+/// The name of an upload before it has an id.
+const UPLOAD: &str = "upload";
+
 /// Serves until the future is dropped. Every step is on disk before its reply, so there is nothing to finish.
 pub async fn serve(emulator: &Emulator, listener: tokio::net::TcpListener) -> std::io::Result<()> {
-    axum::serve(listener, emulator.router()).await
+    let service = TowerToHyperService::new(http::for_sockets(emulator));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let rooms = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(NO_DESCRIPTOR).await;
+            continue;
+        };
+        let Ok(room) = Arc::clone(&rooms).try_acquire_owned() else {
+            // A client that does not read it sees the connection end.
+            let _not_read = stream.try_write(http::TOO_MANY.as_bytes());
+            continue;
+        };
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        tokio::spawn(async move {
+            // A connection that breaks is the client's business.
+            let _broken = connection.await;
+            drop(room);
+        });
+    }
 }
 
 #[cfg(test)]
@@ -516,6 +612,62 @@ mod tests {
         assert_eq!(server.ledger().by_content.values().collect::<Vec<_>>(), [&2], "both are paid for");
     }
 
+    #[tokio::test]
+    async fn r11_8_a_full_server_takes_no_more_and_ends_what_it_has() {
+        let roomy = Limits::default();
+        for (limits, says) in [
+            (Limits { files: 1, ..roomy }, "it holds 1 file of "),
+            (Limits { bytes: 4_000, ..roomy }, "delete some, or start one"),
+            (Limits { log: 400, ..roomy }, "its state log has "),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let analyses = Arc::new(AnalysisSet::load(&Sources::default()).expect("embedded data"));
+            let settings = Settings { limits, ..Settings::default() };
+            let server = Emulator::open(settings, dir.path(), analyses).expect("opens");
+            let file = upload(&server, &lines()).await;
+            let batch = json(call(&server, "POST", "/batches", create(&file)).await).await;
+            let form = format!(
+                "--xx\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--xx\r\n\
+                 Content-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n{}\r\n--xx--\r\n",
+                lines()
+            );
+            let refused = call(&server, "POST", "/files", form).await;
+            assert_eq!(refused.status(), StatusCode::INSUFFICIENT_STORAGE, "{limits:?}");
+            let why = refused.into_body().collect().await.expect("a body").to_bytes();
+            assert!(String::from_utf8_lossy(&why).contains(says), "{why:?}");
+            assert!(!finish(&server, batch["id"].as_str().expect("an id")).await.is_empty());
+            let left = std::fs::read_dir(dir.path().join("files")).expect("listed").count();
+            assert_eq!(left, 2, "the upload that was refused is gone");
+        }
+    }
+
+    #[test]
+    fn r11_3_names_of_its_own() {
+        let id = "1800000000_00112233445566778899aabbccddeeff";
+        let part = format!(".{}.0011aabb.part", id.chars().take(40).collect::<String>());
+        for own in [id, &part, ".upload.0011aabb.part", ".upload-7.part"] {
+            assert!(is_own_name(own), "{own}");
+        }
+        let long = "1".repeat(21) + "_00112233445566778899aabbccddeeff";
+        for other in [
+            "",
+            ".",
+            "..",
+            "a",
+            "1_2",
+            "_",
+            "x.part",
+            ".part",
+            ".x.part",
+            ".1_.x.part",
+            ".1_g.x.part",
+            &id.to_uppercase(),
+            &long,
+        ] {
+            assert!(!is_own_name(other), "{other}");
+        }
+    }
+
     /// A 500 would be tried again, for minutes, on a disk that stays full.
     #[tokio::test]
     async fn s7_a_disk_that_fails_is_told_as_such() {
@@ -537,12 +689,12 @@ mod tests {
             "--xx\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jsonl\"\r\n\r\n{}\r\n--xx--\r\n";
         let (status, why) = told(call(&server, "POST", "/files", form).await).await;
         assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{why}");
-        assert!(why.contains("write ") && why.contains(".part: No such file"), "{why}");
+        assert!(why.contains("write ") && why.contains("upload: No such file"), "{why}");
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         loop {
             let (status, why) = told(call(&server, "GET", &path, "").await).await;
             if status == StatusCode::INSUFFICIENT_STORAGE {
-                assert!(why.contains("read ") && why.contains("No such file"), "{why}");
+                assert!(why.contains("open ") && why.contains("No such file"), "{why}");
                 break;
             }
             assert!(std::time::Instant::now() < deadline, "it is never told: {why}");
@@ -568,7 +720,7 @@ mod tests {
             let again = tempfile::tempdir().expect("a directory");
             std::fs::create_dir(again.path().join("files")).expect("made");
             write_whole(&again.path().join("files").join(&file), input.as_bytes()).expect("written");
-            write_whole(&again.path().join("files/1_left_behind"), b"x").expect("written");
+            write_whole(&again.path().join("files/1_00112233445566778899aabbccddeeff"), b"x").expect("written");
             if cut >= ends[5] {
                 let output = log::read(dir.path()).expect("a state");
                 let output = &output.files().last().expect("an output").file.id;

@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufWriter, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +24,7 @@ use crate::{
     analysis::AnalysisSet,
     error::{Error, Result},
     flow::faults::escape_control,
+    folder::{Entry, Folder},
     lines::output::AtomicFile,
 };
 
@@ -33,10 +34,10 @@ pub struct Job {
     pub batch: String,
     pub at: Millis,
     pub dialect: Dialect,
-    pub input: PathBuf,
+    pub input: Entry,
     pub input_blake3: String,
     /// Directory of the server's files.
-    pub files: PathBuf,
+    pub files: Folder,
     /// Share of the lines that gets done, in parts per million.
     pub share: u32,
     pub all_fail: bool,
@@ -85,8 +86,8 @@ pub enum Outcome<'a> {
 }
 
 /// The places of a file's lines, shuffled.
-pub fn shuffled(path: &Path, seed: u64, content: &str) -> std::io::Result<Vec<Span>> {
-    let mut spans = input::spans(path)?;
+pub fn shuffled(input: &Entry, seed: u64, content: &str) -> Result<Vec<Span>> {
+    let mut spans = input::spans(input.open()?).map_err(|e| Error::io("read", input.path(), &e))?;
     let key = LineKey::finish(LineKey::hasher(seed).update(content.as_bytes()));
     let mut lot = Lot::draw(&key);
     for left in (1..spans.len()).rev() {
@@ -212,7 +213,7 @@ impl<'j> Results<'j> {
         let id = line_id.as_deref().unwrap_or(&self.job.batch);
         self.line.clear();
         serde_json::to_writer(&mut self.line, &ResultLine { response, custom_id, id, error })
-            .map_err(|e| Error::io("encode a result for", &self.job.input, &e.into()))?;
+            .map_err(|e| Error::io("encode a result for", self.job.input.path(), &e.into()))?;
         self.line.push(b'\n');
         Ok(())
     }
@@ -230,9 +231,9 @@ impl Side {
     fn create(job: &Job, name: &'static str) -> Result<Self> {
         // The id is decided by the batch, so that work done twice (killed in between) leaves one file.
         let digest = blake3::hash(format!("{} {name}", job.batch).as_bytes()).to_hex();
-        let path = job.files.join(format!("{}_{}", job.now / 1000, digest.get(..32).unwrap_or_default()));
-        let file = BufWriter::new(AtomicFile::create_private(&path)?);
-        Ok(Self { file, path, name, hasher: blake3::Hasher::new(), bytes: 0, lines: 0 })
+        let entry = job.files.file(format!("{}_{}", job.now / 1000, digest.get(..32).unwrap_or_default()));
+        let file = BufWriter::new(AtomicFile::within(&entry)?);
+        Ok(Self { file, path: entry.path(), name, hasher: blake3::Hasher::new(), bytes: 0, lines: 0 })
     }
 
     fn put(&mut self, line: &[u8]) -> Result<()> {
@@ -288,9 +289,9 @@ impl Model {
 /// Answers every line of a job with the emulated model. Blocks.
 pub fn produce(job: &Job, model: &Model, faults: &FaultPlan) -> Result<Work> {
     let seed = model.seed;
-    let failed = |e: std::io::Error| Error::io("read", &job.input, &e);
-    let order = shuffled(&job.input, seed, &job.input_blake3).map_err(failed)?;
-    let mut lines = LineFile::open(&job.input).map_err(failed)?;
+    let failed = |e: std::io::Error| Error::io("read", job.input.path(), &e);
+    let order = shuffled(&job.input, seed, &job.input_blake3)?;
+    let mut lines = LineFile::new(job.input.open()?);
     let mut results = Results::create(job, faults)?;
     for span in order {
         let (question, key) = lines.at::<Question>(span, seed).map_err(failed)?;

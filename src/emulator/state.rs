@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::faults::short;
+
 /// Version of the state log.
 pub const VERSION: u32 = 1;
 /// A whole, in parts per million.
@@ -181,6 +183,38 @@ pub struct State {
     batch_places: HashMap<String, usize>,
     pub uploads: u64,
     pub deletes: u64,
+    /// Files that are not deleted, and their bytes.
+    pub stored: u64,
+    pub stored_bytes: u64,
+}
+
+/// `{seconds}_{32 hexadecimal digits}`, as [`super::Emulator`] makes them: it becomes the name of a file.
+pub fn is_file_id(id: &str) -> bool {
+    id.split_once('_').is_some_and(|(seconds, digest)| {
+        is_number(seconds) && digest.len() == 32 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+fn is_number(text: &str) -> bool {
+    (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+impl Event {
+    /// Whether the ids that it brings in are of our own shape. Others must be known already.
+    pub fn check_ids(&self) -> Result<(), String> {
+        let files: Vec<&StoredFile> = match self {
+            Self::Stored { file } => vec![file],
+            Self::Worked { work, .. } => work.output.iter().chain(&work.errors).collect(),
+            Self::Created { batch, .. } if !batch.strip_prefix("batch_").is_some_and(is_number) => {
+                return Err(format!("`{}` is no id of a batch", short(batch)));
+            }
+            _ => Vec::new(),
+        };
+        match files.iter().find(|file| !is_file_id(&file.id)) {
+            Some(file) => Err(format!("`{}` is no id of a file", short(&file.id))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl State {
@@ -304,6 +338,8 @@ impl State {
                 self.deletes += u64::from(asked);
                 if let Some(held) = self.file_places.get(&file).and_then(|at| self.files.get_mut(*at)) {
                     held.deleted = true;
+                    self.stored = self.stored.saturating_sub(1);
+                    self.stored_bytes = self.stored_bytes.saturating_sub(held.file.bytes);
                 }
             }
         }
@@ -311,6 +347,8 @@ impl State {
     }
 
     fn hold(&mut self, file: StoredFile) {
+        self.stored += 1;
+        self.stored_bytes = self.stored_bytes.saturating_add(file.bytes);
         self.file_places.insert(file.id.clone(), self.files.len());
         self.files.push(Held { file, deleted: false });
     }

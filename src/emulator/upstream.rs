@@ -117,8 +117,7 @@ impl Upstream {
     pub async fn produce(&self, job: Job, seed: u64, faults: &FaultPlan, progress: &Progress) -> Result<Work> {
         let (input, content) = (job.input.clone(), job.input_blake3.clone());
         let read = move || shuffled(&input, seed, &content);
-        let failed = |e: std::io::Error| Error::io("read", &job.input, &e);
-        let order = blocking::run(read).await.map_err(failed)?;
+        let order = blocking::run(read).await?;
         let held = Arc::new(Semaphore::new(HELD_KIB as usize));
         let mut results = Results::create(&job, faults)?;
         let rows = order.into_iter().map(|span| self.row(&job, span, seed, Arc::clone(&held), progress));
@@ -149,12 +148,12 @@ impl Upstream {
     ) -> Result<(String, LineKey, Option<Replied>)> {
         let room = (span.bytes / 1024 + 1).min(HELD_KIB);
         let _room = held.acquire_many_owned(room).await.ok();
-        let path = job.input.clone();
-        let line = blocking::run(move || LineFile::open(&path)?.bytes_at(span)).await;
-        let line = Bytes::from(line.map_err(|e| Error::io("read", &job.input, &e))?);
+        let input = job.input.clone();
+        let failed = |e: std::io::Error| Error::io("read", job.input.path(), &e);
+        let line = blocking::run(move || LineFile::new(input.open()?).bytes_at(span)).await;
+        let line = Bytes::from(line.map_err(failed)?);
         let key = LineKey::finish(LineKey::hasher(seed).update(&line));
-        let row: Row<'_> =
-            serde_json::from_slice(&line).map_err(|e| Error::input(format!("{}: {e}", job.input.display())))?;
+        let row: Row<'_> = serde_json::from_slice(&line).map_err(|e| Error::input(format!("{}: {e}", job.input)))?;
         if progress.stop.load(Ordering::Relaxed) || (job.share < WHOLE && !key.within("share", job.share)) {
             return Ok((row.custom_id, key, None));
         }

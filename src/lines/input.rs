@@ -254,21 +254,27 @@ pub fn is_stdin(path: Option<&PathBuf>) -> bool {
 /// Missing, not allowed, not UTF-8, or larger than `limit` bytes: each is the user's input to mend. A device that fails
 /// is not.
 pub fn read_small(path: &Path, limit: u64) -> Result<String> {
-    let unreadable = |e: io::Error| {
-        if is_the_systems(&e) {
-            return Error::io("read", path, &e);
-        }
-        Error::input(format!("cannot read {}: {e}", path.display()))
-            .fix("check the path; it is one small file of UTF-8 text")
-    };
+    read_text(File::open(path).map_err(|e| unreadable(path, &e))?, path, limit)
+}
+
+/// The same for a file that is open.
+pub fn read_text(file: File, path: &Path, limit: u64) -> Result<String> {
     let mut text = String::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(limit + 1).read_to_string(&mut text).map_err(unreadable)?;
+    file.take(limit + 1).read_to_string(&mut text).map_err(|e| unreadable(path, &e))?;
     if text.len() as u64 > limit {
         return Err(Error::input(format!("{} is larger than {limit} bytes; is it the right file?", path.display())));
     }
     // Editors on Windows begin a file with a byte order mark.
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+/// Why a small file could not be read.
+pub fn unreadable(path: &Path, e: &io::Error) -> Error {
+    if is_the_systems(e) {
+        return Error::io("read", path, e);
+    }
+    Error::input(format!("cannot read {}: {e}", path.display()))
+        .fix("check the path; it is one small file of UTF-8 text")
 }
 
 #[cfg(test)]

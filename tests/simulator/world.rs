@@ -365,6 +365,7 @@ impl World {
             },
             upstream: None,
             clock: runtime.block_on(async { Clock::Runtime(tokio::time::Instant::now(), START) }),
+            ..Settings::default()
         };
         let analyses = Arc::new(AnalysisSet::load(&sources).expect("analyses"));
         std::fs::create_dir_all(at("server")).expect("a directory");
