@@ -105,6 +105,7 @@ pub fn job_settings(
         max_batches: spend.and_then(|spend| spend.max_batches),
         max_requests: spend.and_then(|spend| spend.max_requests),
         no_wait: remote.no_wait,
+        spreads_polls: !emulate,
         keep_requests: remote.keep_requests,
         keep_remote: config.keep_remote(remote.keep_remote).value,
     }

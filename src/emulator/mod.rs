@@ -221,6 +221,9 @@ impl Emulator {
         let id = self
             .step(move |server, core| {
                 let Some(input) = core.state.file(&file) else { return Err(Refusal::not_found("file", &file)) };
+                if server.faults().is_full(core.state.running()) {
+                    return Err(Refusal::new(429, "too_many_tasks", "too many batches of this account run"));
+                }
                 let fate = server.faults().fate(&input.blake3);
                 let at = server.now();
                 let count = core.state.batches().len() as u64;
