@@ -201,7 +201,8 @@ struct Gate {
     creates: Semaphore,
     downloads: Semaphore,
     polls: Pace,
-    /// A batch that an earlier process made was seen under this key.
+    /// Batches that the journal knew at the start, and whether one of them was seen under this key.
+    before: RefCell<HashSet<String>>,
     sees_ours: Cell<bool>,
     /// What another copy of the directory made; `None`: it cannot be known now, and `untold` says why.
     strays: OnceCell<Option<Strays>>,
@@ -369,6 +370,7 @@ impl Driver<'_> {
             self.append(&Event::Lost { chunk: job.chunk.id.clone(), why: "its results were given up".to_owned() })?;
             job = self.job(place)?;
         }
+        round.gate.before.borrow_mut().extend(job.batch_id.clone());
         let limit = self.client.dialect().queue_limit(&job.chunk.model);
         match job.step {
             Step::Cut | Step::Uploaded if goal == Goal::Fetched => {}
@@ -508,7 +510,8 @@ impl Driver<'_> {
         let job = self.job(place)?;
         let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
         // Of a batch that this process made, its key is the right one.
-        let mut looks = Looks { is_known: !at_once, ..Looks::default() };
+        let was_before = gate.before.borrow().contains(batch_id.as_str());
+        let mut looks = Looks { is_known: !was_before, ..Looks::default() };
         loop {
             if !at_once {
                 self.unless_stopped(sleep(looks.pause(self.settings.poll_interval))).await?;
@@ -521,7 +524,7 @@ impl Driver<'_> {
                     return Ok(Reached::Full(place));
                 }
                 Ok(batch) if batch.status.is_terminal() => {
-                    gate.sees_ours.set(true);
+                    gate.sees_ours.set(gate.sees_ours.get() || was_before);
                     let end = end_of(&batch);
                     // The object may be half empty now and whole the next time.
                     if is_vague(&end) && looks.vague < VAGUE_POLLS && !self.settings.no_wait {
@@ -536,7 +539,7 @@ impl Driver<'_> {
                     return Ok(Reached::Ended(place));
                 }
                 Ok(_) => {
-                    gate.sees_ours.set(true);
+                    gate.sees_ours.set(gate.sees_ours.get() || was_before);
                     (looks.failed, looks.absent, looks.is_known) = (0, 0, true);
                 }
                 Err(error) if error.class == Class::NotFound => {
@@ -611,12 +614,10 @@ impl Driver<'_> {
 
     /// The account's list shows a batch of this directory.
     async fn lists_ours(&self, gate: &Gate) -> std::result::Result<bool, Gave> {
-        let known: HashSet<String> =
-            locked(self.journal)?.state.jobs.iter().filter_map(|job| job.batch_id.clone()).collect();
         // A list that fails shows nothing.
         let _listing = self
             .unless_stopped(self.client.find_batches(|batch| {
-                gate.sees_ours.set(gate.sees_ours.get() || known.contains(batch.id.as_str()));
+                gate.sees_ours.set(gate.sees_ours.get() || gate.before.borrow().contains(batch.id.as_str()));
                 false
             }))
             .await?;
@@ -705,7 +706,9 @@ impl Driver<'_> {
             self.progress.note(format_args!("{id}: {error}; it is asked for again next time"));
             return Ok(Late::NextTime);
         }
-        let Some(seconds) = pause.filter(|_| !self.settings.no_wait && !is_late && !job.held) else { return Ok(Late::Never) };
+        let Some(seconds) = pause.filter(|_| !self.settings.no_wait && !is_late && !job.held) else {
+            return Ok(Late::Never);
+        };
         let pause = Duration::from_secs(*seconds);
         // The first pauses are short: a file that is late by seconds is nothing to tell.
         if *seconds == TOLD_FROM {
@@ -848,6 +851,7 @@ impl Gate {
                 gap: poll_interval.map(|interval| POLL_GAP.min(interval / FEW_BATCHES)),
                 next: Cell::new(None),
             },
+            before: RefCell::default(),
             sees_ours: Cell::new(false),
             strays: OnceCell::new(),
             untold: RefCell::default(),
