@@ -1005,7 +1005,10 @@ fn has_vanished(job: &Job) -> bool {
 
 fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
     let why = if end.errors.is_empty() { "the provider gives no reason".to_owned() } else { end.errors.join("; ") };
-    format!("its batch is {}: {why} ({batch})", end.status)
+    match end.status.as_str() {
+        VANISHED => format!("its batch {batch} is not at the provider any more: {why}"),
+        status => format!("its batch is {status}: {why} ({batch})"),
+    }
 }
 
 /// Seconds since 1970.
