@@ -463,8 +463,11 @@ impl Driver<'_> {
     fn wait_for_queue(&self, place: usize, round: &mut Round<'_>) -> Result<()> {
         let Job { chunk, step, trouble, .. } = self.job(place)?;
         // A create that was refused leaves its upload; a batch that failed had been created.
-        round.floor.leave(&chunk, step != Step::Uploaded);
-        let Some(full) = round.floor.found_full(place, &chunk, self.settings.poll_interval) else { return Ok(()) };
+        let was_made = step != Step::Uploaded;
+        round.floor.leave(&chunk, was_made);
+        let Some(full) = round.floor.found_full(place, &chunk, was_made, self.settings.poll_interval) else {
+            return Ok(());
+        };
         let Full { times, running, pause, is_news } = full;
         let waits = !self.settings.no_wait && self.settings.goal != Goal::Fetched;
         if is_news {

@@ -627,7 +627,7 @@ impl Hardships {
     fn strike(&mut self, world: &World) {
         match self.lot.turn() % 6 {
             0 | 1 if self.backup.is_none() => self.backup = Some(Backup::of(&self.work)),
-            0 | 1 | 2 => {
+            0..=2 => {
                 let Some(backup) = self.backup.take() else { return };
                 if backup.0.is_empty() {
                     return;

@@ -45,8 +45,10 @@ pub(super) struct Queue {
 struct Room {
     /// Batches that ran when the queue was full; one more is a probe.
     most: Option<usize>,
-    /// In a row, since a batch last ran to its end.
+    /// Refusals, less the probes that were taken: the pause grows with them.
     refused: u32,
+    /// Refusals since a batch last ran to its end.
+    in_vain: u32,
     /// No probe is sent before this.
     probe_at: Option<Instant>,
     /// The pause before the next probe, should this one be taken.
@@ -139,15 +141,16 @@ impl Floor {
     /// A batch of this model ran to its end.
     pub fn ran(&mut self, chunk: &Chunk) {
         if let Some(queue) = self.models.get_mut(&chunk.model) {
-            queue.room.refused /= 2;
+            queue.room.in_vain = 0;
         }
     }
 
     /// The provider's queue had no room for this chunk, which has left and waits again.
-    pub fn found_full(&mut self, place: usize, chunk: &Chunk, poll_interval: Duration) -> Option<Full> {
+    /// `was_made`: its batch was made, and failed for that.
+    pub fn found_full(&mut self, place: usize, chunk: &Chunk, was_made: bool, poll_interval: Duration) -> Option<Full> {
         let queue = self.models.get_mut(&chunk.model)?;
         queue.wait_first(place, chunk);
-        Some(queue.room.close(queue.running, poll_interval))
+        Some(queue.room.close(queue.running, was_made, poll_interval))
     }
 }
 
@@ -183,13 +186,16 @@ impl Room {
             self.most = Some(running);
             self.probe_at = Some(Instant::now() + self.pause);
             self.pause /= 2;
+            self.refused = self.refused.saturating_sub(1);
         }
     }
 
-    fn close(&mut self, running: usize, poll_interval: Duration) -> Full {
+    fn close(&mut self, running: usize, was_made: bool, poll_interval: Duration) -> Full {
         let now = Instant::now();
         self.most = Some(running);
-        self.refused = self.refused.saturating_add(1);
+        self.in_vain = self.in_vain.saturating_add(1);
+        // A probe that was made counted as taken.
+        self.refused = self.refused.saturating_add(1 + u32::from(was_made));
         let pause = poll_interval.saturating_mul(1 << self.refused.min(16)).min(LONGEST_PAUSE);
         // Another process on the same account may have been refused at the same moment.
         let pause = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
@@ -199,7 +205,7 @@ impl Room {
             let pause = self.tell.map_or(TELL_AGAIN, |(_, pause)| pause.saturating_mul(2));
             self.tell = Some((now + pause, pause));
         }
-        Full { times: self.refused, running, pause, is_news }
+        Full { times: self.in_vain, running, pause, is_news }
     }
 }
 
@@ -259,7 +265,7 @@ mod tests {
         }
         // The fourth is refused: three are the most.
         floor.leave(&chunk, false);
-        let full = floor.found_full(3, &chunk, poll).expect("known");
+        let full = floor.found_full(3, &chunk, false, poll).expect("known");
         assert_eq!((full.times, full.running, full.is_news), (1, 3, true));
         assert_eq!(floor.start(&gate, 100), None);
         // One of ours ends: another one goes, the one that was refused, and only one.
@@ -271,7 +277,7 @@ mod tests {
         tokio::time::sleep_until(floor.next_probe(&gate, 100).expect("a probe")).await;
         assert_eq!((floor.start(&gate, 100), floor.start(&gate, 100)), (Some(4), None));
         floor.leave(&chunk, false);
-        let again = floor.found_full(4, &chunk, poll).expect("known");
+        let again = floor.found_full(4, &chunk, false, poll).expect("known");
         assert!(again.pause > Duration::from_secs(2) && !again.is_news, "{:?}", again.pause);
         tokio::time::sleep(again.pause).await;
         assert_eq!(floor.start(&gate, 100), Some(4));
@@ -283,7 +289,7 @@ mod tests {
         let mut longest = Duration::ZERO;
         for _ in 0..20 {
             floor.leave(&chunk, false);
-            longest = floor.found_full(5, &chunk, poll).expect("known").pause;
+            longest = floor.found_full(5, &chunk, false, poll).expect("known").pause;
             tokio::time::sleep(longest).await;
             floor.start(&gate, 100).expect("a probe");
         }
