@@ -626,7 +626,11 @@ impl Hardships {
 
     fn strike(&mut self, world: &World) {
         match self.lot.turn() % 6 {
-            0 | 1 if self.backup.is_none() => self.backup = Some(Backup::of(&self.work)),
+            // Without its first line it is a copy of no job, and tells nobody what was made.
+            0 | 1 if self.backup.is_none() => {
+                let is_job = journal::read(&self.work).is_ok_and(|state| state.config.is_some());
+                self.backup = is_job.then(|| Backup::of(&self.work));
+            }
             0..=2 => {
                 let Some(backup) = self.backup.take() else { return };
                 if backup.0.is_empty() {
