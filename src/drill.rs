@@ -50,10 +50,12 @@ pub enum Guard {
     Lock,
     /// A chunk file is the one that was cut.
     ChunkHash,
+    /// Who goes on with a directory looks for batches that its journal lacks.
+    History,
 }
 
 impl Guard {
-    pub const ALL: [(Self, &'static str); 19] = [
+    pub const ALL: [(Self, &'static str); 20] = [
         (Self::Intent, "intent"),
         (Self::CreateOnce, "create-once"),
         (Self::Paging, "paging"),
@@ -73,6 +75,7 @@ impl Guard {
         (Self::Redaction, "redaction"),
         (Self::Lock, "lock"),
         (Self::ChunkHash, "chunk-hash"),
+        (Self::History, "history"),
     ];
 }
 

@@ -11,14 +11,14 @@
 //! | `intent` | a create will now be sent, once | [`Step::Intended`] |
 //! | `refused` | that create was refused for certain: nothing is billed | [`Step::Uploaded`] |
 //! | `unclear` | that create was answered with neither yes nor no; `made`: with a yes that does not name the batch | |
-//! | `held` | no listing settles whether that create made a batch: the chunk is not created again unless the user says so | |
-//! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone | [`Step::Cut`] |
-//! | `created` | the batch exists | [`Step::Created`] |
+//! | `held` | no listing settles whether that create made a batch, or the results of an adopted batch are gone: the chunk is not created again unless the user says so | |
+//! | `lost` | that create never happened: no listing shows it and its file is deleted; or the upload is gone; or the user gives a held batch up | [`Step::Cut`] |
+//! | `created` | the batch exists; `adopted`: it was found in a listing, also without an intent, if another copy of the directory made it | [`Step::Created`] |
 //! | `cancelling` | the provider was asked to cancel the batch, and took it | |
 //! | `full` | the batch failed before any of its requests ran, since the account's queue was full: nothing is billed | [`Step::Cut`] |
 //! | `ended` | the batch is terminal; its result files (a second one: where they are after all) | [`Step::Ended`] |
 //! | `fetched` | its results are on disk, verified and synced; how its rows balance, length and hash of each file | [`Step::Fetched`] |
-//! | `missing` | a results file is not at the provider, or not yet | |
+//! | `missing` | the batch, or a results file, is not at the provider, or not yet | |
 //! | `again` | its results are to be downloaded once more | [`Step::Ended`] |
 //! | `cleaned` | its files at the provider are deleted | |
 //! | `cancelled` | `zbatch cancel` was here: no batch is created any more | |
@@ -194,9 +194,12 @@ pub enum Event {
     Created {
         chunk: ChunkId,
         batch_id: String,
-        /// Found in a listing after a create without an answer.
+        /// Found in a listing.
         #[serde(default)]
         adopted: bool,
+        /// Of an adopted batch: the input file that it names.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file_id: Option<String>,
     },
     Cancelling {
         chunk: ChunkId,
@@ -352,6 +355,10 @@ pub struct Job {
     pub missing: Option<u64>,
     /// Its create is not sent again unless the user says so.
     pub held: bool,
+    /// Its batch was found in a listing.
+    pub adopted: bool,
+    /// Adopted batches whose results were gone, and that the user gave up.
+    pub given_up: Vec<String>,
 }
 
 /// An answer to a create that says neither yes nor no.
@@ -528,6 +535,8 @@ impl State {
                     unclear: None,
                     held: false,
                     missing: None,
+                    adopted: false,
+                    given_up: Vec::new(),
                 });
                 self.move_one(None, Step::Cut, chunk.lines, event, false);
                 return Ok(());
@@ -586,7 +595,7 @@ impl Job {
                 self.trouble = Some(kept(why));
                 self.unclear = Some(Unclear { why: kept(why), status: *status, made: *made });
             }
-            (Step::Intended, Event::Held { why, .. }) => {
+            (Step::Intended | Step::Ended, Event::Held { why, .. }) => {
                 self.trouble = Some(kept(why));
                 self.held = true;
             }
@@ -596,11 +605,20 @@ impl Job {
                 self.file_id = None;
                 self.settle(Step::Cut);
             }
-            // A batch of an earlier create that counted as lost may be listed before the next one is sent.
-            (Step::Intended, Event::Created { batch_id, .. })
-            | (Step::Uploaded, Event::Created { batch_id, adopted: true, .. }) => {
-                check_lengths([batch_id])?;
+            (Step::Ended, Event::Lost { why, .. }) if self.held => {
+                self.trouble = Some(kept(why));
+                self.given_up.extend(self.batch_id.take());
+                (self.file_id, self.end, self.missing) = (None, None, None);
+                self.settle(Step::Cut);
+            }
+            // A batch of an earlier create that counted as lost, or of another copy of the directory, may be listed before
+            // the next one is sent.
+            (Step::Intended, Event::Created { batch_id, adopted, file_id, .. })
+            | (Step::Cut | Step::Uploaded, Event::Created { batch_id, adopted: adopted @ true, file_id, .. }) => {
+                check_lengths([batch_id].into_iter().chain(file_id))?;
                 self.batch_id = Some(batch_id.clone());
+                self.file_id = file_id.clone().or(self.file_id.take());
+                self.adopted = *adopted;
                 self.cancelling = false;
                 self.trouble = None;
                 self.settle(Step::Created);
@@ -613,14 +631,17 @@ impl Job {
             (Step::Created, Event::Cancelling { .. }) => self.cancelling = true,
             // Once more, when it had not said where its results are.
             (Step::Created | Step::Ended, Event::Ended { end, .. }) => {
+                if self.step == Step::Created {
+                    self.missing = None;
+                }
                 self.end = Some(Box::new(end.kept()?));
                 self.step = Step::Ended;
             }
             (Step::Ended, Event::Fetched { rows, .. }) => {
                 self.rows = Some(Box::new(rows.clone()));
-                self.step = Step::Fetched;
+                self.settle(Step::Fetched);
             }
-            (Step::Ended, Event::Missing { why, at, .. }) => {
+            (Step::Created | Step::Ended, Event::Missing { why, at, .. }) => {
                 self.trouble = Some(kept(why));
                 self.missing = self.missing.or(Some(*at));
             }
@@ -977,7 +998,7 @@ pub mod tests {
             Event::Lost { chunk: chunk_id(), why: "reset".to_owned() },
             Event::Uploaded { chunk: chunk_id(), file_id: "f2".to_owned() },
             Event::Intent { chunk: chunk_id(), file_id: "f2".to_owned(), attempt: 2, blake3: "00".to_owned() },
-            Event::Created { chunk: chunk_id(), batch_id: "b".to_owned(), adopted: true },
+            Event::Created { chunk: chunk_id(), batch_id: "b".to_owned(), adopted: true, file_id: None },
             Event::Ended { chunk: chunk_id(), end: BatchEnd { status: "completed".to_owned(), ..Default::default() } },
             Event::Fetched { chunk: chunk_id(), rows: RowBalance { output: 2, ..Default::default() } },
             Event::Cleaned { chunk: chunk_id() },
@@ -1051,8 +1072,17 @@ pub mod tests {
         journal.append(&events[0]).expect("follows");
         journal.append(&events[1]).expect("follows");
         assert!(journal.append(&events[4]).is_err(), "an intent without an upload");
-        assert!(journal.append(&events[8]).is_err(), "a batch without an intent");
+        let batch = |adopted| Event::Created {
+            chunk: "a_batch_part1".parse().expect("a chunk"),
+            batch_id: "b".to_owned(),
+            adopted,
+            file_id: None,
+        };
+        assert!(journal.append(&batch(false)).is_err(), "a batch without an intent");
         assert!(journal.append(&events[1]).is_err(), "the same chunk twice");
+        assert_eq!(journal.state.spent(), (0, 0));
+        journal.append(&batch(true)).expect("another copy of the directory made it");
+        assert_eq!(journal.state.spent(), (1, 2), "caps count it all the same");
     }
 
     #[test]

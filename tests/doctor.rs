@@ -309,3 +309,12 @@ fn r10_5c_orphans_are_what_no_directory_given_knows() {
     orphans(&["-d", "nowhere"]).exits(65);
     assert_eq!((setup.files("batch"), setup.server.ledger()), before, "nothing was changed");
 }
+
+/// Three files that were deleted were said not to be.
+#[test]
+fn r11_9b_a_deletion_that_finds_no_file_is_done() {
+    let clinic = Clinic::new(&["--fault", "gone_delete"]);
+    let ran = clinic.run(&[]).exits(0);
+    assert!(!ran.stderr.contains("is not deleted"), "{}", ran.stderr);
+    clinic.nothing_is_left();
+}

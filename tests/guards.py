@@ -37,6 +37,7 @@ SUITES = {
     "redaction": ["tests", "secrets::"],
     "lock": ["zbatch", "workdir::tests::s6_a_second_holder_is_told_who_holds_it"],
     "chunk-hash": ["tests", "jobs::"],
+    "history": ["tests", "money::r11_9a_"],
 }
 
 

@@ -126,6 +126,7 @@ pub fn job_settings(
         max_requests: spend.and_then(|spend| spend.max_requests),
         patience: remote.patience.unwrap_or(PATIENCE),
         no_wait: remote.no_wait,
+        spreads_polls: !emulate,
         keep_requests: remote.keep_requests,
         keep_remote: config.keep_remote(remote.keep_remote).value,
     }

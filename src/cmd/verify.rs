@@ -391,7 +391,7 @@ mod tests {
             Event::Chunk { chunk: chunk.clone(), input: InputMark { posts: 2, blake3: String::new() } },
             Event::Uploaded { chunk: id(), file_id: "f".to_owned() },
             Event::Intent { chunk: id(), file_id: "f".to_owned(), attempt, blake3: String::new() },
-            Event::Created { chunk: id(), batch_id: "b".to_owned(), adopted: false },
+            Event::Created { chunk: id(), batch_id: "b".to_owned(), adopted: false, file_id: None },
             Event::Ended { chunk: id(), end: journal::BatchEnd::default() },
         ] {
             journal.append(&event).expect("follows");

@@ -29,11 +29,13 @@ enum Takes {
     Time,
     /// `=17`
     Seed,
+    /// `=3`, always the same
+    Limit,
     Nothing,
 }
 
 /// Every fault there is. The order is that of the help, and of the calls when several would fail one.
-const TABLE: [(&str, Takes, &str); 34] = [
+const TABLE: [(&str, Takes, &str); 38] = [
     ("invalid", Takes::Share, "an answer that no rule accepts"),
     ("blocked", Takes::Share, "error 1301 (content safety) in the error file"),
     ("length", Takes::Share, "finish_reason `length`, text cut off"),
@@ -53,6 +55,10 @@ const TABLE: [(&str, Takes, &str); 34] = [
     ("drop_create", Takes::Count, "the connection breaks after a create was done"),
     ("deny_create", Takes::Count, "creates get 403 with a page of HTML"),
     ("no_id", Takes::Count, "creates are done, and answered with 200 and no id"),
+    ("gone_batch", Takes::Count, "polls get 404, code 1220, as if there were no such batch"),
+    ("gone_results", Takes::Count, "downloads get 404, code 1222, as if there were no such file"),
+    ("gone_delete", Takes::Count, "files are deleted, and that is answered with 404, code 1221"),
+    ("queue", Takes::Limit, "creates are refused while so many batches run (too_many_tasks)"),
     ("failed", Takes::Count, "batches end as `failed`, without files, for their first line"),
     ("full_queue", Takes::Count, "batches end as `failed`, since the account's queue is full"),
     ("expired", Takes::Share, "batches end as `expired` with this share of their lines done"),
@@ -203,6 +209,8 @@ pub struct FaultPlan {
     counts: Vec<(&'static str, AtomicU64)>,
     times: Vec<(&'static str, Duration)>,
     switches: Vec<&'static str>,
+    /// Most batches that may run at one time.
+    queue: Option<u64>,
     cuts: AtomicU64,
     schedule: Option<Schedule>,
 }
@@ -248,6 +256,10 @@ impl FaultPlan {
                 let seed = value.parse().map_err(|_| format!("give a number, e.g. {name}=17"))?;
                 self.schedule = Some(Schedule::new(seed, LONGEST));
             }
+            (Takes::Limit, value) => {
+                let most = value.and_then(|value| value.parse().ok());
+                self.queue = Some(most.ok_or_else(|| format!("give a number, e.g. {name}=3"))?);
+            }
             (Takes::Seed, None) => return Err(format!("give a number, e.g. {name}=17")),
             (Takes::Nothing, None) => self.switches.push(name),
             (Takes::Nothing, Some(_)) => return Err(format!("`{name}` takes no value")),
@@ -287,12 +299,21 @@ impl FaultPlan {
                 ("no_balance", call == Call::Create, refuse(429, "1113", "the account is in arrears")),
                 ("lose_create", call == Call::Create, Effect::Break),
                 ("deny_create", call == Call::Create, Effect::Deny { status: 403, page: true }),
+                ("gone_batch", call == Call::Poll, refuse(404, "1220", "the API is not there")),
+                ("gone_results", call == Call::Download, refuse(404, "1222", "the API is not there")),
             ],
-            Point::After => {
-                &[("drop_create", call == Call::Create, Effect::Break), ("no_id", call == Call::Create, Effect::NoId)]
-            }
+            Point::After => &[
+                ("drop_create", call == Call::Create, Effect::Break),
+                ("no_id", call == Call::Create, Effect::NoId),
+                ("gone_delete", call == Call::DeleteFile, refuse(404, "1221", "the API is not there")),
+            ],
         };
         table.iter().find(|(name, applies, _)| *applies && self.take(name)).map(|(.., effect)| *effect)
+    }
+
+    /// The account's queue takes no more than these that run.
+    pub fn is_full(&self, running: usize) -> bool {
+        self.queue.is_some_and(|most| running as u64 >= most)
     }
 
     /// How a new batch of this content will end.
@@ -394,6 +415,7 @@ pub fn help() -> String {
             Takes::Count => format!("{name}[=N]"),
             Takes::Time => format!("{name}=250ms"),
             Takes::Seed => format!("{name}=17"),
+            Takes::Limit => format!("{name}=3"),
             Takes::Nothing => name.to_owned(),
         };
         let _infallible = write!(text, "\n  {form:<20} {what}");

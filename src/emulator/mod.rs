@@ -252,6 +252,9 @@ impl Emulator {
             .step(move |server, core| {
                 let Some(input) = core.state.file(&file) else { return Err(Refusal::not_found("file", &file)) };
                 core.check_room(&server.0.settings.limits, 0)?;
+                if server.faults().is_full(core.state.running()) {
+                    return Err(Refusal::new(429, "too_many_tasks", "too many batches of this account run"));
+                }
                 let fate = server.faults().fate(&input.blake3);
                 let at = server.now();
                 let count = core.state.batches().len() as u64;

@@ -248,6 +248,11 @@ impl Schedule {
         self.kinds.contains(&Kind::Blind)
     }
 
+    /// Its listings show each batch with its mark, if late.
+    pub fn keeps_marks(&self) -> bool {
+        !self.is_blind() && !self.kinds.contains(&Kind::View)
+    }
+
     /// How long a results file is not there after its batch has ended, the same at each call.
     pub fn late_file(&self, file: &str) -> Duration {
         if self.calm.load(Ordering::Relaxed) || !self.kinds.contains(&Kind::LateFile) {

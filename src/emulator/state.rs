@@ -230,6 +230,11 @@ impl State {
         &self.batches
     }
 
+    /// Batches that have not ended.
+    pub fn running(&self) -> usize {
+        self.batches.iter().filter(|batch| !batch.status.is_terminal()).count()
+    }
+
     /// A file that is there, not deleted.
     pub fn file(&self, id: &str) -> Option<&StoredFile> {
         self.held(id).filter(|held| !held.deleted).map(|held| &held.file)

@@ -5,21 +5,30 @@
 //! One task drives all jobs. It starts a job when there is room, gives the room to the next when the batch has ended, and
 //! downloads meanwhile. Whoever stops it (a signal, a deadline) stops it between calls; only a create is waited for.
 
+mod creates;
+mod floor;
+mod listed;
+
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     convert::Infallible,
     future::Future,
+    ops::ControlFlow,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
 
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, watch},
-    time::{Instant, sleep},
+    sync::{OnceCell, Semaphore, mpsc, watch},
+    time::{Instant, sleep, sleep_until},
 };
 
+use self::{
+    floor::{Floor, Full},
+    listed::Strays,
+};
 use super::{
     chunks::Chunk,
     rows::{FileMark, RowBalance, RowSet, verify},
@@ -31,54 +40,51 @@ use crate::{
     error::{Error, Kind, Result},
     journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
     progress::{Progress, Waiting},
-    provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, FileId},
+    provider::{ApiError, Batch, BatchId, Class, Client, CreateError, FileId},
     units::count,
     workdir::{ResultFile, WorkDir},
 };
 
-/// Complete listings that must not show a batch before its create counts as lost.
-const LISTINGS: u32 = 3;
 /// Polls in a row that were refused, before the batch counts as lost to us.
 const FAILED_POLLS: u32 = 10;
+/// Looks in a row at a batch that the provider does not have before it has vanished.
+const ABSENT_LOOKS: u32 = 5;
+/// The status of such a batch.
+const VANISHED: &str = "vanished";
 /// Polls of a batch that has ended and does not say where its results are, or how many, before it is taken as it is.
 const VAGUE_POLLS: u32 = 3;
-/// Creates of a chunk that may go without an answer, and be looked for in vain, before it is held: the second one may have
-/// been paid for as the first.
-const LOST_CREATES: u32 = 1;
 /// Chunks given up one after another because their upload or create was refused as wrong, before all others are spared it.
 const REFUSED_CHUNKS: u32 = 3;
-/// How often a batch may find the account's queue full before its chunk is given up until the next command.
+/// How often in a row the account's queue may be found full, while none of our batches runs, before the model's chunks are
+/// given up until the next command.
 const FULL_QUEUES: u32 = 20;
-/// The longest pause before a full queue is tried again, if none of our batches ends meanwhile.
-const LONGEST_QUEUE_PAUSE: Duration = Duration::from_secs(600);
 /// Seconds between downloads of a file that the provider does not have yet: its batch may have ended a moment ago.
 const LATE_FILE: [u64; 7] = [2, 5, 10, 20, 40, 80, 120];
 /// Seconds after which a command that does not wait gives up such a file, counted from the first that asked for it.
 const LATEST_FILE: u64 = 600;
 /// From the pause of this length on the wait is told.
 const TOLD_FROM: u64 = 10;
-/// Creates refused for the moment (rate, overload) before the chunk is given up.
-const REFUSALS: u32 = 30;
-const REFUSALS_NO_WAIT: u32 = 2;
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(60);
 /// Downloads of a file that came short.
 const DOWNLOADS: u32 = 3;
-/// A create in flight is waited for this long after a stop; what comes later is found in a listing next time.
-const LAST_CALL: Duration = Duration::from_secs(10);
-/// Uploads at one time, and downloads: more of them would not be faster, only larger.
+/// Chunks on their way from upload to create at one time, and downloads: more of them would not be faster, only larger. A queue
+/// that is found full has refused no more creates than these.
 const TRANSFERS: usize = 4;
 /// Chunks that wait for room, beside those that run: a few more on disk than are needed at once.
 const WAITING: usize = 4;
 /// Jobs that are looked after at one time, beside those that run; the places of the others wait. What a job takes does not add up over a
 /// directory of many thousand chunks, nor do connections.
 const LOOKED_AFTER: usize = 128;
+/// Between two polls of many batches: ten a second, whatever their number and the interval.
+const POLL_GAP: Duration = Duration::from_millis(100);
+/// So many batches are polled as often as the interval says, however short it is.
+const FEW_BATCHES: u32 = 3;
+/// Polls that may be sent at once.
+const FEW_POLLS: u32 = 10;
 /// Between two looks at what the client waits for.
 const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
 /// Between two lines that say that the job goes on.
 const HEARTBEAT: Duration = Duration::from_secs(600);
-/// Key of our mark in a batch's metadata.
-const MARK: &str = "zbatch";
 
 /// Why to stop before the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +117,8 @@ pub struct JobSettings {
     /// How long a provider that is gone is waited for while batches run.
     pub patience: Duration,
     pub no_wait: bool,
+    /// Ten polls a second are the most; an emulator in the same process need not be spared.
+    pub spreads_polls: bool,
     pub keep_requests: bool,
     pub keep_remote: bool,
 }
@@ -137,8 +145,8 @@ enum Reached {
     Left(usize),
     /// The provider's queue was full: its create was refused for that, or its batch failed before anything ran.
     Full(usize),
-    /// The queue may have room again.
-    Room(usize),
+    /// Another chunk has just found the queue full: it waits with the others.
+    Back(usize),
     /// Nothing more to do: its results are here, or it is not to be waited for.
     Done,
 }
@@ -192,53 +200,79 @@ struct Gate {
     halted_models: RefCell<HashSet<String>>,
     /// Chunks in a row whose upload or create was refused as wrong.
     refused: Cell<u32>,
-    uploads: Semaphore,
+    /// How often the queue of each model was found full.
+    full: RefCell<HashMap<String, u32>>,
+    /// Turns on the way from upload to create.
+    creates: Semaphore,
     downloads: Semaphore,
-    /// Rings when a batch of ours has ended, and when `halted` is set.
-    changed: Notify,
+    polls: Pace,
+    /// Batches that the journal knew at the start, and whether one of them was seen under this key.
+    before: RefCell<HashSet<String>>,
+    sees_ours: Cell<bool>,
+    /// What another copy of the directory made; `None`: it cannot be known now, and `untold` says why.
+    strays: OnceCell<Option<Strays>>,
+    untold: RefCell<Option<Error>>,
 }
 
-/// Who waits for room and who has it.
+/// The looks at one batch so far.
 #[derive(Default)]
-struct Floor {
-    /// A map in order, so that the same state gives the same start.
-    models: BTreeMap<String, Queue>,
-    /// Jobs that have room: on their way to a batch, or with one that runs.
-    live: usize,
-    /// Those of them that are on their way to a batch.
-    creating: usize,
-    /// How often each job has found the provider's queue full since a batch of ours last ended. At most one entry a chunk.
-    full: HashMap<usize, u32>,
+struct Looks {
+    /// In a row: those that failed, and those that did not find the batch.
+    failed: u32,
+    absent: u32,
+    /// Those that found it half empty after its end.
+    vague: u32,
+    /// The key is the one it was created with.
+    is_known: bool,
 }
 
-/// What became of a create.
-#[derive(PartialEq, Eq)]
-enum Sent {
-    /// The journal says what.
-    Once,
-    /// It was refused, since the account's queue is full.
-    QueueFull,
+impl Looks {
+    /// Batches that were created together are not polled together for ever. One that is not there is given more time each
+    /// time.
+    fn pause(&self, poll_interval: Duration) -> Duration {
+        let spread = poll_interval.mul_f64(0.75 + fastrand::f64() / 2.0);
+        match self.absent {
+            0 => spread,
+            absent => spread.max(Duration::from_secs(1 << (absent - 1).min(6))),
+        }
+    }
 }
 
-/// What a listing says of a create without an answer.
-#[derive(PartialEq, Eq)]
-enum Listed {
-    Adopted,
-    Absent {
-        /// The listing would show the batch if there were one.
-        is_proof: bool,
-    },
+/// Spreads polls in time: a few may come at once, more of them one after the other.
+struct Pace {
+    /// Between two polls; `None`: there is no server to be spared.
+    gap: Option<Duration>,
+    next: Cell<Option<Instant>>,
 }
 
-/// Whether a listing can show our batches: it does if it shows one that we know of with its input file or mark. Where we
-/// know of none yet, objects that have such fields are enough, and so is an empty listing.
-struct Evidence {
-    /// Input file and mark of each batch that we know of.
-    known: HashMap<String, (Option<String>, String)>,
-    /// A batch of this directory was found in a listing before.
-    proven: Cell<bool>,
-    any: Cell<bool>,
-    traceable: Cell<bool>,
+/// One drive of the jobs: who is under way, who waits, and how it ended so far.
+struct Round<'f> {
+    gate: &'f Gate,
+    floor: Floor,
+    running: FuturesUnordered<JobFuture<'f>>,
+    /// Places of jobs that have a batch: to be looked after when it is their turn.
+    later: VecDeque<usize>,
+    end: JobsEnd,
+}
+
+impl<'f> Round<'f> {
+    fn new(gate: &'f Gate) -> Self {
+        Self {
+            gate,
+            floor: Floor::default(),
+            running: FuturesUnordered::new(),
+            later: VecDeque::new(),
+            end: JobsEnd::default(),
+        }
+    }
+}
+
+/// Whether a results file that the provider does not have may come.
+enum Late {
+    After(Duration),
+    /// The next command asks for it.
+    NextTime,
+    Never,
 }
 
 /// What a download of a batch's files brought.
@@ -248,18 +282,6 @@ struct Downloaded {
     absent: Vec<u64>,
     /// A file that the provider does not have, or not yet.
     missing: Option<ApiError>,
-}
-
-/// The jobs of one model.
-#[derive(Default)]
-struct Queue {
-    /// Places and their requests.
-    waiting: VecDeque<(usize, u64)>,
-    /// Requests at the provider, and the most there may be.
-    queued: u64,
-    limit: Option<u64>,
-    /// Chunks that found the provider's queue full and wait: until they are back, no other one tries.
-    full: usize,
 }
 
 type JobFuture<'f> = LocalBoxFuture<'f, std::result::Result<Reached, Gave>>;
@@ -298,153 +320,196 @@ impl Driver<'_> {
 
     async fn drive_jobs(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
         let goal = self.settings.goal;
-        let gate = Gate::new();
-        let mut floor = Floor::default();
-        // Places of jobs that have a batch: to be looked after when it is their turn.
-        let mut later = VecDeque::new();
-        let mut end = JobsEnd::default();
-        let mut running: FuturesUnordered<JobFuture<'_>> = FuturesUnordered::new();
+        let gate = Gate::new(self.settings.spreads_polls.then_some(self.settings.poll_interval));
+        let mut round = Round::new(&gate);
         let mut stop = self.stop.clone();
         let mut more = true;
         let known = locked(self.journal)?.state.jobs.len();
         for place in 0..known {
-            let job = self.job(place)?;
-            match job.step {
-                Step::Cut | Step::Uploaded if goal == Goal::Fetched => {}
-                Step::Cut | Step::Uploaded => self.queue(&mut floor, &job.chunk).wait(place, &job.chunk),
-                // These may be paid for: they are looked after at once, whatever the number of rooms.
-                Step::Intended => {
-                    self.queue(&mut floor, &job.chunk).hold(&job.chunk);
-                    (floor.live, floor.creating) = (floor.live + 1, floor.creating + 1);
-                    running.push(Box::pin(self.to_batch(place, &gate)));
-                }
-                Step::Created => {
-                    self.queue(&mut floor, &job.chunk).hold(&job.chunk);
-                    floor.live += 1;
-                    later.push_back(place);
-                }
-                Step::Ended if goal != Goal::Submitted => later.push_back(place),
-                Step::Fetched if !job.cleaned => later.push_back(place),
-                Step::Ended | Step::Fetched => {}
-            }
+            self.enter(place, &mut round)?;
         }
         loop {
-            while let Some(place) = floor.start(&gate, self.settings.max_concurrent) {
-                running.push(Box::pin(self.to_batch(place, &gate)));
-            }
-            while running.len() < LOOKED_AFTER.saturating_add(self.settings.max_concurrent)
-                && let Some(place) = later.pop_front()
-            {
-                running.push(match self.job(place)?.step {
-                    Step::Ended => Box::pin(self.to_results(place, &gate)),
-                    Step::Fetched => Box::pin(self.to_clean(place, &gate)),
-                    _ => Box::pin(self.to_end(place, true)),
-                });
-            }
-            let waiting = floor.waiting(&gate);
-            let takes_more =
-                more && goal != Goal::Fetched && waiting + floor.waiting_for_room() < WAITING && !gate.halted.get();
-            let may_create = floor.creating + floor.waiting_for_room() > 0 || waiting > 0 || more && !gate.halted.get();
-            if running.is_empty() && later.is_empty() && !takes_more || goal == Goal::Submitted && !may_create {
+            self.start(&mut round)?;
+            let waiting = round.floor.waiting(&gate);
+            let takes_more = more && goal != Goal::Fetched && waiting < WAITING && !gate.halted.get();
+            let may_create = round.floor.creating > 0 || waiting > 0 || more && !gate.halted.get();
+            let is_idle = round.running.is_empty() && round.later.is_empty() && waiting == 0;
+            if is_idle && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
             }
+            let probe = round.floor.next_probe(&gate, self.settings.max_concurrent);
             let reached = tokio::select! {
                 biased;
-                reason = stopped(&mut stop), if end.stopped.is_none() => {
-                    end.stopped = Some(reason);
+                reason = stopped(&mut stop), if round.end.stopped.is_none() => {
+                    round.end.stopped = Some(reason);
                     gate.halt();
                     cut.close();
                     continue;
                 }
-                Some(reached) = running.next() => reached,
+                Some(reached) = round.running.next() => reached,
                 place = cut.recv(), if takes_more => {
                     match place {
                         // It was in the journal before the first look at it: it is on its way.
                         Some(place) if place < known => {}
                         Some(place) => {
                             let chunk = self.job(place)?.chunk;
-                            self.queue(&mut floor, &chunk).wait(place, &chunk);
+                            self.queue(&mut round.floor, &chunk).wait(place, &chunk);
                         }
                         None => more = false,
                     }
                     continue;
                 }
+                () = sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => continue,
             };
-            match reached {
-                Ok(Reached::Created(place)) => {
-                    floor.creating -= 1;
-                    running.push(Box::pin(self.to_end(place, self.settings.no_wait)));
-                }
-                Ok(Reached::Ended(place)) => {
-                    floor.leave(&self.job(place)?.chunk);
-                    // The queue moves.
-                    floor.full.clear();
-                    gate.changed.notify_waiters();
-                    if goal != Goal::Submitted {
-                        later.push_back(place);
-                    }
-                }
-                Ok(Reached::Left(place)) => {
-                    floor.creating -= 1;
-                    floor.leave(&self.job(place)?.chunk);
-                }
-                Ok(Reached::Full(place)) => {
-                    let Job { chunk, step, .. } = self.job(place)?;
-                    // A create that was refused leaves its upload; a batch that failed had been created.
-                    floor.creating -= usize::from(step == Step::Uploaded);
-                    floor.leave(&chunk);
-                    match floor.found_full(place) {
-                        _ if goal == Goal::Fetched || self.settings.no_wait => {}
-                        tries if tries > FULL_QUEUES => {
-                            gate.bar(chunk.model.clone());
-                            end.give_up(self.progress, &chunk, queue_stays_full());
-                        }
-                        tries => {
-                            self.queue(&mut floor, &chunk).full += 1;
-                            running.push(Box::pin(self.to_room(place, tries, &gate)));
-                        }
-                    }
-                }
-                Ok(Reached::Room(place)) => {
-                    let chunk = self.job(place)?.chunk;
-                    let queue = self.queue(&mut floor, &chunk);
-                    queue.full -= 1;
-                    queue.waiting.push_front((place, chunk.lines));
-                }
-                Ok(Reached::Done) | Err(Gave::Stopped) => {}
-                // Whoever read the results says why he stopped.
-                Err(Gave::Unread) => break,
-                Err(Gave::Broken(error)) => {
-                    self.progress.finish();
-                    return Err(error);
-                }
-                Err(Gave::Up { place, scope, error }) => {
-                    let job = self.job(place)?;
-                    floor.creating -= usize::from(job.step < Step::Created);
-                    if job.step < Step::Ended {
-                        floor.leave(&job.chunk);
-                    }
-                    match scope {
-                        Scope::Chunk => {}
-                        Scope::Model(model) => {
-                            end.refused_model = Some(model.clone());
-                            gate.bar(model);
-                        }
-                        Scope::Creates => gate.halt(),
-                    }
-                    end.give_up(self.progress, &job.chunk, error);
-                }
+            if self.settle(reached, &mut round)?.is_break() {
+                break;
             }
         }
         // The jobs may all have heard of it before this loop did.
-        end.stopped = end.stopped.or(*self.stop.borrow());
+        round.end.stopped = round.end.stopped.or(*self.stop.borrow());
         self.progress.finish();
-        Ok(end)
+        Ok(round.end)
     }
 
-    fn queue<'f>(&self, floor: &'f mut Floor, chunk: &Chunk) -> &'f mut Queue {
-        let limit = self.client.dialect().queue_limit(&chunk.model);
-        floor.models.entry(chunk.model.clone()).or_insert_with(|| Queue { limit, ..Queue::default() })
+    /// A job of the journal, at the start.
+    fn enter<'f>(&'f self, place: usize, round: &mut Round<'f>) -> Result<()> {
+        let goal = self.settings.goal;
+        let mut job = self.job(place)?;
+        if job.step == Step::Ended
+            && job.held
+            && self.settings.on_ambiguous == OnAmbiguous::Again
+            && goal != Goal::Fetched
+        {
+            self.append(&Event::Lost { chunk: job.chunk.id.clone(), why: "its results were given up".to_owned() })?;
+            job = self.job(place)?;
+        }
+        round.gate.before.borrow_mut().extend(job.batch_id.clone());
+        let limit = self.client.dialect().queue_limit(&job.chunk.model);
+        match job.step {
+            Step::Cut | Step::Uploaded if goal == Goal::Fetched => {}
+            Step::Cut | Step::Uploaded => round.floor.queue(&job.chunk, limit).wait(place, &job.chunk),
+            // A batch may already exist for these chunks, so resolve them first, even above --max-concurrent-tasks.
+            Step::Intended => {
+                round.floor.enter(&job.chunk, limit, false);
+                round.running.push(Box::pin(self.to_batch(place, round.gate)));
+            }
+            Step::Created => {
+                round.floor.enter(&job.chunk, limit, true);
+                round.later.push_back(place);
+            }
+            Step::Ended if goal != Goal::Submitted => round.later.push_back(place),
+            Step::Fetched if !job.cleaned => round.later.push_back(place),
+            Step::Ended | Step::Fetched => {}
+        }
+        Ok(())
+    }
+
+    /// Starts what there is room for.
+    fn start<'f>(&'f self, round: &mut Round<'f>) -> Result<()> {
+        let gate = round.gate;
+        while let Some(place) = round.floor.start(gate, self.settings.max_concurrent) {
+            round.running.push(Box::pin(self.to_batch(place, gate)));
+        }
+        while round.running.len() < LOOKED_AFTER.saturating_add(self.settings.max_concurrent)
+            && let Some(place) = round.later.pop_front()
+        {
+            round.running.push(match self.job(place)?.step {
+                Step::Ended => Box::pin(self.to_results(place, gate)),
+                Step::Fetched => Box::pin(self.to_clean(place, gate)),
+                _ => Box::pin(self.to_end(place, true, gate)),
+            });
+        }
+        Ok(())
+    }
+
+    /// What comes of a job's future. A break: nothing more is to be done.
+    fn settle<'f>(
+        &'f self,
+        reached: std::result::Result<Reached, Gave>,
+        round: &mut Round<'f>,
+    ) -> Result<ControlFlow<()>> {
+        let gate = round.gate;
+        match reached {
+            Ok(Reached::Created(place)) => {
+                round.floor.arrive(&self.job(place)?.chunk);
+                round.running.push(Box::pin(self.to_end(place, self.settings.no_wait, gate)));
+            }
+            Ok(Reached::Ended(place)) => {
+                let chunk = self.job(place)?.chunk;
+                round.floor.leave(&chunk, true);
+                round.floor.ran(&chunk);
+                if self.settings.goal != Goal::Submitted {
+                    round.later.push_back(place);
+                }
+            }
+            Ok(Reached::Left(place)) => round.floor.leave(&self.job(place)?.chunk, false),
+            Ok(Reached::Back(place)) => {
+                let chunk = self.job(place)?.chunk;
+                round.floor.leave(&chunk, false);
+                self.queue(&mut round.floor, &chunk).wait_first(place, &chunk);
+            }
+            Ok(Reached::Full(place)) => self.wait_for_queue(place, round)?,
+            Ok(Reached::Done) | Err(Gave::Stopped) => {}
+            // Whoever read the results says why he stopped.
+            Err(Gave::Unread) => return Ok(ControlFlow::Break(())),
+            Err(Gave::Broken(error)) => {
+                self.progress.finish();
+                return Err(error);
+            }
+            Err(Gave::Up { place, scope, error }) => {
+                let job = self.job(place)?;
+                if job.step < Step::Ended {
+                    round.floor.leave(&job.chunk, job.step == Step::Created);
+                }
+                match scope {
+                    Scope::Chunk => {}
+                    Scope::Model(model) => {
+                        round.end.refused_model = Some(model.clone());
+                        gate.bar(model);
+                    }
+                    Scope::Creates => gate.halt(),
+                }
+                round.end.give_up(self.progress, &job.chunk, error);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// A chunk found the provider's queue full: it waits, and so do the others of its model.
+    fn wait_for_queue(&self, place: usize, round: &mut Round<'_>) -> Result<()> {
+        let Job { chunk, step, trouble, .. } = self.job(place)?;
+        // A create that was refused leaves its upload; a batch that failed had been created.
+        let was_made = step != Step::Uploaded;
+        round.floor.leave(&chunk, was_made);
+        let Some(full) = round.floor.found_full(place, &chunk, was_made, self.settings.poll_interval) else {
+            return Ok(());
+        };
+        let Full { times, running, pause, is_news } = full;
+        let waits = !self.settings.no_wait && self.settings.goal != Goal::Fetched;
+        if is_news {
+            let next = match waits {
+                true => format!("it is tried again when one of them has ended, or in {} s", pause.as_secs().max(1)),
+                false => "it is tried again by the next command".to_owned(),
+            };
+            self.progress.note(format_args!(
+                "{}: the provider's queue for {} is full, with {} of this job in it ({}); {next}",
+                chunk.id,
+                chunk.model,
+                count(running, "batch"),
+                trouble.unwrap_or_default()
+            ));
+        }
+        if !waits {
+            round.gate.bar(chunk.model);
+        } else if times > FULL_QUEUES && running == 0 {
+            round.gate.bar(chunk.model.clone());
+            round.end.give_up(self.progress, &chunk, queue_stays_full());
+        }
+        Ok(())
+    }
+
+    fn queue<'r>(&self, floor: &'r mut Floor, chunk: &Chunk) -> &'r mut floor::Queue {
+        floor.queue(chunk, self.client.dialect().queue_limit(&chunk.model))
     }
 
     fn job(&self, place: usize) -> Result<Job> {
@@ -459,321 +524,32 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// To the time when a queue that was full may have room: a batch of ours has ended, or a while has passed.
-    async fn to_room(&self, place: usize, tries: u32, gate: &Gate) -> std::result::Result<Reached, Gave> {
-        let pause = self.settings.poll_interval.saturating_mul(1 << tries.min(16)).min(LONGEST_QUEUE_PAUSE);
-        let room = async {
-            tokio::select! { biased; () = gate.changed.notified() => {} () = sleep(pause) => {} }
-        };
-        self.unless_stopped(room).await?;
-        Ok(Reached::Room(place))
-    }
-
-    /// To a batch that exists.
-    async fn to_batch(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
-        let mut refusals = 0;
-        loop {
-            let job = self.job(place)?;
-            let may_create = self.settings.goal != Goal::Fetched && !gate.bars(&job.chunk.model);
-            match job.step {
-                Step::Cut | Step::Uploaded if self.stop.borrow().is_some() => return Err(Gave::Stopped),
-                Step::Cut | Step::Uploaded if !may_create => return Ok(Reached::Left(place)),
-                Step::Cut => self.upload(place, &job, gate).await?,
-                Step::Uploaded => {
-                    if self.create(place, &job, &mut refusals, gate).await? == Sent::QueueFull {
-                        return Ok(Reached::Full(place));
-                    }
-                }
-                Step::Intended if self.settings.goal == Goal::Fetched => {
-                    if self.adopt(place, &job).await? != Listed::Adopted {
-                        return Ok(Reached::Left(place));
-                    }
-                }
-                Step::Intended => self.look_up(place, &job).await?,
-                Step::Created | Step::Ended | Step::Fetched => return Ok(Reached::Created(place)),
-            }
-        }
-    }
-
-    async fn upload(&self, place: usize, job: &Job, gate: &Gate) -> std::result::Result<(), Gave> {
-        let _turn = self.unless_stopped(gate.uploads.acquire()).await?;
-        let path = self.work.request(&job.chunk.id);
-        let give_up = |scope, error| Gave::Up { place, scope, error };
-        if !path.exists()? {
-            return Err(give_up(Scope::Chunk, RowSet::gone(&path)));
-        }
-        let (hash, file) = (job.chunk.blake3.clone(), path.clone());
-        let now = blocking::run(move || FileMark::of(&file)).await.map_err(|error| give_up(Scope::Chunk, error))?;
-        if now.blake3 != hash && !drill::without(Guard::ChunkHash) {
-            let error = Error::input(format!("{} is not the file that was cut: its hash differs", path))
-                .fix("begin again with --new, or in another work directory");
-            return Err(give_up(Scope::Chunk, error));
-        }
-        let name = format!("{}.jsonl", job.chunk.id);
-        let file_id = self
-            .patiently(is_gone, async || self.client.upload(&path, &name).await)
-            .await?
-            .map_err(|error| give_up(gate.scope_of(&error, &job.chunk), error.into()))?;
-        self.append(&Event::Uploaded { chunk: job.chunk.id.clone(), file_id: file_id.to_string() })?;
-        Ok(())
-    }
-
-    async fn create(
-        &self,
-        place: usize,
-        job: &Job,
-        refusals: &mut u32,
-        gate: &Gate,
-    ) -> std::result::Result<Sent, Gave> {
-        let id = &job.chunk.id;
-        let file_id = file_id(job)?;
-        // A create that counted as lost may be listed by now.
-        let repaired = locked(self.journal)?.state.repaired;
-        if job.lost > 0 || repaired {
-            match self.adopt(place, job).await? {
-                Listed::Adopted => return Ok(Sent::Once),
-                Listed::Absent { is_proof: false } if repaired => return Err(cannot_know(place, id)),
-                Listed::Absent { .. } => {}
-            }
-        }
-        let error = match self.send_create(place, job, &file_id).await? {
-            Ok(batch) => {
-                gate.refused.set(0);
-                self.created(job, &batch.id, false)?;
-                return Ok(Sent::Once);
-            }
-            Err(CreateError::Ambiguous(error) | CreateError::Made(error)) => {
-                self.progress.note(format_args!("{id}: no clear answer to its create ({error}); looking it up"));
-                return Ok(Sent::Once);
-            }
-            // A page in the place of an answer is a no, unless the batch is there all the same.
-            Err(CreateError::Denied(_)) if self.adopt(place, job).await? == Listed::Adopted => return Ok(Sent::Once),
-            Err(CreateError::Refused(error) | CreateError::NotSent(error) | CreateError::Denied(error)) => error,
-        };
-        self.append(&Event::Refused { chunk: id.clone(), why: error.to_string() })?;
-        if error.says_full_queue() {
-            self.progress.note(format_args!("{id}: the provider's queue is full ({error}); it is created later"));
-            return Ok(Sent::QueueFull);
-        }
-        *refusals += 1;
-        // The uploaded file may be gone, or too old: once, a fresh one is tried.
-        if matches!(error.class, Class::NotFound | Class::BadRequest) && *refusals == 1 {
-            // As good as gone, whether this succeeds or not.
-            let _deleted = self.unless_stopped(self.client.delete(&file_id)).await?;
-            self.append(&Event::Lost { chunk: id.clone(), why: error.to_string() })?;
-            return Ok(Sent::Once);
-        }
-        let most = if self.settings.no_wait { REFUSALS_NO_WAIT } else { REFUSALS };
-        if !error.is_retryable() || *refusals > most {
-            return Err(Gave::Up { place, scope: gate.scope_of(&error, &job.chunk), error: error.into() });
-        }
-        let pause = REFUSAL_PAUSE.saturating_mul(1 << refusals.saturating_sub(1).min(6));
-        let pause = pause.max(error.retry_after.unwrap_or_default()).min(LONGEST_REFUSAL_PAUSE);
-        self.progress.detail(format_args!("{id}: {error}; trying again in {pause:?}"));
-        self.unless_stopped(sleep(pause)).await?;
-        Ok(Sent::Once)
-    }
-
-    /// Sends a create, once, between the event that announces it and the event that says what came of it.
-    async fn send_create(
-        &self,
-        place: usize,
-        job: &Job,
-        file_id: &FileId,
-    ) -> std::result::Result<std::result::Result<Batch, CreateError>, Gave> {
-        let id = &job.chunk.id;
-        let attempt = job.attempt.saturating_add(1);
-        let blake3 = job.chunk.blake3.clone();
-        // An intent is a create that may have been sent: the provider's pause comes before it.
-        self.unless_stopped(self.client.turn()).await?;
-        self.work.check_place()?;
-        // Nothing is awaited between this and the intent, so that no other create comes in between.
-        if let Some(error) = self.over_the_cap(job)? {
-            return Err(Gave::Up { place, scope: Scope::Creates, error });
-        }
-        let intent = Event::Intent { chunk: id.clone(), file_id: file_id.to_string(), attempt, blake3 };
-        if !drill::without(Guard::Intent) {
-            self.append(&intent)?;
-        }
-        let metadata = [
-            (MARK, self.mark(job)?),
-            ("analysis", job.chunk.analysis.clone()),
-            ("chunk", id.to_string()),
-            ("attempt", attempt.to_string()),
-        ];
-        let answer = tokio::select! {
-            biased;
-            answer = self.client.create(file_id, &metadata) => answer,
-            () = self.last_call() => return Err(Gave::Stopped),
-        };
-        if drill::without(Guard::Intent) {
-            self.append(&intent)?;
-        }
-        if let Err(unclear @ (CreateError::Ambiguous(error) | CreateError::Made(error))) = &answer {
-            let made = matches!(unclear, CreateError::Made(_)) && !drill::without(Guard::Made);
-            let why = error.to_string();
-            self.append(&Event::Unclear { chunk: id.clone(), why, status: error.status, made })?;
-        }
-        Ok(answer)
-    }
-
-    /// A create was sent, and whether it happened is not known: the listing tells, if it can (`promises.md` M1).
-    async fn look_up(&self, place: usize, job: &Job) -> std::result::Result<(), Gave> {
-        let id = &job.chunk.id;
-        // A listing shows a batch late; a chunk that is held was looked for long enough.
-        let Some(is_proof) = self.is_listed(place, job, if job.held { 1 } else { LISTINGS }).await? else {
-            return Ok(());
-        };
-        if self.settings.on_ambiguous == OnAmbiguous::Hold {
-            let made = job.unclear.as_ref().is_some_and(|unclear| unclear.made);
-            let error = Error::new(Kind::TryAgain, format!("{id}: whether its batch was created is not known"));
-            let error = error.fix(if made {
-                "the provider said that it made a batch, and not which: look for it at the provider's console"
-            } else {
-                "look at the provider's console; the same command without --on-ambiguous hold creates it anew"
-            });
-            return Err(Gave::Up { place, scope: Scope::Chunk, error });
-        }
-        if let Some(why) = self.why_held(job, is_proof)? {
-            return Err(self.hold(place, job, why)?);
-        }
-        // Without its input a create that is still on its way cannot become a batch.
-        if !drill::without(Guard::Fence) {
-            let fence = self.unless_stopped(self.client.delete(&file_id(job)?)).await?;
-            fence.map_err(|error| Gave::Up { place, scope: Scope::Chunk, error: error.into() })?;
-        }
-        // One that came just before is listed as late as any other.
-        if self.is_listed(place, job, LISTINGS).await?.is_none() {
-            return Ok(());
-        }
-        self.progress
-            .note(format_args!("{id}: {LISTINGS} listings do not show its batch; uploading and creating anew"));
-        self.append(&Event::Lost { chunk: id.clone(), why: "no listing shows the batch".to_owned() })?;
-        Ok(())
-    }
-
-    /// Looks for the batch of this chunk until it must be listed if it exists. `None`: it is there, and adopted; else
-    /// whether the listings prove that it does not exist.
-    async fn is_listed(&self, place: usize, job: &Job, listings: u32) -> std::result::Result<Option<bool>, Gave> {
-        let mut is_proof = false;
-        for listing in 0..listings {
-            if listing > 0 && !drill::without(Guard::Settle) {
-                self.unless_stopped(sleep(self.settings.settle / (LISTINGS - 1))).await?;
-            }
-            match self.adopt(place, job).await? {
-                Listed::Adopted => return Ok(None),
-                Listed::Absent { is_proof: proof } => is_proof |= proof,
-            }
-        }
-        Ok(Some(is_proof))
-    }
-
-    /// Why a create that no listing shows is not sent again; `None`: it may be, once.
-    fn why_held(&self, job: &Job, is_proof: bool) -> Result<Option<&'static str>> {
-        let holds_another = locked(self.journal)?.state.holds_another(&job.chunk.id);
-        let made = job.unclear.as_ref().is_some_and(|unclear| unclear.made);
-        Ok(match self.settings.on_ambiguous {
-            OnAmbiguous::Again if job.held => None,
-            _ if made => Some("the provider said that it made a batch, and not which"),
-            _ if job.lost >= LOST_CREATES && !drill::without(Guard::Once) => {
-                Some("it is the second create without a clear answer")
-            }
-            _ if !is_proof && !drill::without(Guard::Evidence) => {
-                Some("the provider's list of batches cannot show that there is none")
-            }
-            _ if holds_another => Some("another chunk is held already"),
-            _ => None,
-        })
-    }
-
-    /// Gives a chunk up until the user says what to do.
-    fn hold(&self, place: usize, job: &Job, why: &str) -> Result<Gave> {
-        let id = &job.chunk.id;
-        let answer = job.unclear.as_ref().map(|unclear| format!(" ({})", unclear.why)).unwrap_or_default();
-        if !job.held {
-            self.append(&Event::Held { chunk: id.clone(), why: format!("{why}{answer}") })?;
-        }
-        // A refusal that repeats in the provider's own words is the provider's trouble, not a doubt of ours.
-        let refused = job.unclear.as_ref().and_then(|unclear| unclear.status).is_some_and(|status| status >= 300);
-        let kind = if refused && job.lost >= LOST_CREATES { Kind::Unavailable } else { Kind::TryAgain };
-        let what =
-            format!("{id}: whether its batch was created is not known{answer}, and it is not created again: {why}");
-        let (mark, file) = (self.mark(job)?, job.file_id.as_deref().unwrap_or_default());
-        let error = Error::new(kind, what).fix(format!(
-            "look for a batch with the metadata `{MARK}: {mark}` or the input file {file} at the provider's console. \
-             If there is one, run the same command later: it is adopted as soon as the list shows it. \
-             If there is none, run the same command with --on-ambiguous again"
-        ));
-        let scope = if job.held { Scope::Chunk } else { Scope::Creates };
-        Ok(Gave::Up { place, scope, error })
-    }
-
-    /// Takes the batch of this chunk from a complete listing, if it is there.
-    async fn adopt(&self, place: usize, job: &Job) -> std::result::Result<Listed, Gave> {
-        let (mark, file) = (self.mark(job)?, file_id(job)?);
-        let evidence = Evidence::of(&locked(self.journal)?.state);
-        let ours = |batch: &Batch| {
-            evidence.look_at(batch);
-            let same_file = batch.input_file_id.as_ref() == Some(&file);
-            // An earlier attempt that came late found its input deleted: it did nothing and cost nothing.
-            same_file || !has_failed(batch) && batch.metadata.get(MARK).is_some_and(|it| *it == mark)
-        };
-        let listing = self.unless_stopped(self.client.find_batches(ours)).await?;
-        let listing =
-            listing.map_err(|error| Gave::Up { place, scope: scope_of(&error, &job.chunk), error: error.into() })?;
-        let mut found = listing.found;
-        found.sort_by_key(|batch| (has_failed(batch), batch.created_at, batch.id.to_string()));
-        let mut found = found.into_iter();
-        let Some(oldest) = found.next() else {
-            return Ok(Listed::Absent { is_proof: listing.complete && evidence.shows_ours() });
-        };
-        self.progress.note(format_args!("{}: its batch {} was created after all", job.chunk.id, oldest.id));
-        // Before the journal forgets that there may be others.
-        for other in found.filter(|other| !other.status.is_terminal()) {
-            let outcome = self.unless_stopped(self.client.cancel(&other.id)).await?;
-            let outcome =
-                outcome.map_or_else(|e| format!("could not be cancelled: {e}"), |_| "is cancelled".to_owned());
-            self.progress.always(format_args!("{}: a second batch {} {outcome}", job.chunk.id, other.id));
-        }
-        self.created(job, &oldest.id, true)?;
-        Ok(Listed::Adopted)
-    }
-
-    fn created(&self, job: &Job, batch: &BatchId, adopted: bool) -> Result<()> {
-        self.append(&Event::Created { chunk: job.chunk.id.clone(), batch_id: batch.to_string(), adopted })
-    }
-
-    /// What all attempts of a chunk carry, and no other directory's chunk.
-    fn mark(&self, job: &Job) -> Result<String> {
-        Ok(mark(&locked(self.journal)?.state, &job.chunk))
-    }
-
-    fn over_the_cap(&self, job: &Job) -> Result<Option<Error>> {
-        let (batches, requests) = locked(self.journal)?.state.spent();
-        Ok(check_caps(&self.settings, batches.saturating_add(1), requests.saturating_add(job.chunk.lines)))
-    }
-
     /// To a terminal batch.
-    async fn to_end(&self, place: usize, mut at_once: bool) -> std::result::Result<Reached, Gave> {
+    async fn to_end(&self, place: usize, mut at_once: bool, gate: &Gate) -> std::result::Result<Reached, Gave> {
         let job = self.job(place)?;
         let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
-        let (mut failed, mut vague) = (0, 0);
+        // Of a batch that this process made, its key is the right one.
+        let was_before = gate.before.borrow().contains(batch_id.as_str());
+        let mut looks = Looks { is_known: !was_before, ..Looks::default() };
         loop {
             if !at_once {
-                self.progress.polls_in(self.settings.poll_interval);
-                self.unless_stopped(sleep(self.settings.poll_interval)).await?;
+                let pause = looks.pause(self.settings.poll_interval);
+                self.progress.polls_in(pause);
+                self.unless_stopped(sleep(pause)).await?;
             }
             at_once = false;
+            self.unless_stopped(gate.polls.turn()).await?;
             match self.patiently(ApiError::is_retryable, async || self.client.batch(&batch_id).await).await? {
                 Ok(batch) if batch.found_full_queue() => {
-                    self.found_full_queue(&job, &batch).await?;
+                    self.found_full_queue(&job, &batch, gate).await?;
                     return Ok(Reached::Full(place));
                 }
                 Ok(batch) if batch.status.is_terminal() => {
+                    gate.sees_ours.set(gate.sees_ours.get() || was_before);
                     let end = end_of(&batch);
                     // The object may be half empty now and whole the next time.
-                    if is_vague(&end) && vague < VAGUE_POLLS && !self.settings.no_wait {
-                        vague += 1;
+                    if is_vague(&end) && looks.vague < VAGUE_POLLS && !self.settings.no_wait {
+                        looks.vague += 1;
                         continue;
                     }
                     // Otherwise it is told with its rows.
@@ -783,27 +559,16 @@ impl Driver<'_> {
                     self.append(&Event::Ended { chunk: job.chunk.id.clone(), end })?;
                     return Ok(Reached::Ended(place));
                 }
-                Ok(_) => failed = 0,
-                // A failed poll is not a state change.
-                Err(error) => {
-                    failed += 1;
-                    // The emulator's disk is ours: more polls do not mend it.
-                    let for_good = matches!(
-                        error.class,
-                        Class::Key | Class::Io | Class::Redirect | Class::Certificate | Class::Proxy
-                    );
-                    if failed > FAILED_POLLS || self.settings.no_wait || for_good || error.is_retryable() {
-                        let lost = error.class == Class::NotFound;
-                        let mut error = Error::from(error);
-                        if lost {
-                            error = error.fix(format!(
-                                "{batch_id} is not known under this key: use the one it was created with"
-                            ));
-                        }
-                        return Err(Gave::Up { place, scope: Scope::Chunk, error });
-                    }
-                    self.progress.detail(format_args!("{}: {error}", job.chunk.id));
+                Ok(_) => {
+                    gate.sees_ours.set(gate.sees_ours.get() || was_before);
+                    (looks.failed, looks.absent, looks.is_known) = (0, 0, true);
                 }
+                Err(error) if error.class == Class::NotFound => {
+                    if let Some(reached) = self.not_there(place, &job, error, &mut looks, gate).await? {
+                        return Ok(reached);
+                    }
+                }
+                Err(error) => self.failed_look(place, &job, error, &mut looks)?,
             }
             if self.settings.no_wait {
                 return Ok(Reached::Done);
@@ -811,13 +576,79 @@ impl Driver<'_> {
         }
     }
 
+    /// A failed poll is not a state change.
+    fn failed_look(
+        &self,
+        place: usize,
+        job: &Job,
+        error: ApiError,
+        looks: &mut Looks,
+    ) -> std::result::Result<(), Gave> {
+        looks.failed += 1;
+        // The emulator's disk is ours: more polls do not mend it.
+        let for_good =
+            matches!(error.class, Class::Key | Class::Io | Class::Redirect | Class::Certificate | Class::Proxy);
+        if looks.failed > FAILED_POLLS || self.settings.no_wait || for_good || error.is_retryable() {
+            return Err(Gave::Up { place, scope: Scope::Chunk, error: error.into() });
+        }
+        self.progress.detail(format_args!("{}: {error}", job.chunk.id));
+        Ok(())
+    }
+
+    /// The provider does not have the batch, or not yet. After some looks it has vanished, with its results, provided that the
+    /// key is the one it was created with: another account does not have it either.
+    async fn not_there(
+        &self,
+        place: usize,
+        job: &Job,
+        error: ApiError,
+        looks: &mut Looks,
+        gate: &Gate,
+    ) -> std::result::Result<Option<Reached>, Gave> {
+        let (id, why) = (&job.chunk.id, error.to_string());
+        looks.absent += 1;
+        self.progress.detail(format_args!("{id}: {error}"));
+        if self.settings.no_wait {
+            let now = now();
+            if job.missing.is_none_or(|since| now.saturating_sub(since) <= LATEST_FILE) {
+                self.append(&Event::Missing { chunk: id.clone(), why, at: now })?;
+                return Ok(Some(Reached::Done));
+            }
+        } else if looks.absent < ABSENT_LOOKS {
+            return Ok(None);
+        }
+        let is_ours = looks.is_known || gate.sees_ours.get() || self.settings.on_ambiguous == OnAmbiguous::Again;
+        if !is_ours && !self.lists_ours(gate).await? {
+            let batch = job.batch_id.as_deref().unwrap_or_default();
+            let error = Error::from(error).fix(format!(
+                "no batch of this directory is known under this key: if {batch} was created with another one, use that. If \
+                 the provider has deleted all of them, `zbatch submit` or `zbatch run` with --on-ambiguous again gives them up"
+            ));
+            return Err(Gave::Up { place, scope: Scope::Chunk, error });
+        }
+        self.append(&Event::Ended {
+            chunk: id.clone(),
+            end: BatchEnd { status: VANISHED.to_owned(), errors: vec![why], ..BatchEnd::default() },
+        })?;
+        Ok(Some(Reached::Ended(place)))
+    }
+
+    /// The account's list shows a batch of this directory.
+    async fn lists_ours(&self, gate: &Gate) -> std::result::Result<bool, Gave> {
+        // A list that fails shows nothing.
+        let _listing = self
+            .unless_stopped(self.client.find_batches(|batch| {
+                gate.sees_ours.set(gate.sees_ours.get() || gate.before.borrow().contains(batch.id.as_str()));
+                false
+            }))
+            .await?;
+        Ok(gate.sees_ours.get())
+    }
+
     /// Nothing of the batch ran: its chunk is as if it had never been sent (`promises.md` M6).
-    async fn found_full_queue(&self, job: &Job, batch: &Batch) -> std::result::Result<(), Gave> {
-        let (id, why) = (&job.chunk.id, batch.errors.join("; "));
-        self.progress.note(format_args!(
-            "{id}: the provider's queue was full, and nothing of batch {} ran ({why}); it is created again when one of ours has ended",
-            batch.id
-        ));
+    async fn found_full_queue(&self, job: &Job, batch: &Batch, gate: &Gate) -> std::result::Result<(), Gave> {
+        let (id, why) = (&job.chunk.id, format!("nothing of batch {} ran: {}", batch.id, batch.errors.join("; ")));
+        gate.found_full(&job.chunk.model);
         // A fresh upload tells the next batch from this one in a listing. If this delete fails, an unused file is left there.
         if let Some(file) = &job.file_id {
             let file: FileId = parsed(Some(file), &job.chunk)?;
@@ -842,31 +673,22 @@ impl Driver<'_> {
         let (mut tries, mut pauses) = (0, LATE_FILE.iter());
         loop {
             let Downloaded { mut balance, absent, missing } = self.download(place, &job).await?;
-            if let Some(error) = missing {
-                // A batch may say that it has ended before its files can be read.
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-                let is_late = job.missing.is_some_and(|since| now.saturating_sub(since) > LATEST_FILE);
-                if self.settings.no_wait && !is_late {
-                    self.append(&Event::Missing { chunk: chunk.id.clone(), why: error.to_string(), at: now })?;
-                    self.progress.note(format_args!("{}: {error}; it is asked for again next time", chunk.id));
-                    return Ok(Reached::Done);
-                }
-                if let Some(seconds) = pauses.next().filter(|_| !self.settings.no_wait) {
-                    let pause = Duration::from_secs(*seconds);
-                    // The first pauses are short: a file that is late by seconds is nothing to tell.
-                    if *seconds == TOLD_FROM {
-                        self.progress
-                            .note(format_args!("{}: {error}; it is asked for again for some minutes", chunk.id));
+            let gone = match missing {
+                Some(error) => match self.wait_for_file(&job, &error, pauses.next())? {
+                    Late::NextTime => return Ok(Reached::Done),
+                    Late::After(pause) => {
+                        drop(turn);
+                        self.unless_stopped(sleep(pause)).await?;
+                        turn = self.unless_stopped(gate.downloads.acquire()).await?;
+                        continue;
                     }
-                    self.progress.detail(format_args!("{}: {error}; asking again in {pause:?}", chunk.id));
-                    drop(turn);
-                    self.unless_stopped(sleep(pause)).await?;
-                    turn = self.unless_stopped(gate.downloads.acquire()).await?;
-                    continue;
-                }
-                // It will not come: another download would not bring more.
+                    Late::Never => Some(format!("the provider does not have its file: {error}")),
+                },
+                None => has_vanished(&job).then(|| "the provider does not have its batch".to_owned()),
+            };
+            if gone.is_some() {
+                // Another download would not bring more.
                 (balance.short, balance.missing) = (false, true);
-                self.tell_absent(&job, &balance, &absent, Some(&error));
             } else {
                 tries += 1;
                 let end = job.end.as_ref();
@@ -875,8 +697,11 @@ impl Driver<'_> {
                     self.unless_stopped(sleep(REFUSAL_PAUSE)).await?;
                     continue;
                 }
-                self.tell_absent(&job, &balance, &absent, None);
             }
+            if let Some(gone) = gone.as_ref().filter(|_| job.adopted) {
+                return Err(self.hold_gone(place, &job, gone)?);
+            }
+            self.tell_absent(&job, &balance, &absent, gone.as_deref());
             if balance.textless {
                 self.progress.note(format_args!(
                     "{}: no line of its results has text where an answer stands; this looks like another format, not like \
@@ -896,10 +721,52 @@ impl Driver<'_> {
         self.to_clean(place, gate).await
     }
 
+    /// Whether a file that the provider does not have may still come: a batch may say that it has ended before its files can be
+    /// read.
+    fn wait_for_file(&self, job: &Job, error: &ApiError, pause: Option<&u64>) -> Result<Late> {
+        let (id, now) = (&job.chunk.id, now());
+        let is_late = job.missing.is_some_and(|since| now.saturating_sub(since) > LATEST_FILE);
+        if self.settings.no_wait && !is_late {
+            self.append(&Event::Missing { chunk: id.clone(), why: error.to_string(), at: now })?;
+            self.progress.note(format_args!("{id}: {error}; it is asked for again next time"));
+            return Ok(Late::NextTime);
+        }
+        let Some(seconds) = pause.filter(|_| !self.settings.no_wait && !is_late && !job.held) else {
+            return Ok(Late::Never);
+        };
+        let pause = Duration::from_secs(*seconds);
+        // The first pauses are short: a file that is late by seconds is nothing to tell.
+        if *seconds == TOLD_FROM {
+            self.progress.note(format_args!("{id}: {error}; it is asked for again for some minutes"));
+        }
+        self.progress.detail(format_args!("{id}: {error}; asking again in {pause:?}"));
+        Ok(Late::After(pause))
+    }
+
+    /// Gives up a chunk whose batch was found in a listing and whose results are gone. It is not created again until the user
+    /// says so.
+    fn hold_gone(&self, place: usize, job: &Job, gone: &str) -> Result<Gave> {
+        let id = &job.chunk.id;
+        let scope = if job.held { Scope::Chunk } else { Scope::Creates };
+        if !job.held {
+            self.append(&Event::Held { chunk: id.clone(), why: gone.to_owned() })?;
+        }
+        let what = format!(
+            "{id}: its batch {} was made and its results are gone from the provider: another copy of this directory has \
+             probably fetched and deleted them ({gone}). It is not created again",
+            job.batch_id.as_deref().unwrap_or_default()
+        );
+        let error = Error::new(Kind::TryAgain, what).fix(format!(
+            "look for results/{id}.output.jsonl in other copies of this directory, and go on in the one that has it. If there \
+             is none, `zbatch submit` or `zbatch run` with --on-ambiguous again creates it once more, and it is paid once more"
+        ));
+        Ok(Gave::Up { place, scope, error })
+    }
+
     /// A job whose batch has ended. A batch that did not say where its results are is asked once more.
     async fn ended_job(&self, place: usize) -> std::result::Result<Job, Gave> {
         let job = self.job(place)?;
-        if job.end.as_deref().is_some_and(is_vague) {
+        if has_vanished(&job) || job.end.as_deref().is_some_and(is_vague) {
             let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
             // What cannot be asked now is not there, as before.
             if let Ok(batch) = self.unless_stopped(self.client.batch(&batch_id)).await?
@@ -913,13 +780,13 @@ impl Driver<'_> {
         Ok(job)
     }
 
-    fn tell_absent(&self, job: &Job, balance: &RowBalance, first: &[u64], missing: Option<&ApiError>) {
+    fn tell_absent(&self, job: &Job, balance: &RowBalance, first: &[u64], gone: Option<&str>) {
         if balance.absent == 0 {
             return;
         }
         let named: Vec<String> = first.iter().map(ToString::to_string).collect();
         let more = if first.len() as u64 == balance.absent { "" } else { ", …" };
-        let gone = missing.map(|error| format!("; the provider does not have its file: {error}")).unwrap_or_default();
+        let gone = gone.map(|gone| format!("; {gone}; `zbatch run --missing` asks for them again")).unwrap_or_default();
         let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
         let (id, named) = (&job.chunk.id, named.join(", "));
         self.progress.note(format_args!(
@@ -995,35 +862,46 @@ impl Driver<'_> {
             answer = call => Ok(answer),
         }
     }
-
-    async fn last_call(&self) {
-        let mut stop = self.stop.clone();
-        stopped(&mut stop).await;
-        sleep(LAST_CALL).await;
-    }
 }
 
 impl Gate {
-    fn new() -> Self {
+    /// `poll_interval`: `None` where there is no server to be spared.
+    fn new(poll_interval: Option<Duration>) -> Self {
         Self {
             halted: Cell::new(false),
             halted_models: RefCell::default(),
             refused: Cell::new(0),
-            uploads: Semaphore::new(TRANSFERS),
+            full: RefCell::default(),
+            creates: Semaphore::new(TRANSFERS),
             downloads: Semaphore::new(TRANSFERS),
-            changed: Notify::new(),
+            polls: Pace {
+                gap: poll_interval.map(|interval| POLL_GAP.min(interval / FEW_BATCHES)),
+                next: Cell::new(None),
+            },
+            before: RefCell::default(),
+            sees_ours: Cell::new(false),
+            strays: OnceCell::new(),
+            untold: RefCell::default(),
         }
     }
 
     fn halt(&self) {
         self.halted.set(true);
-        self.changed.notify_waiters();
     }
 
-    /// No more creates under this model; whoever waits for its queue need not.
+    /// No more creates under this model.
     fn bar(&self, model: String) {
         self.halted_models.borrow_mut().insert(model);
-        self.changed.notify_waiters();
+    }
+
+    /// How often the model's queue was found full.
+    fn times_full(&self, model: &str) -> u32 {
+        self.full.borrow().get(model).copied().unwrap_or_default()
+    }
+
+    /// The model's queue is full: who is on the way to a create turns back.
+    fn found_full(&self, model: &str) {
+        *self.full.borrow_mut().entry(model.to_owned()).or_default() += 1;
     }
 
     /// What else an upload or a create that was refused makes pointless.
@@ -1043,68 +921,14 @@ impl Gate {
     }
 }
 
-impl Evidence {
-    fn of(state: &State) -> Self {
-        let known = state
-            .jobs
-            .iter()
-            .filter_map(|job| Some((job.batch_id.clone()?, (job.file_id.clone(), mark(state, &job.chunk)))));
-        let (any, traceable) = (Cell::new(false), Cell::new(false));
-        Self { known: known.collect(), proven: Cell::new(state.was_listed), any, traceable }
-    }
-
-    fn look_at(&self, batch: &Batch) {
-        let (file, mark) = (batch.input_file_id.as_ref().map(FileId::as_str), batch.metadata.get(MARK));
-        self.any.set(true);
-        self.traceable.set(self.traceable.get() || file.is_some() || mark.is_some());
-        if let Some((known_file, known_mark)) = self.known.get(batch.id.as_str()) {
-            let same = file.is_some() && file == known_file.as_deref() || mark == Some(known_mark);
-            self.proven.set(self.proven.get() || same);
-        }
-    }
-
-    fn shows_ours(&self) -> bool {
-        self.proven.get() || self.known.is_empty() && (!self.any.get() || self.traceable.get())
-    }
-}
-
-impl Floor {
-    /// Chunks that could start if there were room.
-    fn waiting(&self, gate: &Gate) -> usize {
-        self.models.iter().filter(|(model, _)| !gate.bars(model)).map(|(_, queue)| queue.waiting.len()).sum()
-    }
-
-    /// Gives room to the first chunk for which there is some.
-    fn start(&mut self, gate: &Gate, most: usize) -> Option<usize> {
-        if self.live >= most {
-            return None;
-        }
-        let open = self.models.iter_mut().filter(|(model, _)| !gate.bars(model));
-        let (_, queue) = open.filter_map(|(_, queue)| Some((queue.next()?, queue))).min_by_key(|(place, _)| *place)?;
-        let (place, lines) = queue.waiting.pop_front()?;
-        queue.queued = queue.queued.saturating_add(lines);
-        self.live += 1;
-        self.creating += 1;
-        Some(place)
-    }
-
-    /// Chunks that wait for the provider's queue to have room.
-    fn waiting_for_room(&self) -> usize {
-        self.models.values().map(|queue| queue.full).sum()
-    }
-
-    /// How often this chunk has found the provider's queue full, now included.
-    fn found_full(&mut self, place: usize) -> u32 {
-        let times = self.full.entry(place).or_default();
-        *times += 1;
-        *times
-    }
-
-    fn leave(&mut self, chunk: &Chunk) {
-        self.live -= 1;
-        if let Some(queue) = self.models.get_mut(&chunk.model) {
-            queue.queued = queue.queued.saturating_sub(chunk.lines);
-        }
+impl Pace {
+    async fn turn(&self) {
+        let Some(gap) = self.gap else { return };
+        let now = Instant::now();
+        let earliest = now.checked_sub(gap * FEW_POLLS).unwrap_or(now);
+        let turn = self.next.get().map_or(earliest, |next| next.max(earliest));
+        self.next.set(Some(turn + gap));
+        sleep_until(turn).await;
     }
 }
 
@@ -1119,25 +943,6 @@ impl JobsEnd {
             Some(_) => progress.always(told),
         }
         self.trouble.get_or_insert(error);
-    }
-}
-
-impl Queue {
-    fn wait(&mut self, place: usize, chunk: &Chunk) {
-        self.waiting.push_back((place, chunk.lines));
-    }
-
-    /// Its requests are at the provider already.
-    fn hold(&mut self, chunk: &Chunk) {
-        self.queued = self.queued.saturating_add(chunk.lines);
-    }
-
-    /// The first in line, if the provider's queue has room for it.
-    fn next(&self) -> Option<usize> {
-        let (place, lines) = self.waiting.front().filter(|_| self.full == 0)?;
-        // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
-        let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued.saturating_add(*lines) <= limit);
-        fits.then_some(*place)
     }
 }
 
@@ -1213,33 +1018,27 @@ fn is_vague(end: &BatchEnd) -> bool {
     no_output && end.completed > 0 || no_errors && end.failed > 0 || uncounted && (!empty || end.status == "completed")
 }
 
+/// The provider did not have the batch any more.
+fn has_vanished(job: &Job) -> bool {
+    job.end.as_ref().is_some_and(|end| end.status == VANISHED)
+}
+
 fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
     let why = if end.errors.is_empty() { "the provider gives no reason".to_owned() } else { end.errors.join("; ") };
-    format!("its batch is {}: {why} ({batch})", end.status)
+    match end.status.as_str() {
+        VANISHED => format!("its batch {batch} is not at the provider any more: {why}"),
+        status => format!("its batch is {status}: {why} ({batch})"),
+    }
 }
 
-/// It did not validate, and nothing of it ran.
-fn has_failed(batch: &Batch) -> bool {
-    batch.status == BatchStatus::Failed
-}
-
-/// What all attempts of a chunk carry in their metadata.
-fn mark(state: &State, chunk: &Chunk) -> String {
-    format!("{}/{}", state.run, chunk.id)
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn queue_stays_full() -> Error {
     let what = format!("the provider's queue was full {FULL_QUEUES} times in a row");
     Error::new(Kind::Unavailable, what).fix("run the same command again when other batches of the account have ended")
-}
-
-/// The journal has lost events, and the list does not show what they may have told.
-fn cannot_know(place: usize, id: &crate::flow::ChunkId) -> Gave {
-    let what = format!(
-        "{id}: the journal was repaired, and the provider's list cannot show whether the chunk has a batch: none is created"
-    );
-    let error = Error::new(Kind::TryAgain, what).fix("look at the provider's console, and run the same command later");
-    Gave::Up { place, scope: Scope::Creates, error }
 }
 
 /// Nobody answers, whatever is asked for.

@@ -20,7 +20,10 @@ const CODE_CHARS: usize = 64;
 
 pub(super) const UPLOAD: &str = "upload a file";
 pub(super) const CREATE: &str = "create a batch";
+pub(super) const CANCEL: &str = "cancel a batch";
 const CALLS_WITH_A_MODEL: [&str; 2] = [UPLOAD, CREATE];
+/// Of all other calls, a GET or a DELETE, 404 and 410 mean that what they name is not there.
+const POSTS: [&str; 3] = [UPLOAD, CREATE, CANCEL];
 
 /// What an [`ApiError`] means for what comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,6 +276,7 @@ pub(super) fn from_reply(
         by_status => by_status,
     };
     let class = match code.as_deref().and_then(|code| dialect.class_of(code)) {
+        _ if by_status == Class::NotFound && !POSTS.contains(&call) => Class::NotFound,
         // A parameter that names nothing: the status says more than the code.
         Some(Class::BadRequest) | None if by_status == Class::NotFound => Class::NotFound,
         // Only an upload or a create has a model that could be chosen otherwise.
@@ -381,6 +385,27 @@ mod tests {
         let told = serde_json::from_str(body).ok().as_ref().and_then(find_error);
         let status = http::StatusCode::from_u16(status).expect("a status");
         from_reply(CREATE, zhipu, &key, status, told, body.as_bytes())
+    }
+
+    /// Of a file that was deleted, and a batch that was gone, a provider said that its account was in arrears.
+    #[test]
+    fn r11_9b_404_of_a_get_or_delete_means_not_there_whatever_the_code() {
+        let zhipu = Dialect::find("zhipu").expect("known");
+        let key = Key::new("idididididid.secretsecretsecret").expect("a key");
+        let class = |call, status, code: &str| {
+            let told = Some(Told { code: Some(code.to_owned()), message: "no".to_owned() });
+            let status = http::StatusCode::from_u16(status).expect("a status");
+            from_reply(call, zhipu, &key, status, told, &[]).class
+        };
+        for code in ["1220", "1221", "1222", "1211", "1210", "1113", "1001", "1302", "500", "model_not_found", "x"] {
+            for status in [404, 410] {
+                for call in [DOWNLOAD, "look at a batch", "delete a file", "list the batches"] {
+                    assert_eq!(class(call, status, code), Class::NotFound, "{call}: {status}, {code}");
+                }
+            }
+        }
+        assert_eq!(class(CREATE, 404, "1222"), Class::Model, "there the model may be the wrong one");
+        assert_eq!(class(CREATE, 404, "1113"), Class::Account);
     }
 
     #[test]

@@ -234,8 +234,7 @@ impl Client {
 
     /// Asks for the end of a batch. It ends later, as `cancelled`.
     pub async fn cancel(&self, id: &BatchId) -> Result<Batch, ApiError> {
-        const CALL: &str = "cancel a batch";
-        self.ask_batch(CALL, Method::POST, &format!("batches/{}/cancel", percent_escape(id.as_str()))).await
+        self.ask_batch(error::CANCEL, Method::POST, &format!("batches/{}/cancel", percent_escape(id.as_str()))).await
     }
 
     /// The batches of the account that are wanted, found by paging to the end of the listing.

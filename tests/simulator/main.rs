@@ -96,7 +96,37 @@ fn main() -> ExitCode {
     for failure in &failures {
         println!("{failure}");
     }
+    let too_many = calls(&count);
+    if too_many {
+        return ExitCode::FAILURE;
+    }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The most calls of a kind for each batch that was made, over many seeds with all their faults and restarts.
+const MOST_CALLS: [(&str, f64); 6] =
+    [("uploads", 2.0), ("creates", 1.6), ("polls", 34.0), ("lists", 2.8), ("downloads", 1.7), ("deletes", 3.0)];
+/// Fewer seeds say nothing about how many calls are usual.
+const MANY_CREATES: u64 = 1000;
+
+/// Prints the calls for each batch, last. Whether there are too many of a kind.
+#[expect(clippy::cast_precision_loss, reason = "small counts")]
+fn calls(count: &Count) -> bool {
+    let by_name = count.calls.by_name();
+    if by_name.iter().all(|(_, calls)| *calls == 0) {
+        return false;
+    }
+    let each = by_name.map(|(name, calls)| (name, calls as f64 / count.creates.max(1) as f64));
+    let mut too_many = false;
+    for ((name, calls), (_, most)) in each.iter().zip(MOST_CALLS) {
+        if count.creates >= MANY_CREATES && *calls > most {
+            println!("{calls:.2} {name} for each batch; {most} are the most");
+            too_many = true;
+        }
+    }
+    let told = each.map(|(name, calls)| format!("{calls:.2} {name}"));
+    println!("simulator: {} seeds with hardships; for each batch {}", count.hardships, told.join(", "));
+    too_many
 }
 
 /// Runs seeds on threads; what failed, first seeds first.

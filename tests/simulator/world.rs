@@ -53,21 +53,75 @@ pub struct Count {
     pub kills: u64,
     pub faults: u64,
     pub creates: u64,
+    /// Seeds in which an older copy of the directory was put back, or results vanished.
+    pub hardships: u64,
+    pub calls: Calls,
 }
 
-static TOTAL: Mutex<Count> = Mutex::new(Count { starts: 0, kills: 0, faults: 0, creates: 0 });
+/// Calls on the wire by kind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    pub uploads: u64,
+    pub creates: u64,
+    pub polls: u64,
+    pub lists: u64,
+    pub downloads: u64,
+    pub deletes: u64,
+}
+
+impl Calls {
+    fn note(&mut self, method: &str, path: &str) {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let count = match (method, name) {
+            ("POST", "files") => &mut self.uploads,
+            ("POST", "batches") => &mut self.creates,
+            ("GET", "batches") => &mut self.lists,
+            ("GET", "content") => &mut self.downloads,
+            ("DELETE", _) => &mut self.deletes,
+            ("GET", _) if path.contains("/batches/") => &mut self.polls,
+            _ => return,
+        };
+        *count += 1;
+    }
+
+    pub fn add(&mut self, more: Self) {
+        self.uploads += more.uploads;
+        self.creates += more.creates;
+        self.polls += more.polls;
+        self.lists += more.lists;
+        self.downloads += more.downloads;
+        self.deletes += more.deletes;
+    }
+
+    /// By name, in the order of a chunk's way.
+    pub fn by_name(&self) -> [(&'static str, u64); 6] {
+        [
+            ("uploads", self.uploads),
+            ("creates", self.creates),
+            ("polls", self.polls),
+            ("lists", self.lists),
+            ("downloads", self.downloads),
+            ("deletes", self.deletes),
+        ]
+    }
+}
+
+static TOTAL: Mutex<Option<Count>> = Mutex::new(None);
 
 pub fn count() -> Count {
-    *TOTAL.lock().expect("no panic")
+    TOTAL.lock().expect("no panic").unwrap_or_default()
 }
 
 impl Count {
     pub fn add(more: Self) {
         let mut total = TOTAL.lock().expect("no panic");
+        let total = total.get_or_insert_default();
         total.starts += more.starts;
         total.kills += more.kills;
         total.faults += more.faults;
         total.creates += more.creates;
+        total.hardships += more.hardships;
+        total.calls.add(more.calls);
     }
 }
 
@@ -165,8 +219,6 @@ pub struct Fate {
 #[derive(Debug)]
 pub enum Outcome {
     Ended(Ended),
-    /// It is shown in what fails.
-    #[expect(dead_code, reason = "shown by Debug")]
     Failed(Error),
     Killed,
 }
@@ -191,6 +243,7 @@ pub struct World {
     console: Console,
     pub steps: u64,
     pub names: Vec<String>,
+    calls: Arc<Mutex<Calls>>,
 }
 
 /// Memory, if there is a file system of it: thousands of syncs a second.
@@ -372,7 +425,19 @@ impl World {
         let server = Emulator::open(settings, &at("server"), analyses).expect("a server");
         let dialect = Dialect::find(if job.is_openai() { "openai" } else { "zhipu" }).expect("known");
         let console = if loud { Console::new(false, 1, Progress::Plain) } else { Console::silent() };
-        Self { place, args, again, has_looked: false, runtime, server, dialect, console, steps: 0, names: Vec::new() }
+        Self {
+            place,
+            args,
+            again,
+            has_looked: false,
+            runtime,
+            server,
+            dialect,
+            console,
+            steps: 0,
+            names: Vec::new(),
+            calls: Arc::default(),
+        }
     }
 
     fn run_args(&self) -> &RunArgs {
@@ -427,7 +492,7 @@ impl World {
             base_url: Some(format!("http://127.0.0.1{}", self.place.base())),
             key: Key::new("any-key-will-do")?,
             ca_cert: None,
-            direct: Some(self.server.router()),
+            direct: Some(self.counted()),
         })?;
         let run = Run::begin(self.run_args(), Some(client), &self.console)?;
         // Places that nobody takes: the driver finds the chunks in the journal.
@@ -461,6 +526,24 @@ impl World {
         finish(end, ended, &run.journal, &self.console).map(Some)
     }
 
+    /// The server, behind a counter of calls.
+    fn counted(&self) -> axum::Router {
+        let calls = Arc::clone(&self.calls);
+        self.server.router().layer(axum::middleware::from_fn(
+            move |request: axum::extract::Request, next: axum::middleware::Next| {
+                calls.lock().expect("no panic").note(request.method().as_str(), request.uri().path());
+                next.run(request)
+            },
+        ))
+    }
+
+    /// All results files that are at the provider are deleted there.
+    fn lose_results(&self) {
+        for id in self.listed_files() {
+            self.ask("DELETE", &format!("/v1/files/{id}"));
+        }
+    }
+
     /// What must hold at any time, whatever happened.
     pub fn check(&self, golden: &Left) -> std::result::Result<(), String> {
         self.place.check(&self.server.ledger(), golden, if self.is_blind() { 2 } else { 1 })
@@ -477,17 +560,96 @@ impl World {
     }
 
     fn remote_files(&self) -> usize {
+        self.listed_files().len()
+    }
+
+    fn listed_files(&self) -> Vec<String> {
+        let listed = self.ask("GET", "/v1/files?purpose=batch_output&limit=100");
+        let files = listed["data"].as_array().into_iter().flatten();
+        files.filter_map(|file| file["id"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// A call of somebody else's.
+    fn ask(&self, method: &str, path: &str) -> Value {
         use tower::ServiceExt as _;
-        let request = axum::http::Request::get("/v1/files?purpose=batch_output&limit=100")
+        let request = axum::http::Request::builder()
+            .method(method)
+            .uri(path)
             .header("authorization", "Bearer x")
             .body(axum::body::Body::empty())
             .expect("a request");
         let body = self.runtime.block_on(async {
             let response = self.server.router().oneshot(request).await.expect("infallible");
-            axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body")
+            axum::body::to_bytes(response.into_body(), 1 << 20).await
         });
-        let listed: Value = serde_json::from_slice(&body).expect("JSON");
-        listed["data"].as_array().map_or(0, Vec::len)
+        body.ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default()
+    }
+}
+
+/// The files of a work directory at some moment.
+struct Backup(Vec<(PathBuf, Vec<u8>)>);
+
+impl Backup {
+    #[expect(clippy::disallowed_methods, reason = "small files of a test")]
+    fn of(work: &Path) -> Self {
+        let all = std::iter::once(work.to_owned()).chain(["requests", "rows", "results"].map(|name| work.join(name)));
+        let paths = all.flat_map(|dir| files(&dir)).filter(|path| path.is_file());
+        Self(paths.map(|path| (path.clone(), std::fs::read(&path).expect("read"))).collect())
+    }
+
+    /// Puts them back, each into the file that is there; what was not there then goes.
+    #[expect(clippy::disallowed_methods, reason = "a user does it, not the program")]
+    fn restore(&self, work: &Path) {
+        for (path, _) in Self::of(work).0 {
+            if !self.0.iter().any(|(kept, _)| *kept == path) {
+                std::fs::remove_file(path).expect("removed");
+            }
+        }
+        self.0.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).expect("written"));
+    }
+}
+
+/// What a user, or the provider, does to a job between two starts.
+struct Hardships {
+    lot: Lot,
+    work: PathBuf,
+    backup: Option<Backup>,
+    /// Rows may be gone for good: it need not end as an undisturbed run does.
+    pub hurt: bool,
+}
+
+impl Hardships {
+    /// A mark must be shown, and what does not run must not be in the accounts: who looks at both is tested elsewhere.
+    fn of(seed: u64, job: Job, world: &World) -> Option<Self> {
+        let fits = world.server.schedule().is_some_and(Schedule::keeps_marks) && !job.line_faults().contains("fates");
+        let lot = Lot::new(seed ^ 0x0b5c);
+        fits.then(|| Self { lot, work: world.place.path().join("work"), backup: None, hurt: false })
+    }
+
+    fn strike(&mut self, world: &World) {
+        match self.lot.turn() % 6 {
+            // Without its first line it is a copy of no job, and tells nobody what was made.
+            0 | 1 if self.backup.is_none() => {
+                let is_job = journal::read(&self.work).is_ok_and(|state| state.config.is_some());
+                self.backup = is_job.then(|| Backup::of(&self.work));
+            }
+            0..=2 => {
+                let Some(backup) = self.backup.take() else { return };
+                if backup.0.is_empty() {
+                    return;
+                }
+                backup.restore(&self.work);
+                self.hurt = true;
+                // What was under way then has come to its end, and is listed.
+                world.pause(LONGEST_FAULT * 2);
+            }
+            3 => {
+                world.lose_results();
+                self.hurt = true;
+            }
+            4 => std::fs::remove_file(self.work.join("lock")).unwrap_or_default(),
+            _ => {}
+        }
     }
 }
 
@@ -581,6 +743,7 @@ pub fn simulate(seed: u64, loud: bool) -> std::result::Result<Count, String> {
     let schedule = if job.has_extra_lines() { schedule.that_announces() } else { schedule };
     let mut world = World::new(job, seed, Some(schedule), loud);
     let mut count = Count::default();
+    let mut hardships = Hardships::of(seed, job, &world);
     // Any number of faults: safety.
     for _ in 0..(lot.turn() % 8).max(1) {
         let fate = draw(&mut lot);
@@ -595,7 +758,12 @@ pub fn simulate(seed: u64, loud: bool) -> std::result::Result<Count, String> {
         count.kills += u64::from(matches!(outcome, Outcome::Killed));
         world.check(&golden)?;
         world.pause(Duration::from_millis(lot.turn() % 300_000));
+        if let Some(hardships) = &mut hardships {
+            hardships.strike(&world);
+        }
     }
+    let is_hurt = hardships.is_some_and(|hardships| hardships.hurt);
+    count.hardships = u64::from(is_hurt);
     // Faults that stop: liveness.
     world.calm();
     for start in 0.. {
@@ -607,6 +775,16 @@ pub fn simulate(seed: u64, loud: bool) -> std::result::Result<Count, String> {
         world.check(&golden)?;
         world.pause(Duration::from_secs(600));
         match outcome {
+            // What is gone is told: rows that are absent, or chunks that wait for the user's word.
+            Outcome::Ended(Ended::WithFaults) if is_hurt => break,
+            Outcome::Failed(error) if is_hurt && world.place.holds_any() => {
+                let code = error.kind().exit_code();
+                // 69: the provider's own words refused it time and again.
+                if !matches!(code, 69 | 75) {
+                    return Err(format!("chunks are held, and the exit code is {code}: {error}"));
+                }
+                break;
+            }
             Outcome::Ended(ended @ (Ended::Finished | Ended::WithFaults)) => {
                 let mut left = world.left(ended.exit_code());
                 if world.is_blind() {
@@ -626,6 +804,7 @@ pub fn simulate(seed: u64, loud: bool) -> std::result::Result<Count, String> {
     }
     count.creates = world.server.ledger().creates.len() as u64;
     count.faults = world.server.schedule().map_or(0, Schedule::met);
+    count.calls = *world.calls.lock().expect("no panic");
     Ok(count)
 }
 

@@ -184,6 +184,7 @@ async fn drive_for(
         max_requests: None,
         patience: Duration::ZERO,
         no_wait: false,
+        spreads_polls: false,
         keep_requests: false,
         keep_remote: false,
     });
@@ -252,7 +253,7 @@ async fn s8_many_batches_are_looked_after_a_few_at_a_time() {
         let (id, file_id, blake3) = (chunk.id, "file".to_owned(), chunk.blake3);
         journal.append(&Event::Uploaded { chunk: id.clone(), file_id: file_id.clone() }).expect("appended");
         journal.append(&Event::Intent { chunk: id.clone(), file_id, attempt: 1, blake3 }).expect("appended");
-        let created = Event::Created { chunk: id, batch_id: format!("batch-{place}"), adopted: false };
+        let created = Event::Created { chunk: id, batch_id: format!("batch-{place}"), adopted: false, file_id: None };
         journal.append(&created).expect("appended");
     }
     let now = Arc::new(Mutex::new((0_usize, 0_usize)));
@@ -339,30 +340,6 @@ async fn a_refused_model_does_not_stop_the_others() {
     assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
     assert_eq!(job(&journal, 8).step, Step::Fetched);
     assert!(seen.count("create") <= 4, "only those that were under way: {}", seen.count("create"));
-}
-
-#[test]
-fn a_full_model_waits_and_others_go_on() {
-    let gate = Gate::new();
-    let mut floor = Floor::default();
-    let limited = |limit| Queue { limit, ..Queue::default() };
-    floor.models = [("full", limited(Some(10))), ("free", limited(None))].map(|(m, q)| (m.to_owned(), q)).into();
-    let queue = |floor: &mut Floor, model: &str, place, lines| {
-        floor.models.get_mut(model).expect("known").waiting.push_back((place, lines));
-    };
-    for place in 0..3 {
-        queue(&mut floor, "full", place, 6);
-    }
-    queue(&mut floor, "free", 3, 1_000_000);
-    queue(&mut floor, "free", 4, 1_000_000);
-    let started: Vec<usize> = std::iter::from_fn(|| floor.start(&gate, 9)).collect();
-    assert_eq!(started, [0, 3, 4]);
-    assert_eq!((floor.live, floor.waiting(&gate)), (3, 2));
-    floor.live -= 1;
-    floor.models.get_mut("full").expect("known").queued -= 6;
-    assert_eq!((floor.start(&gate, 3), floor.start(&gate, 3)), (Some(1), None));
-    gate.halted_models.borrow_mut().insert("full".to_owned());
-    assert_eq!((floor.waiting(&gate), floor.start(&gate, 9)), (0, None));
 }
 
 fn none() -> mpsc::Receiver<usize> {
@@ -762,4 +739,198 @@ async fn r11_9f_before_the_first_batch_a_server_that_is_gone_ends_it() {
     let end = drive_as(gone, &work, &journal, none(), patient).await;
     assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
     assert!(began.elapsed() < Duration::from_secs(600), "{:?}", began.elapsed());
+}
+
+/// Events of a chunk whose batch an earlier process made.
+fn made_before(journal: &Mutex<Journal>, place: usize) {
+    let chunk = job(journal, place).chunk;
+    let mut journal = journal.lock().expect("whole");
+    let (id, file_id, blake3) = (chunk.id, format!("file-{place}"), chunk.blake3);
+    journal.append(&Event::Uploaded { chunk: id.clone(), file_id: file_id.clone() }).expect("appended");
+    journal.append(&Event::Intent { chunk: id.clone(), file_id, attempt: 1, blake3 }).expect("appended");
+    let created = Event::Created { chunk: id, batch_id: format!("batch-{place}"), adopted: false, file_id: None };
+    journal.append(&created).expect("appended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r11_9b_a_batch_that_vanishes_stops_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = directory(dir.path(), 4);
+    made_before(&journal, 0);
+    made_before(&journal, 1);
+    let seen = Seen::default();
+    // The second is there: it is the right account.
+    seen.add(json!({"id": "batch-1", "status": "completed", "request_counts": {"total": 1, "completed": 1},
+        "output_file_id": "output-1"}));
+    let router = finished(&seen, get(async || "{\"custom_id\":\"a_0000\",\"response\":{}}\n"));
+    let one = |settings| JobSettings { max_concurrent: 2, ..settings };
+    let end = drive_as(router, &work, &journal, none(), one).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    let job = job(&journal, 0);
+    let rows = job.rows.expect("fetched");
+    assert_eq!((job.end.expect("an end").status.as_str(), rows.absent, rows.missing), (VANISHED, 1, true));
+    assert_eq!((seen.count("create"), job.cleaned), (2, false));
+}
+
+/// A directory with a history, as a process finds it that goes on with it.
+fn resumed(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
+    let (mut work, journal) = directory(dir, chunks);
+    drop(journal);
+    let journal = work.journal().expect("a journal");
+    assert!(journal.resumed);
+    (work, Mutex::new(journal))
+}
+
+/// What the list of another copy's account shows, and how many creates follow.
+#[tokio::test(start_paused = true)]
+async fn r11_9a_what_a_listing_shows_is_adopted_or_created() {
+    let content = blake3::hash(b"{}\n").to_hex().to_string();
+    let other = blake3::hash(b"other posts").to_hex().to_string();
+    let ours = |status: &str, more: Value| {
+        let mut batch = json!({"id": "batch-7", "status": status, "input_file_id": "file-7", "created_at": 1_700_000_000_007_u64,
+            "metadata": {"zbatch": "run/a_batch_part1", "blake3": content}});
+        for (key, value) in more.as_object().expect("an object") {
+            batch[key] = value.clone();
+        }
+        batch
+    };
+    for (name, batch, adopted) in [
+        ("it runs", ours("in_progress", json!({})), true),
+        ("it is done", ours("completed", json!({})), true),
+        ("some of it ran", ours("expired", json!({})), true),
+        ("it was cancelled there", ours("cancelled", json!({})), true),
+        ("of an earlier version", ours("completed", json!({"metadata": {"zbatch": "run/a_batch_part1"}})), true),
+        (
+            "of an earlier version, of other size",
+            ours(
+                "completed",
+                json!({"metadata": {"zbatch": "run/a_batch_part1"},
+            "request_counts": {"total": 2}}),
+            ),
+            false,
+        ),
+        ("nothing of it ran", ours("failed", json!({})), false),
+        (
+            "other posts",
+            ours("completed", json!({"metadata": {"zbatch": "run/a_batch_part1", "blake3": other}})),
+            false,
+        ),
+        (
+            "another run",
+            ours("completed", json!({"metadata": {"zbatch": "run2/a_batch_part1", "blake3": content}})),
+            false,
+        ),
+        (
+            "another chunk",
+            ours("completed", json!({"metadata": {"zbatch": "run/a_batch_part11", "blake3": content}})),
+            false,
+        ),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = resumed(dir.path(), 1);
+        let seen = Seen::default();
+        seen.add(batch);
+        let router = creating(&seen, |seen, asked| {
+            let batch = json!({"id": "batch-1", "status": "completed", "input_file_id": asked["input_file_id"]});
+            seen.add(batch.clone());
+            Json(batch)
+        });
+        let end = drive(router, &work, &journal, Goal::Submitted).await;
+        assert!(end.trouble.is_none(), "{name}: {end:?}");
+        let id = if adopted { "batch-7" } else { "batch-1" };
+        assert_eq!(job(&journal, 0).batch_id.as_deref(), Some(id), "{name}");
+        assert_eq!((seen.count("create"), seen.count("upload")), if adopted { (0, 0) } else { (1, 1) }, "{name}");
+        assert_eq!(journal.lock().expect("whole").state.spent(), (1, 1), "{name}: it is paid for either way");
+    }
+}
+
+/// One call per hundred batches of the account, for all chunks together.
+#[tokio::test(start_paused = true)]
+async fn r11_9a_all_chunks_share_one_listing_and_the_oldest_batch_is_kept() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (work, journal) = resumed(dir.path(), 20);
+    let seen = Seen::default();
+    for (id, status, part, at) in [
+        ("young", "in_progress", 1, 3),
+        ("cancelled", "cancelled", 1, 1),
+        ("old", "in_progress", 1, 2),
+        ("two", "completed", 2, 4),
+    ] {
+        seen.add(json!({"id": id, "status": status, "created_at": 1_700_000_000_000_u64 + at,
+            "metadata": {"zbatch": format!("run/a_batch_part{part}")}}));
+    }
+    let router = creating(&seen, |seen, _| {
+        let batch = json!({"id": format!("batch-{}", seen.batches().len()), "status": "completed"});
+        seen.add(batch.clone());
+        Json(batch)
+    });
+    let end = drive(router, &work, &journal, Goal::Submitted).await;
+    assert!(end.trouble.is_none(), "{end:?}");
+    // This server shows its only page again when it is asked for the next.
+    assert_eq!((seen.count("list"), seen.count("create")), (2, 18));
+    assert_eq!(
+        (job(&journal, 0).batch_id.as_deref(), job(&journal, 1).batch_id.as_deref()),
+        (Some("old"), Some("two"))
+    );
+    assert_eq!((seen.count("cancel"), seen.count("cancel young")), (1, 1));
+}
+
+/// No list at all, and a list that fails for now.
+#[tokio::test(start_paused = true)]
+async fn r11_9a_a_list_that_fails_holds_creates_and_one_that_is_not_there_does_not() {
+    for (status, creates, kind) in [
+        (StatusCode::NOT_FOUND, 1, None),
+        (StatusCode::METHOD_NOT_ALLOWED, 1, None),
+        (StatusCode::BAD_REQUEST, 1, None),
+        (StatusCode::SERVICE_UNAVAILABLE, 0, Some(Kind::Unavailable)),
+        (StatusCode::UNAUTHORIZED, 0, Some(Kind::Key)),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = resumed(dir.path(), 1);
+        let seen = Seen::default();
+        let router = creating(&seen, |_, _| Json(json!({"id": "batch-1", "status": "completed"})));
+        let router = hide(router, Router::new().route("/x/batches", get(async move || status)));
+        let end = drive(router.clone(), &work, &journal, Goal::Submitted).await;
+        assert_eq!(end.trouble.map(|error| error.kind()), kind, "{status}");
+        assert_eq!((seen.count("create"), seen.count("upload")), (creates, creates), "{status}");
+        // It is not held for good: who knows that there is no other copy says so.
+        let again = |settings| JobSettings { on_ambiguous: OnAmbiguous::Again, goal: Goal::Submitted, ..settings };
+        drive_as(router, &work, &journal, none(), again).await;
+        assert_eq!(seen.count("create"), 1, "{status}");
+    }
+}
+
+/// Three hundred batches were asked for 85 times a second.
+#[tokio::test(start_paused = true)]
+async fn r11_9d_polls_are_spread_over_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let many = 60;
+    let (work, journal) = directory(dir.path(), many);
+    (0..many as usize).for_each(|place| made_before(&journal, place));
+    let began = Instant::now();
+    let polls = Arc::new(Mutex::new(Vec::new()));
+    let polled = Arc::clone(&polls);
+    let router = Router::new().route(
+        "/x/batches/{id}",
+        get(async move |Segment(id): Segment<String>| {
+            polled.lock().expect("whole").push(began.elapsed());
+            let status = if began.elapsed() > Duration::from_secs(60) { "completed" } else { "in_progress" };
+            Json(json!({"id": id, "status": status}))
+        }),
+    );
+    let spread = |settings| JobSettings {
+        goal: Goal::Fetched,
+        spreads_polls: true,
+        poll_interval: Duration::from_secs(1),
+        max_concurrent: many as usize,
+        ..settings
+    };
+    drive_as(router, &work, &journal, none(), spread).await;
+    let polls = polls.lock().expect("whole");
+    // In any second, and in all: ten a second, and ten that may come at once.
+    let busiest =
+        polls.iter().map(|from| polls.iter().filter(|at| *at >= from && **at < *from + Duration::from_secs(1)).count());
+    assert!(busiest.max() <= Some(21), "too many polls in one second");
+    let first_minute = polls.iter().filter(|at| **at < Duration::from_secs(60)).count();
+    assert!((500..=610).contains(&first_minute), "{first_minute} polls in a minute");
 }
