@@ -4,6 +4,7 @@
 //! | event | says | then |
 //! |---|---|---|
 //! | `start` | version, run id, [`Config`]: what decides the requests | always the first line |
+//! | `origin` | the server that the batches are at: scheme, host and port; none for the embedded emulator | the same until a create is billed |
 //! | `chunk` | a [`Chunk`] is on disk, whole and synced, and how far the input had been read | [`Step::Cut`] |
 //! | `posts` | the input has ended: how many places, how many good posts, hash of all | |
 //! | `uploaded` | the provider keeps the chunk's file | [`Step::Uploaded`] |
@@ -124,6 +125,9 @@ pub enum Event {
         #[serde(default)]
         spooled: bool,
         config: Config,
+    },
+    Origin {
+        origin: String,
     },
     Chunk {
         #[serde(flatten)]
@@ -293,6 +297,8 @@ pub struct Unclear {
 pub struct State {
     pub run: String,
     pub config: Option<Config>,
+    /// Scheme, host and port of the server that the batches are at; `None` in journals of older versions.
+    pub origin: Option<String>,
     pub spooled: bool,
     /// The end of the input: good posts, and the mark.
     pub posts: Option<(u64, InputMark)>,
@@ -382,6 +388,13 @@ impl State {
                 return Ok(());
             }
             _ if self.config.is_none() => return Err("the first event must be `start`".to_owned()),
+            Event::Origin { origin } => {
+                if let Some(there) = self.origin.as_ref().filter(|there| *there != origin && self.spent.0 > 0) {
+                    return Err(format!("the server is {origin}, and batches were created at {there}"));
+                }
+                self.origin = Some(origin.clone());
+                return Ok(());
+            }
             Event::Chunk { chunk, input } => {
                 if self.places.contains_key(&chunk.id) {
                     return Err(format!("{} was cut before", chunk.id));
@@ -505,7 +518,7 @@ impl Job {
 impl Event {
     fn chunk_id(&self) -> Option<&ChunkId> {
         match self {
-            Self::Start { .. } | Self::Posts { .. } => None,
+            Self::Start { .. } | Self::Origin { .. } | Self::Posts { .. } => None,
             Self::Chunk { chunk, .. } => Some(&chunk.id),
             Self::Uploaded { chunk, .. }
             | Self::Intent { chunk, .. }
@@ -527,6 +540,7 @@ impl Event {
     fn name(&self) -> &'static str {
         match self {
             Self::Start { .. } => "start",
+            Self::Origin { .. } => "origin",
             Self::Chunk { .. } => "chunk",
             Self::Posts { .. } => "posts",
             Self::Uploaded { .. } => "uploaded",
@@ -628,6 +642,15 @@ pub fn start(run: String, spooled: bool, config: Config) -> Event {
     Event::Start { version: VERSION, run, spooled, config }
 }
 
+/// The directory is a work directory: it has a journal.
+pub fn is_in(dir: &Path) -> bool {
+    const BEGIN: &[u8] = br#"{"event":"start""#;
+
+    let mut head = [0; BEGIN.len()];
+    let path = dir.join(FILE);
+    path.is_file() && File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == BEGIN
+}
+
 /// Reads a journal without touching it; for verbs that take no lock. A torn last line is passed over.
 pub fn read(dir: &Path) -> Result<State> {
     examine(dir)?.sound().map(|read| read.state)
@@ -721,6 +744,23 @@ pub mod tests {
             image_urls: ImageUrls::All,
             upstream: None,
         }
+    }
+
+    #[test]
+    fn r11_8_the_server_may_change_until_a_create_is_billed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = Journal::open(dir.path()).expect("opened");
+        let at = |origin: &str| Event::Origin { origin: origin.to_owned() };
+        let is_intent = |event: &Event| matches!(event, Event::Intent { .. });
+        let intent = events().iter().position(is_intent).expect("an intent");
+        journal.append(&events()[0]).expect("follows");
+        for origin in ["https://a", "https://b"] {
+            journal.append(&at(origin)).expect("nothing was created");
+        }
+        events()[1..=intent].iter().for_each(|event| journal.append(event).expect("follows"));
+        assert!(journal.append(&at("https://a")).is_err(), "the batch is at b");
+        journal.append(&at("https://b")).expect("the same");
+        assert_eq!(read(dir.path()).expect("read").origin.as_deref(), Some("https://b"));
     }
 
     fn events() -> Vec<Event> {

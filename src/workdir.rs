@@ -50,8 +50,10 @@ pub const SPOOL: &str = "input.zst";
 pub const SPOOL_HASH: &str = "input.blake3";
 /// Hashes of the outputs that took the place of the posts: the last one, and the one before.
 pub const OUTPUT_HASHES: &str = "output.blake3";
+/// Which file the last run wrote beside its output, since rows remained.
+pub const PARTIAL_OUTPUT: &str = "output.partial";
 /// All that is ours in a work directory.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     journal::FILE,
     LOCK,
     "requests",
@@ -60,6 +62,7 @@ pub const NAMES: [&str; 13] = [
     SPOOL,
     SPOOL_HASH,
     OUTPUT_HASHES,
+    PARTIAL_OUTPUT,
     "emulator",
     "integration_report.json",
     "jsonl_files_info.json",

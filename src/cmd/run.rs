@@ -23,10 +23,10 @@ use self::{gather::read_results, join::Join};
 use super::{
     Ended,
     emulate::settings,
-    fetch::find_lost_results,
+    fetch::{Lost, find_lost_results},
     r#gen::{Seen, cut},
     outputs,
-    remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
+    remote::{announce, client, conclude, job_settings, keep_to_server, runtime, watch_for_stops},
     setup::{Rendering, Step as Rendered, claim, forget_empty},
     source::{Posts, Source},
 };
@@ -97,6 +97,8 @@ pub struct Run<'a> {
     progress: Progress,
     began: (Instant, String),
     timeout: Option<Duration>,
+    /// Chunks whose results neither this machine nor the provider has any more.
+    gone: usize,
 }
 
 impl<'a> Run<'a> {
@@ -109,13 +111,13 @@ impl<'a> Run<'a> {
         let rendering =
             Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
         let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-        let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
+        let output = find_output(args, &config, &rendering)?;
         let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
         Output::probe(&output)?;
-        outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults)?;
+        outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults, Some(&dir))?;
         let source = Source::find(args, &config, &output)?;
         let remote = match provider {
-            None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
+            None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote, console)?),
             given => given,
         };
         let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
@@ -127,15 +129,30 @@ impl<'a> Run<'a> {
             Some(client) => client,
             None => emulated(emulator.unwrap_or_default(), &work, &rendering, console)?,
         };
+        keep_to_server(&mut journal, &client, &dir)?;
         // Rows that are gone for good are absent faults of the join.
-        let lost = find_lost_results(&journal.state, &work, console);
-        lost.again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
+        let Lost { again, gone } = find_lost_results(&journal.state, &work, console);
+        again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
         let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
         let progress = Progress::new(*console, chunks);
         let timeout = config.timeout(args.remote.timeout).map(|timeout| timeout.value);
-        Ok(Self { args, console, rendering, output, settings, client, work, journal, posts, progress, began, timeout })
+        Ok(Self {
+            args,
+            console,
+            rendering,
+            output,
+            settings,
+            client,
+            work,
+            journal,
+            posts,
+            progress,
+            began,
+            timeout,
+            gone,
+        })
     }
 
     /// Cuts, drives and gathers at the same time.
@@ -208,7 +225,15 @@ impl<'a> Run<'a> {
             return Ok(Ended::Finished);
         }
         let (args, console) = (self.args, self.console);
-        let join = Join { args, rendering: &self.rendering, output: &self.output, posts: &self.posts, stop, console };
+        let join = Join {
+            args,
+            rendering: &self.rendering,
+            output: &self.output,
+            posts: &self.posts,
+            gone: self.gone,
+            stop,
+            console,
+        };
         let times = || {
             json!({
                 "started": self.began.1, "ended": snapshots::now(),
@@ -232,6 +257,18 @@ pub fn finish(end: JobsEnd, joined: Ended, journal: &Mutex<Journal>, console: &C
 
 fn died(what: &str) -> Error {
     Error::input(format!("the thread that {what} died; run the same command again"))
+}
+
+/// Where the posts go. A file that only the config names, and that is there, is not replaced unless it is an output.
+fn find_output(args: &RunArgs, config: &Config, rendering: &Rendering) -> Result<PathBuf> {
+    if let Some(named) = &args.output.output {
+        return Ok(named.clone());
+    }
+    let output = config.enhanced_output().value;
+    if !args.force {
+        outputs::check_replaces_posts(&output, &rendering.set)?;
+    }
+    Ok(output)
 }
 
 /// How the embedded emulator is to behave, if it is wanted at all.

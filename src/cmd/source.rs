@@ -3,6 +3,7 @@
 
 use std::{
     io::{IsTerminal as _, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -14,10 +15,10 @@ use crate::{
     journal::Journal,
     lines::{
         input::{Input, exists, open_error, read_error, read_small},
-        output::{AtomicFile, is_stream, write_private},
+        output::{AtomicFile, aside, is_stream, write_private},
     },
     settings::Config,
-    workdir::{OUTPUT_HASHES, WorkDir},
+    workdir::{OUTPUT_HASHES, PARTIAL_OUTPUT, WorkDir},
 };
 
 /// The spool's compression: fast, and enough for text.
@@ -194,6 +195,43 @@ pub fn remember_output(hash: &str, work: &WorkDir) -> Result<()> {
     let known = read_small(&path, BUFFER as u64).unwrap_or_default();
     let last = known.lines().next().unwrap_or_default();
     write_private(&path, format!("{hash}\n{last}\n").as_bytes())
+}
+
+/// The file beside an output that holds what is there while rows remain. A later run removes it, but no other file of that
+/// name: the work directory remembers which one it made.
+#[derive(Debug)]
+pub struct PartialOutput {
+    path: PathBuf,
+    mark: PathBuf,
+}
+
+impl PartialOutput {
+    pub fn of(output: &Path, work: &WorkDir) -> Result<Self> {
+        let path = if is_stream(output) { PathBuf::new() } else { aside(output)? };
+        Ok(Self { path, mark: work.join(PARTIAL_OUTPUT) })
+    }
+
+    /// The file as it is now: any later change to it changes this.
+    fn identity(&self) -> Option<String> {
+        let meta = std::fs::symlink_metadata(&self.path).ok()?;
+        Some(format!("{} {} {} {}.{:09}", meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    }
+
+    pub fn remember(&self) -> Result<()> {
+        self.identity().map_or(Ok(()), |identity| write_private(&self.mark, format!("{identity}\n").as_bytes()))
+    }
+
+    pub fn remove(&self) -> Result<()> {
+        if !exists(&self.mark)? {
+            return Ok(());
+        }
+        let mark = read_small(&self.mark, BUFFER as u64).unwrap_or_default();
+        let is_own = self.identity().is_some_and(|identity| identity == mark.trim());
+        for path in is_own.then_some(&self.path).into_iter().chain([&self.mark]) {
+            std::fs::remove_file(path).map_err(|e| Error::io("remove", path, &e))?;
+        }
+        Ok(())
+    }
 }
 
 /// A file holds what the posts were kept from: then it is the only other place where those that cannot be read stand as

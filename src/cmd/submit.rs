@@ -6,7 +6,9 @@ use tokio::sync::mpsc;
 
 use super::{
     Ended,
-    remote::{Opened, announce, client, command, conclude, job_settings, open, runtime, watch_for_stops},
+    remote::{
+        Opened, announce, client, command, conclude, job_settings, keep_to_server, open, runtime, watch_for_stops,
+    },
 };
 use crate::{
     cli::SubmitArgs,
@@ -19,8 +21,9 @@ use crate::{
 };
 
 pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
-    let Opened { config, dir, work, journal } = open(&args.source, &args.work, &args.provider, console)?;
-    let client = client(&config, &args.provider, &args.remote)?;
+    let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let client = client(&config, &args.provider, &args.remote, console)?;
+    keep_to_server(&mut journal, &client, &dir)?;
     let settings = job_settings(&config, Goal::Submitted, &args.remote, Some(&args.spend), false);
     let waiting = journal.state.jobs.iter().filter(|job| job.step < Step::Intended);
     let (requests, bytes) =
