@@ -609,7 +609,7 @@ fn r11_1_each_verb_says_once_which_server_gets_which_key() {
         stderr.lines().filter(|line| line.contains("sending to ")).map(str::to_owned).collect::<Vec<_>>()
     };
     let plain = format!("zbatch: sending to {host} with $ZHIPUAI_API_KEY");
-    for verb in [&["submit"][..], &["cancel"], &["fetch"], &["fetch", "--again", "failed"]] {
+    for verb in [&["submit"][..], &["fetch"], &["fetch", "--again", "failed"], &["cancel"]] {
         assert_eq!(said(&setup.run(verb).exits(0).stderr), [plain.as_str()], "{verb:?}");
     }
     assert_eq!(said(&setup.run(&["cancel", "-q"]).exits(0).stderr), [""; 0]);
@@ -640,7 +640,7 @@ fn r11_8_a_directory_goes_on_with_the_server_that_it_began_with() {
     }
     // A local server has another port when it is started again; a journal of an older version learns where its batches are.
     let setup = setup.restart(&[]);
-    setup.run(&["cancel"]);
+    setup.submit();
     let old = setup.work.read("w/journal.jsonl").replace(&line, "");
     assert!(!old.contains("\"origin\""), "{old}");
     setup.work.write("w/journal.jsonl", old);

@@ -192,7 +192,6 @@ fn r11_4_an_output_inside_the_work_directory_is_refused() {
             (&["run", "posts.jsonl", "-d", "w", "--emulate", only][..], "-o"),
             (&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate", only], "--faults"),
             (&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate", only], "--report"),
-            (&["fetch", "-d", "w"], "-o"),
             (&["gen", "posts.jsonl", "-d", "w", only], "--faults"),
             (&["chunk", "requests.jsonl", "-d", "w"], "--report"),
             // A filter has no directory, and may not write into one either.
@@ -206,6 +205,8 @@ fn r11_4_an_output_inside_the_work_directory_is_refused() {
         }
     }
     assert_eq!(dir.read("w/journal.jsonl"), journal);
+    dir.run(&["gen", "posts.jsonl", only, "-d", "v"]).exits(0);
+    dir.run(&["fetch", "-d", "v", "-o", "v/x"]).exits(64);
     // Also one that is not there yet.
     dir.run(&["run", "posts.jsonl", "-o", "new/x", "-d", "new", "--emulate", only]).exits(64);
     assert!(!dir.exists("new"));

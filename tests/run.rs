@@ -639,7 +639,7 @@ fn r11_9c_an_output_is_never_replaced_while_rows_remain() {
     dir.run(&["run", "posts.jsonl", "-o", "good.jsonl", "-d", "g", "--emulate", only]).exits(0);
     let good = dir.read("good.jsonl");
     for (round, (faults, flags, code)) in [
-        (&[][..], &["--no-wait"][..], 75),
+        (&["--latency", "10s"][..], &["--timeout", "4s"][..], 75),
         (&["--fault", "no_balance"], &[], 69),
         (&["--fault", "deny_create"], &[], 77),
     ]
@@ -649,15 +649,15 @@ fn r11_9c_an_output_is_never_replaced_while_rows_remain() {
         let (work, state) = (format!("w{round}"), dir.join(&format!("state{round}")));
         let run = |server: &Server, out: &str, more: &[&str]| {
             let args =
-                ["run", "posts.jsonl", "-o", out, "-d", &work, only, "--max-lines", "4", "--poll-interval", "10ms"];
+                ["run", "posts.jsonl", "-o", out, "-d", &work, only, "--max-lines", "10", "--poll-interval", "10ms"];
             let mut command = dir.command(&[&args, more, &["--base-url", &server.base]].concat());
             Ran::of(command.env("ZHIPUAI_API_KEY", "some.key").output().expect("it starts"))
         };
         let server = Server::start(&dir, &state, &[]);
-        run(&server, "good.jsonl", &["--no-wait", "--max-concurrent-tasks", "2"]).exits(75);
+        run(&server, "good.jsonl", &["--no-wait", "--max-concurrent-tasks", "1"]).exits(75);
         server.kill();
         let server = Server::start(&dir, &state, faults);
-        let ran = run(&server, "good.jsonl", &[flags, &["--max-concurrent-tasks", "2"]].concat()).exits(code);
+        let ran = run(&server, "good.jsonl", &[flags, &["--max-concurrent-tasks", "1"]].concat()).exits(code);
         assert_eq!(dir.read("good.jsonl"), good, "{code}");
         let partial = dir.read("good.jsonl.partial");
         assert_eq!(partial.lines().count(), 20, "{code}");

@@ -654,13 +654,13 @@ fn r11_9g_a_pipe_that_nobody_reads_does_not_swallow_a_signal() {
     dir.run(&[&run[..], &["-o", "golden.jsonl"]].concat()).exits(0);
     crate::outputs::fifo(&dir, "pipe");
     let server = Server::start(&dir, &dir.join("state"), &[]);
-    let fetch = ["fetch", "-d", "f", "--again", "failed", "--base-url", &server.base, "-o", "pipe"];
+    let remote = ["-d", "f", "--base-url", &server.base, "--poll-interval", "10ms"];
     dir.run(&["gen", "posts.jsonl", ONE, "-d", "f"]).exits(0);
-    for verb in
-        [&["submit", "-d", "f", "--base-url", &server.base][..], &["fetch", "-d", "f", "--base-url", &server.base]]
-    {
-        Ran::of(dir.command(verb).env("ZHIPUAI_API_KEY", KEY).output().expect("it starts")).exits(0);
+    for verb in ["submit", "fetch"] {
+        let mut command = dir.command(&[&[verb], &remote[..]].concat());
+        Ran::of(command.env("ZHIPUAI_API_KEY", KEY).output().expect("it starts")).exits(0);
     }
+    let fetch = [&["fetch", "--again", "failed", "-o", "pipe"], &remote[..]].concat();
     let merge = ["merge", "posts.jsonl", "golden.jsonl", ONE];
     for (args, signal) in [
         (&[&run[..], &["-o", "pipe"]].concat()[..], Signal::INT),

@@ -113,8 +113,8 @@ impl<'a> Run<'a> {
         let dir = config.work_dir(args.work.work_dir.as_deref()).value;
         let output = find_output(args, &config, &rendering)?;
         let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
-        Output::probe(&output)?;
         outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults, Some(&dir))?;
+        Output::probe(&output)?;
         let source = Source::find(args, &config, &output)?;
         let remote = match provider {
             None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote, console)?),
