@@ -11,15 +11,17 @@ SIMULATOR = $(CARGO) test --quiet --locked --features drill --test simulator --
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 ZBATCH := $(TARGET)/release/zbatch
 VENV := target/venv
+# Panic messages name source files: as /cargo/… and /zbatch/…, not as where they are here.
+REMAP := --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=/zbatch
 
-.PHONY: help build demo test lint simulate simulate-sockets sweep guards people crash-quick crash soak bombs fuzz python-tests \
+.PHONY: help build demo test lint audit simulate simulate-sockets sweep guards people crash-quick crash soak bombs fuzz python-tests \
 	measure bench clean
 
 help: ## Print every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
-build: ## Build target/release/zbatch
-	$(CARGO) build --release --locked
+build: ## Build target/release/zbatch, without paths of this machine in it
+	RUSTFLAGS="$(REMAP) $(RUSTFLAGS)" $(CARGO) build --release --locked
 
 demo: build ## Label data/posts.json with the emulator: no key, no network, invented answers
 	rm -rf demo/work demo/enhanced_blogs.json
@@ -41,6 +43,12 @@ lint: ## Formatting, clippy and rustdoc, warnings denied
 	$(CARGO) clippy --all-targets --locked --features drill -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 
+audit: build ## Licences, sources and known flaws of the dependencies; paths in the binary (cargo install cargo-deny --locked)
+	$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources
+	@if $(CARGO) deny --locked fetch db 2>/dev/null; then $(CARGO) deny --locked check advisories; \
+	else echo "skipped: the database of advisories cannot be reached"; fi
+	@if grep -aqF -e '$(HOME)/' -e '$(CURDIR)/' $(ZBATCH); then echo "paths of this machine are in $(ZBATCH)" >&2; exit 1; fi
+
 simulate: ## The whole job in virtual time under SEEDS=20000 schedules of faults and kills (SEED=17: that one, aloud)
 	$(SIMULATOR) $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
@@ -59,7 +67,7 @@ python-tests: build $(VENV)/ready ## The vendor's SDK against the emulator, and 
 
 $(VENV)/ready: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
 	touch $@
 
 people: ## Many processes on one directory, fifty at a time, and the tests of signals, secrets and outputs, ten times over
@@ -88,9 +96,9 @@ bench: build $(VENV)/peers ## zbatch beside jq, Python, orjson and DuckDB on the
 	$(VENV)/bin/python -B tests/bench.py --zbatch $(ZBATCH) --posts $(POSTS) --json target/bench.json
 	$(CARGO) bench --locked --bench functions
 
-$(VENV)/peers:
+$(VENV)/peers: tests/peers/requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check duckdb orjson
+	-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/peers/requirements.txt
 	touch $@
 
 bombs: ## The tests with input bombs, each of a gibibyte, and 1,000 posts with five images of 4 MB each (27 GB of requests)
