@@ -209,24 +209,30 @@ impl Join<'_> {
         let output = if aside == Some(Aside::LostResults) { self.output } else { path.as_path() };
         let passed = Passed { counts, askable, output };
         let ended = self.tell(&tally, &passed, &log, work, journal, times)?;
-        let (here, there) = (self.output.display(), path.display());
         match aside {
-            None => {}
-            Some(Aside::Remains) if outputs::is_there(self.output)? => self.console.always(format_args!(
-                "rows remain: {here} stays as it is until all are there; what is there now is in {there}"
-            )),
-            Some(Aside::Remains) => self.console.always(format_args!(
-                "rows remain: {here} appears when all are there; what is there now is in {there}"
-            )),
-            Some(Aside::LostResults) => self.console.always(format_args!(
+            Some(Aside::LostPosts) => Err(outputs::kept_posts(self.output, &path, counts, &self.mend(work))),
+            Some(aside) => self.say_aside(aside, &path).map(|()| ended),
+            None => Ok(ended),
+        }
+    }
+
+    /// Says why the output is not where the user wants it, and where it is.
+    fn say_aside(&self, aside: Aside, path: &Path) -> Result<()> {
+        let (here, there) = (self.output.display(), path.display());
+        let what = match aside {
+            Aside::Remains if outputs::is_there(self.output)? => {
+                format!("rows remain: {here} stays as it is until all are there; what is there now is in {there}")
+            }
+            Aside::Remains => {
+                format!("rows remain: {here} appears when all are there; what is there now is in {there}")
+            }
+            Aside::LostResults | Aside::LostPosts => format!(
                 "{here} stays as it is, since it may hold rows whose results are lost now or came short; the new output \
                  is in {there}; to have it in {here}, move that file away and run the same command again"
-            )),
-            Some(Aside::LostPosts) => {
-                return Err(outputs::kept_posts(self.output, &path, counts, &self.mend(work)));
-            }
-        }
-        Ok(ended)
+            ),
+        };
+        self.console.always(what);
+        Ok(())
     }
 
     /// One rule for every exit code: an output is whole when it appears, and what is there is replaced by nothing that may
