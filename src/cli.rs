@@ -242,6 +242,18 @@ pub struct WorkArgs {
     /// Work directory [default: paths.work_dir, `temp` beside the config found, or ./batch/temp]
     #[arg(short = 'd', long, value_name = "DIR")]
     pub work_dir: Option<PathBuf>,
+    /// Go on in a work directory that was copied, restored or moved; make sure first that no other copy of it is used any more
+    #[arg(long)]
+    pub moved: bool,
+}
+
+/// A work directory that is only read.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Work directory")]
+pub struct ReadWorkArgs {
+    /// Work directory [default: paths.work_dir, `temp` beside the config found, or ./batch/temp]
+    #[arg(short = 'd', long, value_name = "DIR")]
+    pub work_dir: Option<PathBuf>,
 }
 
 /// How the joiner uses memory.
@@ -362,6 +374,9 @@ pub struct GenArgs {
     /// With -d: move another input's or configuration's contents to DIR.old-N first
     #[arg(long, requires = "work_dir")]
     pub new: bool,
+    /// With -d: go on in a work directory that was copied, restored or moved; make sure first that no other copy of it is used any more
+    #[arg(long, requires = "work_dir")]
+    pub moved: bool,
     #[command(flatten)]
     pub source: SourceArgs,
     #[command(flatten)]
@@ -580,7 +595,7 @@ pub struct RunArgs {
 #[command(verbatim_doc_comment)]
 pub struct StatusArgs {
     #[command(flatten)]
-    pub work: WorkArgs,
+    pub work: ReadWorkArgs,
     /// One JSON object on stdout
     #[arg(long)]
     pub json: bool,
@@ -610,7 +625,7 @@ pub struct StatusArgs {
 #[command(verbatim_doc_comment)]
 pub struct VerifyArgs {
     #[command(flatten)]
-    pub work: WorkArgs,
+    pub work: ReadWorkArgs,
     #[command(flatten)]
     pub source: SourceArgs,
 }
@@ -758,7 +773,7 @@ pub struct ConfigArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
-    pub work: WorkArgs,
+    pub work: ReadWorkArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
 }

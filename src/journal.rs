@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `start` | version, run id, [`Config`]: what decides the requests | always the first line |
 //! | `origin` | the server that the batches are at: scheme, host and port; none for the embedded emulator | the same until a create is billed |
+//! | `place` | where the journal lies: a copy of it is not gone on with by mistake | |
 //! | `chunk` | a [`Chunk`] is on disk, whole and synced, and how far the input had been read | [`Step::Cut`] |
 //! | `posts` | the input has ended: how many places, how many good posts, hash of all | |
 //! | `uploaded` | the provider keeps the chunk's file | [`Step::Uploaded`] |
@@ -41,20 +42,29 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         ChunkId, Object,
-        chunks::{Chunk, Cutter, InputMark, Limits},
+        chunks::{Chunk, Cutter, InputMark, Kept, Limits},
+        faults::short,
         rows::RowBalance,
     },
+    folder::Folder,
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
-        output::sync_directory,
     },
+    workdir::{request_file, rows_file},
 };
 
 pub const FILE: &str = "journal.jsonl";
 const VERSION: u32 = 1;
 /// An event is a line of a few hundred bytes; a longer one is damage.
 const LONGEST_EVENT: u64 = 1 << 20;
+/// What the fold keeps is bounded, also of a journal that somebody else wrote: chunks, bytes of an id, characters of a reason, reasons of
+/// one batch, and lines that a provider refused, of all batches. At 10,000 lines a chunk these are two thousand million requests.
+const MOST_CHUNKS: usize = 200_000;
+const LONGEST_ID: usize = 1 << 10;
+const LONGEST_WHY: usize = 2000;
+const MOST_ERRORS: usize = 20;
+const MOST_REFUSED: usize = 1 << 20;
 
 /// What decides the requests: a work directory belongs to one of these (`promises.md` S5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,6 +139,7 @@ pub enum Event {
     Origin {
         origin: String,
     },
+    Place(Place),
     Chunk {
         #[serde(flatten)]
         chunk: Chunk,
@@ -209,6 +220,27 @@ pub enum Event {
     },
 }
 
+/// Where a journal lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub host: String,
+    pub device: u64,
+    /// The number of the journal's file on its device.
+    pub inode: u64,
+    /// The number of the directory that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<u64>,
+}
+
+impl Place {
+    /// The same file. A copy gets another number, and its directory too. The device's number changes at a reboot and from
+    /// machine to machine that mounts the same disk, a container has a new host name each time: neither tells a copy.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        let same_folder = self.folder.zip(other.folder).is_none_or(|(one, other)| one == other);
+        self.inode == other.inode && same_folder
+    }
+}
+
 /// What a terminal batch said of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchEnd {
@@ -231,6 +263,30 @@ pub struct BatchEnd {
     /// Those of them that name a line: each is a fault of its row.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused_lines: Vec<RefusedLine>,
+}
+
+impl BatchEnd {
+    /// What the fold keeps of it.
+    fn kept(&self) -> std::result::Result<Self, String> {
+        check_lengths([&self.status].into_iter().chain(&self.output_file_id).chain(&self.error_file_id))?;
+        let errors = self.errors.iter().take(MOST_ERRORS).map(|why| kept(why)).collect();
+        let refused = |refused: &RefusedLine| RefusedLine { line: refused.line, why: kept(&refused.why) };
+        let refused_lines = self.refused_lines.iter().map(refused).collect();
+        Ok(Self { errors, refused_lines, ..self.clone() })
+    }
+}
+
+fn check_lengths<'a>(ids: impl IntoIterator<Item = &'a String>) -> std::result::Result<(), String> {
+    match ids.into_iter().find(|id| id.len() > LONGEST_ID) {
+        Some(id) => Err(format!("an id or name of {} bytes; the longest has {LONGEST_ID}", id.len())),
+        None => Ok(()),
+    }
+}
+
+/// The beginning of a reason.
+fn kept(why: &str) -> String {
+    let end = why.char_indices().nth(LONGEST_WHY).map_or(why.len(), |(end, _)| end);
+    why.get(..end).unwrap_or(why).to_owned()
 }
 
 /// A line of a chunk file for which the provider refused the whole batch.
@@ -268,8 +324,9 @@ pub struct Job {
     pub batch_id: Option<String>,
     /// The provider was asked to cancel the batch.
     pub cancelling: bool,
-    pub end: Option<BatchEnd>,
-    pub rows: Option<RowBalance>,
+    /// In a box, as `rows`: most chunks of a job that has begun have neither.
+    pub end: Option<Box<BatchEnd>>,
+    pub rows: Option<Box<RowBalance>>,
     pub cleaned: bool,
     /// The last thing that went wrong with it.
     pub trouble: Option<String>,
@@ -300,11 +357,15 @@ pub struct State {
     /// Scheme, host and port of the server that the batches are at; `None` in journals of older versions.
     pub origin: Option<String>,
     pub spooled: bool,
+    /// Where the journal was when it was last gone on with.
+    pub place: Option<Place>,
     /// The end of the input: good posts, and the mark.
     pub posts: Option<(u64, InputMark)>,
     /// In the order in which they were cut.
     pub jobs: Vec<Job>,
     places: HashMap<ChunkId, usize>,
+    /// Lines that the provider refused.
+    refused: usize,
     /// Chunks at each step.
     counts: [u64; Step::ALL.len()],
     /// Batches and requests of all creates that were sent, but for those that were refused or found the queue full.
@@ -319,9 +380,12 @@ impl State {
     }
 
     /// The chunks, in order, and where the input ended: what a [`Cutter`] goes on from.
-    pub fn cutter(&self, dir: &Path, limits: Limits) -> Cutter {
-        let cut = self.jobs.iter().map(|job| (&job.chunk, &job.input));
-        Cutter::new(dir.to_owned(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark))
+    pub fn cutter(&self, dir: &Folder, limits: Limits) -> Result<Cutter> {
+        let mut cut = Vec::with_capacity(self.jobs.len());
+        for job in &self.jobs {
+            cut.push((&job.chunk, &job.input, job.kept(dir)?));
+        }
+        Ok(Cutter::new(dir.clone(), limits, cut, self.posts.as_ref().map(|(_, mark)| mark)))
     }
 
     /// The input was read to its end, and nothing was in it.
@@ -373,6 +437,22 @@ impl State {
         }
     }
 
+    /// A chunk is where its id says, is new, and the fold has room for it.
+    fn check_new(&self, chunk: &Chunk, input: &InputMark) -> std::result::Result<(), String> {
+        if chunk.path != chunk.id.path() || chunk.analysis != chunk.id.analysis {
+            let (path, analysis) = (short(&chunk.path), short(&chunk.analysis));
+            return Err(format!("path {path} and analysis {analysis} are not those of {}", chunk.id));
+        }
+        if self.jobs.len() >= MOST_CHUNKS {
+            return Err(format!("a work directory holds at most {MOST_CHUNKS} chunks"));
+        }
+        check_lengths([&chunk.model, &chunk.blake3, &input.blake3])?;
+        match self.places.contains_key(&chunk.id) {
+            true => Err(format!("{} was cut before", chunk.id)),
+            false => Ok(()),
+        }
+    }
+
     fn apply(&mut self, event: &Event) -> std::result::Result<(), String> {
         match event {
             Event::Start { version, run, spooled, config } => {
@@ -395,10 +475,12 @@ impl State {
                 self.origin = Some(origin.clone());
                 return Ok(());
             }
+            Event::Place(place) => {
+                self.place = Some(place.clone());
+                return Ok(());
+            }
             Event::Chunk { chunk, input } => {
-                if self.places.contains_key(&chunk.id) {
-                    return Err(format!("{} was cut before", chunk.id));
-                }
+                self.check_new(chunk, input)?;
                 self.places.insert(chunk.id.clone(), self.jobs.len());
                 self.jobs.push(Job {
                     chunk: chunk.clone(),
@@ -434,6 +516,11 @@ impl State {
         let job = self.jobs.get_mut(at).ok_or("a chunk without a place")?;
         let (from, lines) = (job.step, job.chunk.lines);
         job.follow(event)?;
+        if let (Event::Ended { .. }, Some(end)) = (event, &mut job.end) {
+            // The rows of those that are left out are absent, and the batch still says why it failed.
+            end.refused_lines.truncate(MOST_REFUSED.saturating_sub(self.refused));
+            self.refused += end.refused_lines.len();
+        }
         let to = job.step;
         self.was_listed |= matches!(event, Event::Created { adopted: true, .. });
         self.move_one(Some(from), to, lines, event);
@@ -442,10 +529,18 @@ impl State {
 }
 
 impl Job {
+    /// Whether its files are there, as far as they are needed: the requests until there is a batch.
+    pub fn kept(&self, dir: &Folder) -> Result<Kept> {
+        let requests = self.step < Step::Created && !request_file(dir, &self.chunk.id).exists()?;
+        let is_gone = requests || !rows_file(dir, &self.chunk.id).exists()?;
+        Ok(if is_gone { Kept::Gone { requests } } else { Kept::Whole })
+    }
+
     fn follow(&mut self, event: &Event) -> std::result::Result<(), String> {
         let wrong = |step: Step| format!("{} cannot follow {step:?} of {}", event.name(), self.chunk.id);
         match (self.step, event) {
             (Step::Cut, Event::Uploaded { file_id, .. }) => {
+                check_lengths([file_id])?;
                 self.file_id = Some(file_id.clone());
                 self.step = Step::Uploaded;
             }
@@ -454,19 +549,19 @@ impl Job {
                 self.step = Step::Intended;
             }
             (Step::Intended, Event::Refused { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.settle(Step::Uploaded);
             }
             (Step::Intended, Event::Unclear { why, status, made, .. }) => {
-                self.trouble = Some(why.clone());
-                self.unclear = Some(Unclear { why: why.clone(), status: *status, made: *made });
+                self.trouble = Some(kept(why));
+                self.unclear = Some(Unclear { why: kept(why), status: *status, made: *made });
             }
             (Step::Intended, Event::Held { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.held = true;
             }
             (Step::Uploaded | Step::Intended, Event::Lost { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.lost += u32::from(self.step == Step::Intended);
                 self.file_id = None;
                 self.settle(Step::Cut);
@@ -474,28 +569,29 @@ impl Job {
             // A batch of an earlier create that counted as lost may be listed before the next one is sent.
             (Step::Intended, Event::Created { batch_id, .. })
             | (Step::Uploaded, Event::Created { batch_id, adopted: true, .. }) => {
+                check_lengths([batch_id])?;
                 self.batch_id = Some(batch_id.clone());
                 self.cancelling = false;
                 self.trouble = None;
                 self.settle(Step::Created);
             }
             (Step::Created, Event::Full { why, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 (self.batch_id, self.file_id) = (None, None);
                 self.step = Step::Cut;
             }
             (Step::Created, Event::Cancelling { .. }) => self.cancelling = true,
             // Once more, when it had not said where its results are.
             (Step::Created | Step::Ended, Event::Ended { end, .. }) => {
-                self.end = Some(end.clone());
+                self.end = Some(Box::new(end.kept()?));
                 self.step = Step::Ended;
             }
             (Step::Ended, Event::Fetched { rows, .. }) => {
-                self.rows = Some(rows.clone());
+                self.rows = Some(Box::new(rows.clone()));
                 self.step = Step::Fetched;
             }
             (Step::Ended, Event::Missing { why, at, .. }) => {
-                self.trouble = Some(why.clone());
+                self.trouble = Some(kept(why));
                 self.missing = self.missing.or(Some(*at));
             }
             (Step::Fetched, Event::Again { .. }) => {
@@ -518,7 +614,7 @@ impl Job {
 impl Event {
     fn chunk_id(&self) -> Option<&ChunkId> {
         match self {
-            Self::Start { .. } | Self::Origin { .. } | Self::Posts { .. } => None,
+            Self::Start { .. } | Self::Origin { .. } | Self::Place(_) | Self::Posts { .. } => None,
             Self::Chunk { chunk, .. } => Some(&chunk.id),
             Self::Uploaded { chunk, .. }
             | Self::Intent { chunk, .. }
@@ -541,6 +637,7 @@ impl Event {
         match self {
             Self::Start { .. } => "start",
             Self::Origin { .. } => "origin",
+            Self::Place(_) => "place",
             Self::Chunk { .. } => "chunk",
             Self::Posts { .. } => "posts",
             Self::Uploaded { .. } => "uploaded",
@@ -576,22 +673,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads what is there; an absent journal is an empty one. The caller holds the directory's lock.
+    /// For tests, without a lock.
+    #[cfg(test)]
     pub fn open(dir: &Path) -> Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt as _;
+        let entry = Folder::open(dir)?.file(FILE);
+        Self::of(entry.append()?, entry.path())
+    }
 
-        let path = dir.join(FILE);
-        let new = !path.exists();
-        let file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| Error::io("open", &path, &e))?;
-        if new {
-            sync_directory(dir)?;
-        }
+    /// Reads what an open file holds, which the caller has locked. `path` is for messages.
+    pub fn of(file: File, path: PathBuf) -> Result<Self> {
         let Replay { state, whole, torn, .. } = replay(&file, &path)?.sound()?;
         if torn > 0 && !drill::without(Guard::TornTail) {
             file.set_len(whole)
@@ -656,14 +746,23 @@ pub fn read(dir: &Path) -> Result<State> {
     examine(dir)?.sound().map(|read| read.state)
 }
 
+/// Bytes of the whole lines that a journal has now.
+pub fn whole(dir: &Path) -> Result<u64> {
+    let entry = Folder::open(dir)?.file(FILE);
+    let file = entry.open()?;
+    let length = || end_of_last_line(&file, file.metadata()?.len());
+    length().map_err(|e| Error::io("read", entry.path(), &e))
+}
+
 /// The same, and what is wrong with it.
 pub fn examine(dir: &Path) -> Result<Replay> {
-    let path = dir.join(FILE);
-    let file = File::open(&path).map_err(|e| {
-        Error::input(format!("{} is not a work directory: {e}", dir.display()))
+    let none = |why: &dyn std::fmt::Display| {
+        Error::input(format!("{} is not a work directory: {why}", dir.display()))
             .fix("name one with -d; `zbatch gen -d DIR posts.jsonl` makes one")
-    })?;
-    replay(&file, &path)
+    };
+    let entry = Folder::open(dir).map_err(|e| none(&e))?.file(FILE);
+    let file = entry.find()?.ok_or_else(|| none(&format_args!("it has no {FILE}")))?;
+    replay(&file, &entry.path())
 }
 
 /// A journal as it was read.

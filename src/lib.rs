@@ -33,6 +33,7 @@
 //! | [`flow::enhanced`] | a post with its fields |
 //! | [`flow::faults`], [`flow::tally`], [`report`] | what went wrong with rows, line by line and counted |
 //! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, its log, copies for older tools |
+//! | [`folder`] | a directory that is held open: files below it by name, no link followed |
 //! | [`cmd`] | the verbs: one file each, made of the above |
 //! | [`emulator`] | a provider of our own |
 //! | [`blocking`], [`drill`] | file work beside the async runtime; kills and missing guards, for tests |
@@ -76,6 +77,7 @@ pub mod drill;
 pub mod emulator;
 pub mod error;
 pub mod flow;
+pub mod folder;
 pub mod journal;
 pub mod lines;
 pub mod progress;

@@ -12,7 +12,7 @@ use crate::{
         answers::Rung,
         tally::{AnalysisTally, FaultCounts, Tally},
     },
-    lines::output::{Output, write_private},
+    lines::output::Output,
     units::count,
 };
 
@@ -167,12 +167,7 @@ impl Report<'_> {
         output.commit()
     }
 
-    /// Into a work directory, where all is the user's alone.
-    pub fn write_private(&self, path: &Path) -> Result<()> {
-        write_private(path, &self.to_text())
-    }
-
-    fn to_text(&self) -> Vec<u8> {
+    pub fn to_text(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(&self.to_json()).unwrap_or_default();
         text.push(b'\n');
         text

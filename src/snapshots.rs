@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     console::Console,
     error::{Error, Result},
+    folder::Entry,
     journal::{Job, State, Step},
     lines::output::AtomicFile,
     workdir::{ResultFile, WorkDir},
@@ -119,7 +120,7 @@ pub fn write_batch_results(work: &WorkDir, state: &State, console: &Console) -> 
     let mut types = BTreeMap::<&str, TypeBatches<'_>>::new();
     for (job, description) in state.jobs.iter().zip(descriptions(&state.jobs)) {
         let of_type = types.entry(&job.chunk.analysis).or_default();
-        let file_path = absolute(&work.join(&job.chunk.path));
+        let file_path = absolute(&work.request(&job.chunk.id).path());
         let (file_id, batch_id) = (job.file_id.as_deref(), job.batch_id.as_deref());
         if let Some(file_id) = file_id {
             let file_path = file_path.clone();
@@ -205,8 +206,8 @@ pub fn write_download_info(work: &WorkDir, state: &State, console: &Console) -> 
         side.insert(key.clone(), ended);
         if job.step == Step::Fetched {
             let paths = ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file));
-            let paths = paths.iter().filter(|path| path.exists()).map(|path| absolute(path));
-            downloaded_files.insert(key, paths.collect());
+            let there = paths.iter().filter(|file| file.exists().unwrap_or_default());
+            downloaded_files.insert(key, there.map(|file| absolute(&file.path())).collect());
         }
     }
     let download_time = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
@@ -231,14 +232,16 @@ pub fn now() -> String {
 }
 
 fn write(work: &WorkDir, name: &str, snapshot: &impl Serialize, console: &Console) -> Result<()> {
-    let path = work.join(name);
-    if !may_overwrite(&path)? {
-        let old = (1u32..).map(|n| work.join(format!("{name}.old-{n}"))).find(|old| !old.exists());
-        let old = old.unwrap_or_else(|| work.join(format!("{name}.old")));
-        std::fs::rename(&path, &old).map_err(|e| Error::io("move away", &path, &e))?;
-        console.always(format_args!("{} was not written by zbatch: it is now {}", path.display(), old.display()));
+    let entry = work.file(name);
+    let path = entry.path();
+    if !may_overwrite(&entry)? {
+        let old = (1u32..).map(|n| format!("{name}.old-{n}"));
+        let old = old.map(|old| work.file(old)).find(|old| !old.exists().unwrap_or(true));
+        let old = old.unwrap_or_else(|| work.file(format!("{name}.old")));
+        entry.rename(old.name().as_os_str())?;
+        console.always(format_args!("{entry} was not written by zbatch: it is now {old}"));
     }
-    let mut file = BufWriter::new(AtomicFile::create_private(&path)?);
+    let mut file = BufWriter::new(AtomicFile::within(&entry)?);
     serde_json::to_writer_pretty(&mut file, snapshot)
         .map_err(Into::into)
         .and_then(|()| file.write_all(b"\n"))
@@ -247,14 +250,10 @@ fn write(work: &WorkDir, name: &str, snapshot: &impl Serialize, console: &Consol
 }
 
 /// There is no such file, it is ours, or it holds no type.
-fn may_overwrite(path: &Path) -> Result<bool> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-        Err(e) => return Err(Error::io("open", path, &e)),
-    };
+fn may_overwrite(entry: &Entry) -> Result<bool> {
+    let Some(file) = entry.find()? else { return Ok(true) };
     let mut head = Vec::new();
     #[expect(clippy::disallowed_methods, reason = "no more than the head")]
-    file.take(HEAD).read_to_end(&mut head).map_err(|e| Error::io("read", path, &e))?;
+    file.take(HEAD).read_to_end(&mut head).map_err(|e| Error::io("read", entry.path(), &e))?;
     Ok(memchr::memmem::find(&head, MARK).is_some() || head.trim_ascii() == b"{}")
 }

@@ -1,34 +1,45 @@
-//! A work directory: what lies where in it, and the lock that keeps a second process out (`promises.md` S6, K2).
+//! A work directory: the place of each file in it, whether it may be trusted, and the locks that keep a second process out
+//! (`docs/reliability.md` S6, K2).
 //!
 //! ```text
-//! DIR/journal.jsonl                 the state (see `journal`)
-//! DIR/lock                          held by the process that works here
+//! DIR/journal.jsonl                 the state (see `journal`); locked by the process that works here
+//! DIR/lock                          names that process, and is locked by it too: older versions look here only
 //! DIR/requests/{chunk}.jsonl        while the chunk's batch needs it
 //! DIR/rows/{chunk}.txt              the indexes of the chunk, as ranges
 //! DIR/results/{chunk}.output.jsonl  and .error.jsonl, as the provider wrote them
 //! DIR/input.zst                     the posts, if they came from stdin; DIR/input.blake3 is their hash
 //! DIR/emulator/                     the embedded server's state
 //! ```
+//!
+//! A directory is refused before anything in it is touched if it belongs to another user, if group or others may write to it, or
+//! if one of these names is a symbolic link. What lies in it decides which batches are polled, cancelled and deleted with the
+//! user's key, so it must come from the user.
 
 use std::{
-    fs::{DirBuilder, File, TryLockError},
+    ffi::OsStr,
+    fs::{File, TryLockError},
     io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
+
+use rustix::fs::{FileType, Stat, fstat};
 
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::ChunkId,
-    journal::{self, Journal},
+    folder::{Entry, Folder, Owner, is_same, is_shared},
+    journal::{self, Journal, Place},
+    lines::output::directory,
+    units::shell_word,
 };
 
 /// A work directory that this process holds.
 #[derive(Debug)]
 pub struct WorkDir {
-    dir: PathBuf,
-    /// The kernel lets go of it when the process ends, however it ends.
+    folder: Folder,
+    /// The journal. Its lock, and that of `lock`, end with the process, however it ends.
+    journal: File,
     _lock: File,
 }
 
@@ -52,7 +63,8 @@ pub const SPOOL_HASH: &str = "input.blake3";
 pub const OUTPUT_HASHES: &str = "output.blake3";
 /// Which file the last run wrote beside its output, since rows remained.
 pub const PARTIAL_OUTPUT: &str = "output.partial";
-/// All that is ours in a work directory.
+pub const REPORT: &str = "integration_report.json";
+/// All names that zbatch gives in a work directory.
 pub const NAMES: [&str; 14] = [
     journal::FILE,
     LOCK,
@@ -64,45 +76,68 @@ pub const NAMES: [&str; 14] = [
     OUTPUT_HASHES,
     PARTIAL_OUTPUT,
     "emulator",
-    "integration_report.json",
+    REPORT,
     "jsonl_files_info.json",
     "batch_results.json",
     "download_info.json",
 ];
 
-/// Where a chunk's rows are in a work directory.
-pub fn rows_path(dir: &Path, chunk: &ChunkId) -> PathBuf {
-    dir.join("rows").join(format!("{chunk}.txt"))
+/// A chunk's request lines, in a work directory.
+pub fn request_file(dir: &Folder, chunk: &ChunkId) -> Entry {
+    dir.file(chunk.path())
 }
 
-/// Where a chunk's results are.
-pub fn results_path(dir: &Path, chunk: &ChunkId, file: ResultFile) -> PathBuf {
+/// A chunk's rows.
+pub fn rows_file(dir: &Folder, chunk: &ChunkId) -> Entry {
+    dir.file(format!("rows/{chunk}.txt"))
+}
+
+/// A chunk's results.
+pub fn results_file(dir: &Folder, chunk: &ChunkId, file: ResultFile) -> Entry {
     let which = match file {
         ResultFile::Output => "output",
         ResultFile::Error => "error",
     };
-    dir.join("results").join(format!("{chunk}.{which}.jsonl"))
+    dir.file(format!("results/{chunk}.{which}.jsonl"))
 }
 
 /// What a killed process leaves of a file that was to appear.
-pub fn is_part(name: &str) -> bool {
-    name.starts_with('.') && name.ends_with(".part")
+pub fn is_part(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".part"))
+}
+
+/// What is in one of the [`FOLDERS`]; nothing if it is not there.
+pub fn list(dir: &Folder, folder: &str) -> Result<Vec<Entry>> {
+    if !dir.file(folder).exists()? {
+        return Ok(Vec::new());
+    }
+    let names = dir.folder(folder)?.list()?;
+    Ok(names.into_iter().map(|(name, _)| dir.file(Path::new(folder).join(name))).collect())
 }
 
 impl WorkDir {
-    /// Makes the directory if it is not there, and takes its lock.
+    /// Makes the directory if it is not there, and takes its locks.
     ///
     /// # Errors
-    /// [`Kind::TryAgain`] when another process holds it.
+    /// [`Kind::Input`] if it is not to be trusted; [`Kind::TryAgain`] when another process holds it.
     pub fn create(dir: &Path) -> Result<Self> {
         // `w/.` is `w`, and can only be made under that name.
         let dir = &dir.components().collect::<PathBuf>();
-        make(dir)?;
-        for folder in FOLDERS {
-            make(&dir.join(folder))?;
+        let (folder, mut lock) = loop {
+            let folder = Folder::make(dir)?;
+            check(&folder)?;
+            let lock = hold(&folder, LOCK)?;
+            // Between the two steps another process may have moved the directory away, and begun a new one.
+            if folder.is_at_its_path()? {
+                break (folder, lock);
+            }
+        };
+        let journal = hold(&folder, journal::FILE)?;
+        sign(&mut lock).map_err(|e| Error::io("write", folder.file(LOCK).path(), &e))?;
+        for name in FOLDERS {
+            folder.make_folder(name)?;
         }
-        let lock = lock(dir)?;
-        let work = Self { dir: dir.to_owned(), _lock: lock };
+        let work = Self { folder, journal, _lock: lock };
         work.sweep()?;
         Ok(work)
     }
@@ -122,136 +157,255 @@ impl WorkDir {
 
     /// Moves everything away to `DIR.old-N` and begins an empty directory.
     pub fn renew(self) -> Result<Self> {
-        let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let old = (1u32..)
-            .map(|n| self.dir.with_file_name(format!("{name}.old-{n}")))
-            .find(|path| !path.exists())
-            .unwrap_or_else(|| self.dir.with_extension("old"));
-        std::fs::rename(&self.dir, &old).map_err(|e| Error::io("move away", &self.dir, &e))?;
-        let dir = self.dir.clone();
+        self.check_place()?;
+        // A link that leads to the directory stays, and leads to the new one.
+        let real = std::fs::canonicalize(self.path()).map_err(|e| Error::io("look for", self.path(), &e))?;
+        let name = real.file_name().unwrap_or_default();
+        let parent = Folder::open(directory(&real))?;
+        let mut old = name.to_owned();
+        for number in 1u32.. {
+            name.clone_into(&mut old);
+            old.push(format!(".old-{number}"));
+            if !parent.file(&old).exists()? {
+                break;
+            }
+        }
+        parent.rename(name, &old).map_err(|e| e.fix("name another directory with -d"))?;
+        let dir = self.path().to_owned();
         drop(self);
+        drop(Folder::make(&real)?);
         Self::create(&dir)
     }
 
     /// Forgets a job for which no batch was created. `keeps_posts`: they were piped in, and this may be the only copy.
     pub fn forget(&self, keeps_posts: bool) -> Result<()> {
-        let mut paths = list(&self.join("requests"))?;
-        paths.extend(list(&self.join("rows"))?);
+        let mut files = list(&self.folder, "requests")?;
+        files.extend(list(&self.folder, "rows")?);
+        files.retain(is_of_a_chunk);
         if !keeps_posts {
-            paths.extend([self.spool(), self.spool_hash()]);
+            files.extend([self.spool(), self.spool_hash()]);
         }
         // The journal last: without one, rows mean that it was lost.
-        paths.push(self.join(journal::FILE));
-        for path in paths {
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, &e)),
-                _ => {}
-            }
-        }
-        Ok(())
+        files.push(self.file(journal::FILE));
+        files.iter().try_for_each(Entry::remove)
     }
 
     /// Chunks were cut here.
     pub fn has_rows(&self) -> Result<bool> {
-        Ok(!list(&self.join("rows"))?.is_empty())
+        Ok(!list(&self.folder, "rows")?.is_empty())
+    }
+
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     pub fn path(&self) -> &Path {
-        &self.dir
+        self.folder.path()
     }
 
+    /// A path in it, for messages and for files that are no part of the job's state.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.dir.join(name)
+        self.path().join(name)
     }
 
-    pub fn journal(&self) -> Result<Journal> {
-        Journal::open(&self.dir)
+    pub fn file(&self, name: impl AsRef<Path>) -> Entry {
+        self.folder.file(name)
     }
 
-    pub fn rows(&self, chunk: &ChunkId) -> PathBuf {
-        rows_path(&self.dir, chunk)
+    /// Reads the journal; one that was forgotten begins anew.
+    pub fn journal(&mut self) -> Result<Journal> {
+        if !self.is_journal(self.file(journal::FILE).stat()?)? {
+            self.journal = hold(&self.folder, journal::FILE)?;
+        }
+        let entry = self.file(journal::FILE);
+        let file = self.journal.try_clone().map_err(|e| Error::io("open", entry.path(), &e))?;
+        Journal::of(file, entry.path())
     }
 
-    pub fn results(&self, chunk: &ChunkId, file: ResultFile) -> PathBuf {
-        results_path(&self.dir, chunk, file)
+    fn is_journal(&self, there: Option<Stat>) -> Result<bool> {
+        let held = fstat(&self.journal).map_err(|e| Error::io("look at", self.join(journal::FILE), &e.into()))?;
+        Ok(there.is_some_and(|there| is_same(&there, &held)))
     }
 
-    pub fn spool(&self) -> PathBuf {
-        self.dir.join(SPOOL)
+    /// Before a create: the journal that this process writes is still the one that another process would find here.
+    ///
+    /// # Errors
+    /// [`Kind::TryAgain`] when the directory was moved or replaced, or its journal removed.
+    pub fn check_place(&self) -> Result<()> {
+        let within = self.file(journal::FILE).stat()?;
+        if self.is_journal(within)? && self.folder.is_at_its_path()? {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::TryAgain,
+            format!(
+                "{} was moved, replaced or its journal removed while this process worked in it",
+                self.path().display()
+            ),
+        )
+        .fix("put it back as it was, then run the same command again; nothing was created since"))
+    }
+
+    /// Where the journal lies now.
+    pub fn place(&self) -> Result<Place> {
+        let journal = fstat(&self.journal).map_err(|e| Error::io("look at", self.join(journal::FILE), &e.into()))?;
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let folder = Some(self.folder.stat()?.st_ino);
+        Ok(Place { host, device: journal.st_dev, inode: journal.st_ino, folder })
+    }
+
+    pub fn request(&self, chunk: &ChunkId) -> Entry {
+        request_file(&self.folder, chunk)
+    }
+
+    pub fn rows(&self, chunk: &ChunkId) -> Entry {
+        rows_file(&self.folder, chunk)
+    }
+
+    pub fn results(&self, chunk: &ChunkId, file: ResultFile) -> Entry {
+        results_file(&self.folder, chunk, file)
+    }
+
+    pub fn spool(&self) -> Entry {
+        self.file(SPOOL)
     }
 
     /// The hash of what the spool holds.
-    pub fn spool_hash(&self) -> PathBuf {
-        self.dir.join(SPOOL_HASH)
+    pub fn spool_hash(&self) -> Entry {
+        self.file(SPOOL_HASH)
     }
 
     /// Removes what a killed process left half-written.
     fn sweep(&self) -> Result<()> {
-        for folder in FOLDERS.iter().map(|name| self.dir.join(name)).chain([self.dir.clone()]) {
-            for path in list(&folder)? {
-                if is_part(&path.file_name().unwrap_or_default().to_string_lossy()) {
-                    std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
-                }
-            }
+        let names = self.folder.list()?.into_iter().map(|(name, _)| self.file(name));
+        let mut files: Vec<Entry> = names.collect();
+        for folder in FOLDERS {
+            files.extend(list(&self.folder, folder)?);
         }
-        Ok(())
+        files.retain(|file| is_part(file.name().file_name().unwrap_or_default()));
+        files.iter().try_for_each(Entry::remove)
     }
 }
 
-pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
-    entries.map_err(|e| Error::io("list", dir, &e))
+/// Its name is a chunk's, or that of a half-written file.
+fn is_of_a_chunk(file: &Entry) -> bool {
+    let name = file.name().file_name().unwrap_or_default();
+    let stem = name.to_str().and_then(|name| name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".txt")));
+    is_part(name) || stem.is_some_and(|stem| stem.parse::<ChunkId>().is_ok())
 }
 
-fn make(dir: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| Error::io("create directory", dir, &e))
-}
-
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join(LOCK);
-    let mut file = loop {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| Error::io("open", &path, &e))?;
-        match file.try_lock() {
-            // Between the two steps another process may have moved the directory away, and begun a new one.
-            Ok(()) if !is_at(&file, &path) => {}
-            Ok(()) => break file,
-            Err(_) if drill::without(Guard::Lock) => break file,
-            Err(TryLockError::WouldBlock) => return Err(in_use(dir, file)),
-            Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path, &e)),
-        }
+/// Refuses a directory that others could have prepared, and changes nothing in it. An empty one is only closed to the group: a
+/// plain `mkdir` leaves the right to write to the group where the umask is 0002.
+fn check(folder: &Folder) -> Result<()> {
+    let names = folder.list()?;
+    let us = rustix::process::geteuid();
+    if names.is_empty() && (us.is_root() || folder.stat()?.st_uid == us.as_raw()) {
+        folder.close_to_group()?;
+    }
+    let stat = folder.stat()?;
+    let is_open_to_others = stat.st_mode & 0o011 != 0;
+    let owner = match folder.check_owner()? {
+        Owner::We => stat.st_uid,
+        Owner::RootsGuest => 0,
     };
-    let holder = format!("process {}\n", std::process::id());
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| file.write_all(holder.as_bytes()))
-        .map_err(|e| Error::io("write", &path, &e))?;
-    Ok(file)
+    for (name, _) in names.iter().filter(|(name, _)| NAMES.iter().any(|known| name == known)) {
+        let entry = folder.file(name);
+        let Some(stat) = entry.stat()? else { continue };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            return Err(entry.is_a_link());
+        }
+        if stat.st_uid != owner {
+            return Err(entry.belongs_to(stat.st_uid));
+        }
+        if is_open_to_others && is_shared(&stat) && folder.keeps_modes() {
+            return Err(Error::input(format!("{entry} may be changed by other users, so they could have prepared it"))
+                .fix(format!("chmod -R go-w {}", shell_word(&folder.path().display().to_string()))));
+        }
+    }
+    for name in FOLDERS.iter().filter(|folder| names.iter().any(|(name, _)| name == *folder)) {
+        for (file, kind) in folder.folder(name)?.list()? {
+            let entry = folder.file(Path::new(name).join(file));
+            let is_link = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+            if kind == FileType::Symlink || kind == FileType::Unknown && entry.stat()?.is_some_and(is_link) {
+                return Err(entry.is_a_link());
+            }
+        }
+    }
+    Ok(())
 }
 
-/// The open file is still the one of that name.
-fn is_at(file: &File, path: &Path) -> bool {
-    let same =
-        |open: std::fs::Metadata, there: std::fs::Metadata| (open.dev(), open.ino()) == (there.dev(), there.ino());
-    file.metadata().and_then(|open| Ok(same(open, std::fs::metadata(path)?))).unwrap_or_default()
+/// Opens a file of the directory and locks it.
+fn hold(folder: &Folder, name: &str) -> Result<File> {
+    let entry = folder.file(name);
+    loop {
+        let is_new = !entry.exists()?;
+        let file = entry.append()?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(_) if drill::without(Guard::Lock) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use(folder)),
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", entry.path(), &e)),
+        }
+        let held = fstat(&file).map_err(|e| Error::io("look at", entry.path(), &e.into()))?;
+        // Between the two steps another process may have removed it.
+        if entry.stat()?.is_some_and(|there| is_same(&there, &held)) {
+            if is_new {
+                folder.sync()?;
+            }
+            return Ok(file);
+        }
+    }
 }
 
-fn in_use(dir: &Path, lock: File) -> Error {
+/// Writes the name of this process, for the message that another one gives.
+fn sign(lock: &mut File) -> std::io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(format!("process {}\n", std::process::id()).as_bytes())
+}
+
+fn in_use(folder: &Folder) -> Error {
     let mut holder = String::new();
     // Only to name it, and it may be about to write its name: whatever can be read is good enough.
-    let _unreadable = lock.take(200).read_to_string(&mut holder);
+    if let Ok(lock) = folder.file(LOCK).open() {
+        let _unreadable = lock.take(200).read_to_string(&mut holder);
+    }
     let holder = match holder.trim() {
         "" => "another process".to_owned(),
         holder => crate::flow::faults::escape_control(holder),
     };
-    Error::new(Kind::TryAgain, format!("{} is in use by {holder}", dir.display()))
+    Error::new(Kind::TryAgain, format!("{} is in use by {holder}", folder.path().display()))
         .fix("wait for it to end, or use another work directory (-d)")
+}
+
+/// Refuses to go on with a journal that is not where it was: a copy of it does not know what the other one pays for.
+/// `moved`: the user says that there is no other copy. Remembers where the journal is now.
+pub fn settle_place(work: &WorkDir, journal: &mut Journal, moved: bool) -> Result<()> {
+    let here = work.place()?;
+    let there = journal.state.place.clone();
+    if journal.state.config.is_none() || there.as_ref() == Some(&here) {
+        return Ok(());
+    }
+    if let Some(there) = there
+        && !there.is_same_file(&here)
+        && !journal.state.jobs.is_empty()
+        && !moved
+    {
+        let dir = work.path().display();
+        return Err(Error::input(format!(
+            "{dir} was copied, restored or moved: its journal was file {} on {}, and is file {} on {} now. \
+             If another copy of it is used too, both pay for the same requests; what an older copy does not know of is paid again",
+            there.inode,
+            crate::flow::faults::escape_control(&there.host),
+            here.inode,
+            crate::flow::faults::escape_control(&here.host),
+        ))
+        .fix(format!(
+            "make sure that no other copy of {} is used any more, then add --moved to this command, once",
+            shell_word(&dir.to_string())
+        )));
+    }
+    journal.append(&journal::Event::Place(here))
 }
 
 #[cfg(test)]
@@ -261,13 +415,12 @@ mod tests {
     #[test]
     fn s6_a_lock_of_a_directory_that_was_moved_away_is_not_of_the_new_one() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("w/lock");
         let work = WorkDir::create(&dir.path().join("w")).expect("free");
-        let early = File::open(&path).expect("there");
-        assert!(is_at(&early, &path));
+        let early = Folder::open(work.path()).expect("there");
+        assert!(early.is_at_its_path().expect("looked"));
         let work = work.renew().expect("renewed");
-        early.try_lock().expect("the old one is free");
-        assert!(!is_at(&early, &path) && WorkDir::create(work.path()).is_err());
+        hold(&early, LOCK).expect("the old one is free");
+        assert!(!early.is_at_its_path().expect("looked") && WorkDir::create(work.path()).is_err());
     }
 
     #[test]
@@ -281,5 +434,46 @@ mod tests {
         assert!(dir.path().join("w.old-1/lock").exists());
         drop(again);
         WorkDir::create(&dir.path().join("w")).expect("free again");
+    }
+
+    /// Whichever of the two files is removed, the other one keeps a second process out, and it has touched nothing.
+    #[test]
+    fn r11_9a_without_its_lock_file_the_journal_keeps_a_second_process_out() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("w");
+        let work = WorkDir::create(&path).expect("free");
+        work.file("rows/.x.part").write(b"").expect("as if it were being written");
+        work.file(LOCK).remove().expect("removed");
+        for _ in 0..2 {
+            assert_eq!(WorkDir::create(&path).expect_err("held").kind(), Kind::TryAgain);
+        }
+        assert!(work.file("rows/.x.part").exists().expect("looked"), "nothing was swept");
+        work.check_place().expect("it is where it was");
+        work.file(journal::FILE).remove().expect("removed");
+        assert_eq!(work.check_place().expect_err("another process would not find it").kind(), Kind::TryAgain);
+    }
+
+    #[test]
+    fn r11_9a_a_directory_that_was_moved_is_noticed_before_a_create() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (here, there) = (dir.path().join("w"), dir.path().join("v"));
+        let work = WorkDir::create(&here).expect("free");
+        work.check_place().expect("it is where it was");
+        std::fs::rename(&here, &there).expect("moved");
+        assert_eq!(work.check_place().expect_err("gone").kind(), Kind::TryAgain);
+        assert_eq!(WorkDir::create(&there).expect_err("it goes with its locks").kind(), Kind::TryAgain);
+        std::fs::create_dir(&here).expect("another");
+        assert_eq!(work.check_place().expect_err("another").kind(), Kind::TryAgain);
+    }
+
+    #[test]
+    fn k2_a_link_to_the_directory_stays_and_leads_to_the_new_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("disk")).expect("made");
+        std::os::unix::fs::symlink("disk/w", dir.path().join("w")).expect("linked");
+        std::fs::create_dir(dir.path().join("disk/w")).expect("made");
+        let work = WorkDir::create(&dir.path().join("w")).expect("free").renew().expect("renewed");
+        assert!(dir.path().join("w").is_symlink() && dir.path().join("disk/w.old-1/lock").exists());
+        work.check_place().expect("it is there");
     }
 }

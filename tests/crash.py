@@ -157,7 +157,9 @@ class Place:
 
     def command(self):
         remote = ["--base-url", self.server.base] if self.server else []
-        return [self.job.zbatch, *self.job.args, *remote]
+        # A copy of a work directory is gone on with only if that is said.
+        moved = ["--moved"] if (self.job.template / "w/journal.jsonl").exists() else []
+        return [self.job.zbatch, *self.job.args, *remote, *moved]
 
     def run(self, *args, strace=(), **more):
         stdin = self.folder / self.job.stdin if self.job.stdin else None
@@ -215,7 +217,7 @@ def prepare_batches(job):
         remote = ("--base-url", server.base, "--poll-interval", "10ms")
         job.call("submit", "-d", "w", *remote)
         shutil.copytree(job.template / "w", job.template / "aside")
-        job.call("fetch", "-d", "aside", "--keep-remote", *remote)
+        job.call("fetch", "-d", "aside", "--moved", "--keep-remote", *remote)
     shutil.rmtree(job.template / "aside")
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 CALLS = "write,writev,pwrite64,sendto,sendmsg,fsync,fdatasync,rename,renameat,renameat2,linkat"
 PATH = re.compile(r"\((\d+)<([^>]*)>")
-NAMES = re.compile(r'"([^"]*)"')
+# A name, and the open directory that it is in, where the call has one.
+NAMES = re.compile(r'(?:(?:\d+|AT_FDCWD)<([^>]*)>, )?"([^"]*)"')
 
 
 def finished_calls(text):
@@ -42,6 +43,10 @@ def finished_calls(text):
             yield pid, call
 
 
+def names(call):
+    return [os.path.join(directory, name) for directory, name in NAMES.findall(call)]
+
+
 def check(text):
     """The rules that were broken, and how often each was looked at."""
     broken, seen = [], {"events": 0, "files": 0, "directories": 0}
@@ -59,10 +64,10 @@ def check(text):
             if path.endswith("/journal.jsonl"):
                 unsynced_event = None
         elif name == "linkat":
-            number, new = NAMES.findall(call)[0].rsplit("/", 1)[-1], NAMES.findall(call)[1]
+            number, new = names(call)[0].rsplit("/", 1)[-1], names(call)[1]
             aliases[new] = aliases.get((pid, number), new)
         elif name.startswith("rename"):
-            old, new = NAMES.findall(call)[:2]
+            old, new = names(call)[:2]
             if "/emulator/" in new:
                 continue
             seen["files"] += 1

@@ -27,5 +27,6 @@ mod scripts;
 mod secrets;
 mod server;
 mod signals;
+mod trust;
 mod verify;
 mod workdir;

@@ -81,7 +81,7 @@ fn what_is_wrong_with_chunks_that_wait() {
     let setup = Setup::new(&[]);
     let work = &setup.work;
     let (request, rows) = (work.read(ONE), work.read(ROWS));
-    finds(work, ONE, None, &format!("{ONE}: it is gone: put it back from a backup"));
+    finds(work, ONE, None, &format!("{ONE}: it is gone: the command that cut the chunk"));
     finds(work, ONE, Some(&flip(&request)), &format!("{ONE}: its {} bytes are not those", request.len()));
     let bytes = request.len();
     finds(work, ONE, Some(&(request + "\n")), &format!("{ONE}: it has {} bytes; {bytes} were written", bytes + 1));
@@ -100,7 +100,8 @@ fn r3_a_chunk_that_has_a_batch_needs_its_file_no_more() {
     setup.submit();
     let request = work.read(ONE);
     let bytes = request.len();
-    let line = format!("{ONE}: its {bytes} bytes are not those that were written: the hash differs: nothing needs it");
+    let line =
+        format!("{ONE}: its {bytes} bytes are not those that were written: the hash differs: the chunk has its batch");
     finds(work, ONE, Some(&flip(&request)), &line);
     std::fs::remove_file(work.join(ONE)).expect("removed");
     is_sound(work, "6 chunks, 0 of them fetched");

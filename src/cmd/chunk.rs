@@ -5,7 +5,9 @@ use std::{borrow::Cow, sync::Mutex};
 use serde::Deserialize;
 
 use super::{
-    Ended, outputs,
+    Ended,
+    r#gen::say_remade,
+    outputs,
     setup::{ChunkRecords, cap_note, claim, forget_empty, record_models, resolve_limits},
 };
 use crate::{
@@ -61,9 +63,10 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     outputs::check(None, [requests], None, &args.faults, Some(&dir))?;
     let input = Input::open(args.requests.as_deref(), "zbatch gen posts.jsonl | zbatch chunk -d work")?;
     let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
-    let (work, journal) = claim(&dir, args.new, record_models(&models, limits, false), false, console)?;
+    let (work, journal) =
+        claim(&dir, (args.new, args.work.moved), record_models(&models, limits, false), false, console)?;
     let journal = Mutex::new(journal);
-    let mut cutter = locked(&journal)?.state.cutter(work.path(), limits);
+    let mut cutter = locked(&journal)?.state.cutter(work.folder(), limits)?;
     let mut log = FaultLog::create(args.faults.faults.as_deref())?;
     let mut tally = Tally::new(0);
     let mut records = ChunkRecords::create()?;
@@ -73,7 +76,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     };
     let (mut lines, mut good) = (0, 0);
     let mut block = Block::default();
-    let mark = write_behind(work.path(), record, |writer| {
+    let mark = write_behind(work.folder(), record, |writer| {
         while reader.fill(&mut block)? {
             for line in block.lines() {
                 lines += 1;
@@ -142,6 +145,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     if let Some(cap) = cap_note(&config, &args.limits, dialect).filter(|_| cutter.bytes_bind()) {
         console.note(cap);
     }
+    say_remade(cutter.remade(), console);
     console.show_faults(&log);
     if is_all_bad {
         return Err(Error::input(format!("{}: none of its {} is a request", reader.name(), count(lines, "line")))

@@ -30,6 +30,7 @@ use crate::{
     console::Console,
     error::{Error, Kind, Result},
     flow::{jobs::Stop, results::parse_result},
+    folder::Entry,
     lines::{input::read_small, output::write_private},
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId},
     settings::Config,
@@ -352,7 +353,7 @@ impl Doctor<'_> {
             return Ok(self.findings.tell(Check::Download, Verdict::Differs, measured)?);
         };
         let path = self.path("output");
-        let download = self.call(client.download(output, &path)).await??;
+        let download = self.call(client.download(output, &Entry::of(&path)?)).await??;
         let text = read_small(&path, LARGEST)?;
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
         let read = lines.iter().filter_map(|line| parse_result(line.as_bytes()).ok());
@@ -379,7 +380,7 @@ impl Doctor<'_> {
             self.files.remove(file);
         }
         let Some(listed) = self.ask(&[Check::Deletion], client.lists_file(&trial.file)).await? else { return Ok(()) };
-        let given = self.call(client.download(output, &path)).await?.err();
+        let given = self.call(client.download(output, &Entry::of(&path)?)).await?.err();
         let is_gone = given.as_ref().is_some_and(|error| error.class == Class::NotFound);
         let measured = format!(
             "{}; {}",
@@ -412,7 +413,7 @@ impl Doctor<'_> {
         });
         let path = self.path(name);
         write_private(&path, format!("{line}\n").as_bytes())?;
-        let file = self.call(self.client.upload(&path, &format!("zbatch_doctor_{name}.jsonl"))).await??;
+        let file = self.call(self.client.upload(&Entry::of(&path)?, &format!("zbatch_doctor_{name}.jsonl"))).await??;
         self.files.insert(file.clone());
         Ok(file)
     }

@@ -20,12 +20,13 @@ use crate::{
         results::read_custom_id,
         rows::{RowBalance, RowSet, read_results},
     },
+    folder::Folder,
     journal::{Event, Job, Journal, State, Step, locked},
-    lines::{blocks::Block, input::exists, output::Output},
+    lines::{blocks::Block, output::Output},
     progress::Progress,
     snapshots,
     units::count,
-    workdir::{ResultFile, WorkDir, results_path},
+    workdir::{ResultFile, WorkDir, results_file},
 };
 
 /// Places of fetched chunks that the emitting thread has not come to.
@@ -183,7 +184,7 @@ pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Lo
     let mut lost = Lost::default();
     for job in &state.jobs {
         let id = &job.chunk.id;
-        match what_is_lost(job, work.path()) {
+        match what_is_lost(job, work.folder()) {
             Some(what) if job.cleaned => {
                 lost.gone += 1;
                 console.always(format_args!("{what}, and {NO_COPY}: rows that are not in it will be absent"));
@@ -206,12 +207,11 @@ pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Lo
 pub const NO_COPY: &str = "the provider's copy is deleted";
 
 /// What is no longer as it was fetched, told by names and lengths alone; `zbatch verify` reads the files.
-pub fn what_is_lost(job: &Job, dir: &Path) -> Option<String> {
+pub fn what_is_lost(job: &Job, dir: &Folder) -> Option<String> {
     let rows = job.rows.as_ref()?;
     ResultFile::BOTH.into_iter().enumerate().find_map(|(at, file)| {
-        let path = results_path(dir, &job.chunk.id, file);
-        let now = std::fs::metadata(&path).ok().map(|meta| meta.len());
-        let path = path.display();
+        let path = results_file(dir, &job.chunk.id, file);
+        let now = path.len().ok().flatten();
         let Some(marks) = &rows.files else {
             let counted = [rows.output, rows.error].get(at).copied();
             return (now.is_none() && counted > Some(0)).then(|| format!("{path} is gone"));
@@ -260,7 +260,7 @@ fn emit(job: &Job, work: &WorkDir, output: &mut Output) -> Result<()> {
     let rows = RowSet::read(&work.rows(&job.chunk.id))?;
     let mut block = Block::default();
     for path in ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file)) {
-        if !exists(&path)? {
+        if !path.exists()? {
             continue;
         }
         let mut reader = read_results(&path)?;

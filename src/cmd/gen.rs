@@ -11,15 +11,16 @@ use super::{
     setup::{ChunkRecords, Rendering, Step, claim, forget_empty},
 };
 use crate::{
+    analysis::Analysis,
     cli::GenArgs,
     console::Console,
-    error::Result,
+    error::{Error, Kind, Result},
     flow::{
-        chunks::{Chunk, Group, write_behind},
+        chunks::{Chunk, ChunkWriter, Cutter, Group, write_behind},
         columns::{Columns, FIRST_POSTS},
         faults::FaultLog,
         posts::{Place, PostCounts, PostReader},
-        requests::RenderTally,
+        requests::{RenderTally, Request},
         tally::Tally,
     },
     journal::{Event, Journal, locked},
@@ -27,6 +28,7 @@ use crate::{
     report,
     settings::Config,
     snapshots,
+    units::count,
     workdir::WorkDir,
 };
 
@@ -49,7 +51,7 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     let (counts, tally) = match &args.work_dir {
         None => filter(posts, &rendering, args.output.as_deref(), &mut seen)?,
         Some(dir) => {
-            let (work, journal) = claim(dir, args.new, rendering.record(false), false, console)?;
+            let (work, journal) = claim(dir, (args.new, args.moved), rendering.record(false), false, console)?;
             let journal = Mutex::new(journal);
             let mut records = ChunkRecords::create()?;
             let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk))?;
@@ -89,6 +91,8 @@ pub struct Seen<'s> {
     pub tally: Tally,
     /// A chunk ended since the next line's bytes did not fit.
     bytes_bind: bool,
+    /// Chunks whose files were made again.
+    remade: u64,
     /// `None`: the fields of the posts were looked at before.
     watch: Option<Watch<'s>>,
 }
@@ -128,7 +132,7 @@ impl Watch<'_> {
 
 impl<'s> Seen<'s> {
     pub fn new(rendering: &'s Rendering, log: FaultLog, watch: Option<Watch<'s>>) -> Self {
-        Self { rendering, log, tally: Tally::new(rendering.set.list.len()), bytes_bind: false, watch }
+        Self { rendering, log, tally: Tally::new(rendering.set.list.len()), bytes_bind: false, remade: 0, watch }
     }
 
     fn note(&mut self, place: &Place<'_>) {
@@ -156,6 +160,7 @@ impl<'s> Seen<'s> {
                 console.note(format_args!("{count} {noun}{} {rest}", if count == 1 { "" } else { "s" }));
             }
         }
+        say_remade(self.remade, console);
         if let Some(cap) = self.rendering.cap.as_ref().filter(|_| self.bytes_bind) {
             console.note(cap);
         }
@@ -240,20 +245,14 @@ pub fn cut(
     seen: &mut Seen<'_>,
     yield_chunk: &mut (dyn FnMut(Chunk) -> Result<()> + Send),
 ) -> Result<(PostCounts, RenderTally)> {
-    let mut cutter = locked(journal)?.state.cutter(work.path(), rendering.limits);
-    let (text, vision) = (&rendering.models.model.value, &rendering.models.multimodal_model.value);
-    let groups: Vec<[Group; 2]> = rendering
-        .set
-        .list
-        .iter()
-        .map(|analysis| [cutter.group(&analysis.name, false, text), cutter.group(&analysis.name, true, vision)])
-        .collect();
+    let mut cutter = locked(journal)?.state.cutter(work.folder(), rendering.limits)?;
+    let groups = groups(&mut cutter, rendering);
     let record = |chunk: Chunk, input| {
         locked(journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
         yield_chunk(chunk)
     };
     let mut renderer = rendering.renderer()?;
-    let (counts, input) = write_behind(work.path(), record, |writer| {
+    let (counts, input) = write_behind(work.folder(), record, |writer| {
         let counts = rendering.render(posts, &mut renderer, |step| match step {
             Step::Place(place) => {
                 seen.note(place);
@@ -261,12 +260,7 @@ pub fn cut(
             }
             Step::Request(request) => {
                 seen.count(request.analysis);
-                let Some(group) = groups.get(request.analysis).and_then(|pair| pair.get(usize::from(request.vision)))
-                else {
-                    return Ok(());
-                };
-                let write = |out: &mut dyn std::io::Write| request.write_to(out);
-                cutter.push(*group, request.index.0, request.bytes, write, writer).map(|_| ())
+                push(&mut cutter, &groups, request, writer)
             }
             Step::Fault(fault) => seen.add(&fault),
         })?;
@@ -274,11 +268,70 @@ pub fn cut(
         seen.judge()?;
         Ok((counts, cutter.finish(writer)?))
     })?;
-    seen.bytes_bind = cutter.bytes_bind();
+    (seen.bytes_bind, seen.remade) = (cutter.bytes_bind(), cutter.remade());
     let mut journal = locked(journal)?;
     // The wrong input must not keep the right one out.
     if journal.state.posts.is_none() && !counts.are_all_bad() {
         journal.append(&Event::Posts { good: counts.posts, input })?;
     }
     Ok((counts, renderer.tally))
+}
+
+/// The groups of each analysis, text and multimodal.
+fn groups(cutter: &mut Cutter, rendering: &Rendering) -> Vec<[Group; 2]> {
+    let (text, vision) = (&rendering.models.model.value, &rendering.models.multimodal_model.value);
+    let pair =
+        |analysis: &Analysis| [cutter.group(&analysis.name, false, text), cutter.group(&analysis.name, true, vision)];
+    rendering.set.list.iter().map(pair).collect()
+}
+
+fn push(cutter: &mut Cutter, groups: &[[Group; 2]], request: &Request<'_>, writer: &mut ChunkWriter<'_>) -> Result<()> {
+    let group = groups.get(request.analysis).and_then(|pair| pair.get(usize::from(request.vision)));
+    let Some(group) = group else { return Ok(()) };
+    let write = |out: &mut dyn Write| request.write_to(out);
+    cutter.push(*group, request.index.0, request.bytes, write, writer).map(|_| ())
+}
+
+/// Makes the files of chunks again that were removed by hand, before anybody reads them. Nothing is read if none are gone.
+///
+/// # Errors
+/// The posts no longer give what was cut.
+pub fn remake<'r>(
+    open: &dyn Fn() -> Result<PostReader<'r>>,
+    rendering: &'r Rendering,
+    work: &WorkDir,
+    journal: &Mutex<Journal>,
+    console: &Console,
+) -> Result<()> {
+    let mut cutter = locked(journal)?.state.cutter(work.folder(), rendering.limits)?.of_held_chunks();
+    if cutter.gone() == 0 {
+        return Ok(());
+    }
+    let groups = groups(&mut cutter, rendering);
+    let mut renderer = rendering.renderer()?;
+    write_behind(
+        work.folder(),
+        |_, _| Ok(()),
+        |writer| {
+            let rendered = rendering.render(open()?, &mut renderer, |step| match step {
+                Step::Place(_) if cutter.gone() == 0 => Err(Error::new(Kind::ClosedPipe, "the rest is not needed")),
+                Step::Place(place) => cutter.read_place(place.bytes),
+                Step::Request(request) => push(&mut cutter, &groups, request, writer),
+                Step::Fault(_) => Ok(()),
+            });
+            match rendered {
+                Err(error) if error.kind() == Kind::ClosedPipe => Ok(()),
+                Err(error) => Err(error),
+                Ok(_) => cutter.finish(writer).map(|_| ()),
+            }
+        },
+    )?;
+    say_remade(cutter.remade(), console);
+    Ok(())
+}
+
+pub fn say_remade(chunks: u64, console: &Console) {
+    if chunks > 0 {
+        console.note(format_args!("files of {} were gone; they are made again from the input", count(chunks, "chunk")));
+    }
 }

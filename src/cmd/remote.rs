@@ -12,7 +12,11 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Ended, next::NextCommand, setup::open_journal};
+use super::{
+    Ended,
+    next::NextCommand,
+    setup::{open_journal, recover_rows},
+};
 use crate::{
     cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, Typed, WorkArgs},
     console::Console,
@@ -26,7 +30,7 @@ use crate::{
     provider::{Client, ClientSettings, Dialect, Key, is_same_server},
     settings::Config,
     units::count,
-    workdir::WorkDir,
+    workdir::{WorkDir, settle_place},
 };
 
 /// How long a create without an answer is looked for in listings.
@@ -95,9 +99,12 @@ pub struct Opened {
 pub fn open(source: &SourceArgs, work: &WorkArgs, provider: &ProviderArgs, console: &Console) -> Result<Opened> {
     let config = Config::load(source.config.as_deref(), console)?;
     let dir = config.work_dir(work.work_dir.as_deref()).value;
-    let work = WorkDir::open(&dir)?;
-    let journal = open_journal(&work, console)?;
+    let moved = work.moved;
+    let mut work = WorkDir::open(&dir)?;
+    let mut journal = open_journal(&mut work, console)?;
     check_provider(&journal.state, &dir, &config.provider(provider)?.0.value)?;
+    settle_place(&work, &mut journal, moved)?;
+    recover_rows(&work, &journal.state, console)?;
     Ok(Opened { config, dir, work, journal })
 }
 
@@ -288,9 +295,9 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
 
 /// The complete command that goes on with a directory, with what was typed for this one.
 pub fn command(verb: &str, dir: &Path, typed: &Typed) -> String {
-    // `--again` is in the journal.
+    // `--again` and `--moved` are in the journal.
     NextCommand::new(&format!("zbatch {verb}"))
         .path("-d", Some(dir))
-        .typed(verb, typed, &["work_dir", "again"])
+        .typed(verb, typed, &["work_dir", "again", "moved"])
         .into_text()
 }

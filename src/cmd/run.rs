@@ -7,7 +7,7 @@ mod join;
 pub use join::OF_A_ROUND;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use super::{
     Ended,
     emulate::settings,
     fetch::{Lost, find_lost_results},
-    r#gen::{Seen, cut},
+    r#gen::{Seen, cut, remake},
     outputs,
     remote::{announce, client, conclude, job_settings, keep_to_server, runtime, watch_for_stops},
     setup::{Rendering, Step as Rendered, claim, forget_empty},
@@ -48,6 +48,7 @@ use crate::{
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
     snapshots,
+    units::shell_word,
     workdir::WorkDir,
 };
 
@@ -115,7 +116,7 @@ impl<'a> Run<'a> {
         let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
         outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults, Some(&dir))?;
         Output::probe(&output)?;
-        let source = Source::find(args, &config, &output)?;
+        let source = Source::find(args, &config, &output).map_err(|error| what_is_left(error, &dir))?;
         let remote = match provider {
             None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote, console)?),
             given => given,
@@ -123,7 +124,7 @@ impl<'a> Run<'a> {
         let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
         let upstream = upstream.map(|upstream| upstream.name().to_owned());
         let record = journal::Config { upstream, ..rendering.record(args.emulate) };
-        let (work, mut journal) = claim(&dir, args.new, record, source.is_spooled(), console)?;
+        let (work, mut journal) = claim(&dir, (args.new, args.work.moved), record, source.is_spooled(), console)?;
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
@@ -135,6 +136,7 @@ impl<'a> Run<'a> {
         again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
         let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
+        remake(&|| open(&rendering, &posts), &rendering, &work, &journal, console)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
         let progress = Progress::new(*console, chunks);
         let timeout = config.timeout(args.remote.timeout).map(|timeout| timeout.value);
@@ -271,6 +273,18 @@ fn find_output(args: &RunArgs, config: &Config, rendering: &Rendering) -> Result
     Ok(output)
 }
 
+/// Of posts that cannot be read any more, though their batches may run.
+fn what_is_left(error: Error, dir: &Path) -> Error {
+    if error.kind() != Kind::Input || !dir.join(journal::FILE).is_file() {
+        return error;
+    }
+    let dir = shell_word(&dir.display().to_string());
+    error.fix(format!(
+        "check the path, or put the posts back; without them, `zbatch fetch -d {dir} -o results.jsonl` still fetches the \
+         results of the batches that were created"
+    ))
+}
+
 /// How the embedded emulator is to behave, if it is wanted at all.
 fn emulator_settings(args: &RunArgs) -> Result<Option<emulator::Settings>> {
     if args.emulate {
@@ -312,7 +326,7 @@ fn check_input(posts: &Posts, rendering: &Rendering, work: &WorkDir, journal: &M
         if state.below(Step::Fetched) == 0 {
             return Ok(());
         }
-        state.cutter(work.path(), rendering.limits)
+        state.cutter(work.folder(), rendering.limits)?
     };
     let read = open(rendering, posts)?.for_each(|place| {
         if cutter.knows_the_input() {

@@ -16,13 +16,14 @@ use crate::{
         chunks::{Chunk, Limits},
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
+        rows::RowSet,
     },
-    journal::{self, Journal, State, locked},
-    lines::{input::exists, output::Output},
+    journal::{self, Job, Journal, State, locked},
+    lines::output::Output,
     provider::Dialect,
     settings::{Config, Models, Origin, PROVIDER},
     units::count,
-    workdir::WorkDir,
+    workdir::{WorkDir, settle_place},
 };
 
 /// All that decides the requests of a post.
@@ -231,13 +232,13 @@ pub fn record_models(models: &Models, limits: Limits, emulate: bool) -> journal:
 /// [`crate::error::Kind::Input`] naming the difference if it belongs to another one.
 pub fn claim(
     dir: &Path,
-    new: bool,
+    (new, moved): (bool, bool),
     record: journal::Config,
     spooled: bool,
     console: &Console,
 ) -> Result<(WorkDir, Journal)> {
     let mut work = WorkDir::create(dir)?;
-    let mut journal = open_journal(&work, console)?;
+    let mut journal = open_journal(&mut work, console)?;
     // Rows are written after the journal's first line: without it nobody knows what was paid for.
     let lost_journal = !journal.resumed && work.has_rows()?;
     if lost_journal && !new {
@@ -247,11 +248,12 @@ pub fn claim(
         ))
         .fix("put journal.jsonl back: without it all would be paid for again; --new does begin again"));
     }
-    if new && (journal.resumed || lost_journal || exists(&work.spool())?) {
+    if new && (journal.resumed || lost_journal || work.spool().exists()?) {
         drop(journal);
         work = work.renew()?;
         journal = work.journal()?;
     }
+    settle_place(&work, &mut journal, moved)?;
     // An empty input made no job.
     if journal.state.is_empty() && journal.state.config.is_some() {
         drop(journal);
@@ -271,13 +273,17 @@ pub fn claim(
         journal = work.journal()?;
     }
     match &journal.state.config {
-        None => journal.append(&journal::start(run_id(), spooled, record))?,
+        None => {
+            journal.append(&journal::start(run_id(), spooled, record))?;
+            settle_place(&work, &mut journal, moved)?;
+        }
         Some(there) => {
             if let Some(difference) = there.difference(&record) {
                 return Err(Error::input(format!("{} belongs to another job: {difference}", dir.display())).fix(
                     "use another directory (-d), or --new to begin again (the old contents are kept in DIR.old-N)",
                 ));
             }
+            recover_rows(&work, &journal.state, console)?;
             let chunks = journal.state.jobs.len();
             if chunks > 0 {
                 console.note(format_args!("{} holds {} already", dir.display(), count(chunks, "chunk")));
@@ -312,13 +318,31 @@ pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console)
     Ok(is_empty)
 }
 
-pub fn open_journal(work: &WorkDir, console: &Console) -> Result<Journal> {
+pub fn open_journal(work: &mut WorkDir, console: &Console) -> Result<Journal> {
     let journal = work.journal()?;
     if journal.torn > 0 {
         console
             .note(format_args!("the journal's last line was torn by a crash; its {} bytes are dropped", journal.torn));
     }
     Ok(journal)
+}
+
+/// Writes the rows of chunks again whose files are gone, as far as the directory itself tells them.
+pub fn recover_rows(work: &WorkDir, state: &State, console: &Console) -> Result<()> {
+    let mut made: u64 = 0;
+    for Job { chunk, .. } in &state.jobs {
+        let file = work.rows(&chunk.id);
+        if !file.exists()?
+            && let Some(rows) = RowSet::recover(chunk, &work.request(&chunk.id))?
+        {
+            file.write(rows.to_text().as_bytes())?;
+            made += 1;
+        }
+    }
+    if made > 0 {
+        console.note(format_args!("the rows of {} were gone; they are written again", count(made, "chunk")));
+    }
+    Ok(())
 }
 
 /// Tells apart the batches of different directories in one account.

@@ -12,10 +12,11 @@ use crate::{
     cli::RunArgs,
     console::Console,
     error::{Error, Result},
+    folder::Entry,
     journal::Journal,
     lines::{
-        input::{Input, exists, open_error, read_error, read_small},
-        output::{AtomicFile, aside, is_stream, write_private},
+        input::{Input, exists, open_error, read_error},
+        output::{AtomicFile, aside, is_stream},
     },
     settings::Config,
     workdir::{OUTPUT_HASHES, PARTIAL_OUTPUT, WorkDir},
@@ -85,20 +86,16 @@ impl Source {
     }
 
     fn settle_file(&self, from: &Path, work: &WorkDir, journal: &Journal) -> Result<PathBuf> {
-        if !journal.state.spooled || !exists(&work.spool())? {
+        if !journal.state.spooled || !work.spool().exists()? {
             return Ok(from.to_owned());
         }
         if !nothing_is_cut(journal) {
             // The output may have replaced its input since: the directory keeps what it began with.
-            return Ok(work.spool());
+            return Ok(work.spool().path());
         }
         // Kept, and then refused: the copy must not come back when this file is gone.
-        for path in [work.spool(), work.spool_hash()] {
-            std::fs::remove_file(&path).or_else(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => Ok(()),
-                _ => Err(Error::io("remove", &path, &e)),
-            })?;
-        }
+        work.spool().remove()?;
+        work.spool_hash().remove()?;
         Ok(from.to_owned())
     }
 
@@ -114,10 +111,10 @@ impl Source {
             Error::input(format!("{} was made from other posts", work.path().display()))
                 .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new")
         };
-        let is_kept = exists(&spool)?;
+        let is_kept = spool.exists()?;
         let go_on = || {
-            console.note(format_args!("going on with the posts kept in {}", spool.display()));
-            Ok(spool.clone())
+            console.note(format_args!("going on with the posts kept in {spool}"));
+            Ok(spool.path())
         };
         let nothing_comes = from.is_none() && std::io::stdin().is_terminal();
         if is_kept && (nothing_comes || !nothing_is_cut(journal)) {
@@ -143,9 +140,9 @@ impl Source {
             }
             return go_on();
         }
-        let failed = |e: std::io::Error| Error::io("write", &spool, &e);
+        let failed = |e: std::io::Error| Error::io("write", spool.path(), &e);
         let input = Input::open(from, "cat posts.jsonl | zbatch run - -o enhanced.jsonl")?;
-        let mut encoder = zstd::Encoder::new(AtomicFile::create_private(&spool)?, LEVEL).map_err(failed)?;
+        let mut encoder = zstd::Encoder::new(AtomicFile::within(&spool)?, LEVEL).map_err(failed)?;
         let hash = copy(input, &mut encoder)?;
         if hash.is_none() && is_kept {
             return go_on();
@@ -156,13 +153,13 @@ impl Source {
         }
         let hash = hash.unwrap_or_default();
         // The kept posts are gone: only the same may take their place.
-        if !journal.state.jobs.is_empty() && exists(&sum)? && !has_sum(&sum, &hash) {
+        if !journal.state.jobs.is_empty() && sum.exists()? && !has_sum(&sum, &hash) {
             return Err(others());
         }
         let file = encoder.finish().map_err(failed)?;
-        write_private(&sum, format!("{hash}\n").as_bytes())?;
+        sum.write(format!("{hash}\n").as_bytes())?;
         file.commit()?;
-        Ok(spool)
+        Ok(spool.path())
     }
 }
 
@@ -171,30 +168,30 @@ fn nothing_is_cut(journal: &Journal) -> bool {
     journal.state.jobs.is_empty() && journal.state.posts.is_none()
 }
 
-fn has_sum(sum: &Path, hash: &str) -> bool {
-    read_small(sum, BUFFER as u64).is_ok_and(|sum| sum.trim() == hash)
+fn has_sum(sum: &Entry, hash: &str) -> bool {
+    sum.read_small(BUFFER as u64).is_ok_and(|sum| sum.trim() == hash)
 }
 
 /// The kept posts have this hash.
 fn is_the_kept(hash: &str, work: &WorkDir) -> Result<bool> {
     // A sum that is damaged says nothing: the posts themselves do.
     Ok(has_sum(&work.spool_hash(), hash)
-        || copy(Input::open(Some(&work.spool()), "")?, &mut std::io::sink())?.as_deref() == Some(hash))
+        || copy(Input::open(Some(&work.spool().path()), "")?, &mut std::io::sink())?.as_deref() == Some(hash))
 }
 
 /// What the last run, or the one before, put in the place of the posts.
 fn is_own_output(file: &Path, work: &WorkDir) -> Result<bool> {
     let hash = copy(Input::open(Some(file), "")?, &mut std::io::sink())?;
-    let known = read_small(&work.join(OUTPUT_HASHES), BUFFER as u64).unwrap_or_default();
+    let known = work.file(OUTPUT_HASHES).read_small(BUFFER as u64).unwrap_or_default();
     Ok(hash.is_some_and(|hash| known.lines().any(|known| known == hash)))
 }
 
 /// Before an output takes the place of the posts: a later run must know it from a file that the user has changed.
 pub fn remember_output(hash: &str, work: &WorkDir) -> Result<()> {
-    let path = work.join(OUTPUT_HASHES);
-    let known = read_small(&path, BUFFER as u64).unwrap_or_default();
+    let file = work.file(OUTPUT_HASHES);
+    let known = file.read_small(BUFFER as u64).unwrap_or_default();
     let last = known.lines().next().unwrap_or_default();
-    write_private(&path, format!("{hash}\n{last}\n").as_bytes())
+    file.write(format!("{hash}\n{last}\n").as_bytes())
 }
 
 /// The file beside an output that holds what is there while rows remain. A later run removes it, but no other file of that
@@ -202,13 +199,13 @@ pub fn remember_output(hash: &str, work: &WorkDir) -> Result<()> {
 #[derive(Debug)]
 pub struct PartialOutput {
     path: PathBuf,
-    mark: PathBuf,
+    mark: Entry,
 }
 
 impl PartialOutput {
     pub fn of(output: &Path, work: &WorkDir) -> Result<Self> {
         let path = if is_stream(output) { PathBuf::new() } else { aside(output)? };
-        Ok(Self { path, mark: work.join(PARTIAL_OUTPUT) })
+        Ok(Self { path, mark: work.file(PARTIAL_OUTPUT) })
     }
 
     /// The file as it is now: any later change to it changes this.
@@ -218,26 +215,25 @@ impl PartialOutput {
     }
 
     pub fn remember(&self) -> Result<()> {
-        self.identity().map_or(Ok(()), |identity| write_private(&self.mark, format!("{identity}\n").as_bytes()))
+        self.identity().map_or(Ok(()), |identity| self.mark.write(format!("{identity}\n").as_bytes()))
     }
 
     pub fn remove(&self) -> Result<()> {
-        if !exists(&self.mark)? {
+        if !self.mark.exists()? {
             return Ok(());
         }
-        let mark = read_small(&self.mark, BUFFER as u64).unwrap_or_default();
-        let is_own = self.identity().is_some_and(|identity| identity == mark.trim());
-        for path in is_own.then_some(&self.path).into_iter().chain([&self.mark]) {
-            std::fs::remove_file(path).map_err(|e| Error::io("remove", path, &e))?;
+        let mark = self.mark.read_small(BUFFER as u64).unwrap_or_default();
+        if self.identity().is_some_and(|identity| identity == mark.trim()) {
+            std::fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, &e))?;
         }
-        Ok(())
+        self.mark.remove()
     }
 }
 
 /// A file holds what the posts were kept from: then it is the only other place where those that cannot be read stand as
 /// they were.
 pub fn holds_the_posts(file: &Path, work: &WorkDir) -> Result<bool> {
-    if is_stream(file) || !exists(file)? || !exists(&work.spool())? {
+    if is_stream(file) || !exists(file)? || !work.spool().exists()? {
         return Ok(false);
     }
     let hash = copy(Input::open(Some(file), "")?, &mut std::io::sink())?;

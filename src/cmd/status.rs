@@ -13,6 +13,7 @@ use crate::{
     console::Console,
     error::Result,
     flow::faults::escape_control,
+    folder::Folder,
     journal::{self, FILE, Job, State, Step},
     lines::output::Output,
     settings::Config,
@@ -36,7 +37,7 @@ pub fn run(args: &StatusArgs, console: &Console) -> Result<Ended> {
             stdout.commit()?;
             let done = state.posts.is_some() && state.below(Step::Fetched) == 0;
             if !args.watch || done {
-                return Ok(if tell_what_is_lost(&dir, &state, console) { Ended::WithFaults } else { Ended::Finished });
+                return Ok(if tell_what_is_lost(&dir, &state, console)? { Ended::WithFaults } else { Ended::Finished });
             }
         }
         std::thread::sleep(LOOK);
@@ -44,16 +45,17 @@ pub fn run(args: &StatusArgs, console: &Console) -> Result<Ended> {
 }
 
 /// Results that were fetched and are not here any more are what no step of a chunk shows.
-fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> bool {
+fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> Result<bool> {
+    let folder = Folder::open(dir)?;
     let mut lost = false;
     for job in &state.jobs {
-        if let Some(what) = what_is_lost(job, dir) {
+        if let Some(what) = what_is_lost(job, &folder) {
             let way = if job.cleaned { NO_COPY } else { "`zbatch fetch` downloads it again" };
             console.always(format_args!("{what}; {way}"));
             lost = true;
         }
     }
-    lost
+    Ok(lost)
 }
 
 /// In the order of a chunk's way.
@@ -76,8 +78,11 @@ fn counts(state: &State) -> [(&'static str, usize); NAMES.len()] {
 }
 
 /// What was cut: posts, or request lines that came from elsewhere.
-fn input_name(state: &State) -> &str {
-    state.config.as_ref().map_or("posts", |config| &config.input).trim_end_matches('s')
+fn input_name(state: &State) -> &'static str {
+    match &state.config {
+        Some(config) if config.input == "requests" => "request",
+        _ => "post",
+    }
 }
 
 fn as_text(dir: &Path, state: &State) -> String {

@@ -4,10 +4,7 @@
 //! that is known; so what seems wrong with a chunk is looked at again if the journal has moved it since, and only what
 //! its last events do not explain is a problem.
 
-use std::{
-    collections::HashSet,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use super::{Ended, fetch::totals};
 use crate::{
@@ -18,30 +15,37 @@ use crate::{
         faults::escape_control,
         rows::{FileMark, RowBalance, RowSet, verify},
     },
+    folder::{Entry, Folder},
     journal::{self, FILE, Job, State, Step},
     lines::{
-        input::{Input, read_error, read_small},
+        input::{Input, read_error},
         output::Output,
     },
     settings::Config,
-    units::count,
-    workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, is_part, list, results_path, rows_path},
+    units::{count, shell_word},
+    workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, is_part, list, request_file, results_file, rows_file},
 };
 
 /// Foreign files that are named.
 const NAMED: usize = 5;
+/// Chunks with problems that are looked for.
+const MOST: usize = 10_000;
 /// A hash in a file of its own.
 const LONGEST_HASH: u64 = 1 << 10;
-const RESTORE: &str = "put it back from a backup; without one, begin again with --new";
+const REMAKE: &str =
+    "the command that cut the chunk (zbatch run, gen -d or chunk -d) makes it again from the same input";
+const RESTORE: &str = "put it back from a backup, or move it away: the command that cut the chunk (zbatch run, gen -d or chunk -d) \
+                       makes it again from the same input";
 
 pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     let config = Config::load(args.source.config.as_deref(), console)?;
-    let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    let journal::Replay { mut state, whole, torn, damage } = journal::examine(&dir)?;
+    let path = config.work_dir(args.work.work_dir.as_deref()).value;
+    let journal::Replay { mut state, whole, torn, damage } = journal::examine(&path)?;
+    let dir = Folder::open(&path)?;
     if torn > 0 {
         console.note(format_args!(
             "{}: the last line is torn, {torn} bytes: a crash does that, and the next command drops it",
-            dir.join(FILE).display()
+            dir.file(FILE)
         ));
     }
     let is_whole = damage.is_none();
@@ -49,16 +53,16 @@ pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
     problems.extend(check_beginning(&dir, &state, is_whole)?);
     problems.extend(check_spool(&dir, &state)?);
     let mut files = Files::default();
-    problems.extend(check_chunks(&dir, &mut state, &mut files)?);
+    problems.extend(check_chunks(&dir, &mut state, whole, &mut files)?);
     tell_what_is_left(&dir, &state, is_whole, console)?;
-    if journal::examine(&dir)?.whole != whole {
+    if journal::whole(&path)? != whole {
         console.note("another process works there: what it did meanwhile is checked in part; run it again at the end");
     }
     print(&problems)?;
     let rows = totals(&state.jobs);
     let sum = format!(
         "{}: {}, {} of them fetched: {}, {}, {}; {}, {} read",
-        dir.display(),
+        path.display(),
         count(state.jobs.len(), "chunk"),
         state.at(Step::Fetched),
         count(rows.output, "result"),
@@ -72,7 +76,8 @@ pub fn run(args: &VerifyArgs, console: &Console) -> Result<Ended> {
             console.note(format_args!("{sum}; all is as the journal says"));
             Ok(Ended::Finished)
         }
-        many => Err(Error::input(format!("{sum}; {}", count(many, "problem")))),
+        many if many < MOST => Err(Error::input(format!("{sum}; {}", count(many, "problem")))),
+        many => Err(Error::input(format!("{sum}; {}; no more were looked for", count(many, "problem")))),
     }
 }
 
@@ -100,8 +105,9 @@ impl Files {
     }
 }
 
-/// What is wrong with the files of all chunks. `state` is brought up to date where it no longer holds.
-fn check_chunks(dir: &Path, state: &mut State, files: &mut Files) -> Result<Vec<Error>> {
+/// What is wrong with the files of all chunks. `state` is brought up to date where it no longer holds; `whole` is the length of
+/// the journal that it was read from. After [`MOST`] problems no more are looked for.
+fn check_chunks(dir: &Folder, state: &mut State, mut whole: u64, files: &mut Files) -> Result<Vec<Error>> {
     let mut problems = Vec::new();
     let mut places: Vec<usize> = (0..state.jobs.len()).collect();
     loop {
@@ -112,11 +118,19 @@ fn check_chunks(dir: &Path, state: &mut State, files: &mut Files) -> Result<Vec<
             if !found.is_empty() {
                 suspects.push((place, found));
             }
+            if suspects.len() + problems.len() >= MOST {
+                break;
+            }
         }
         if suspects.is_empty() {
             return Ok(problems);
         }
-        let now = journal::examine(dir)?.state;
+        if journal::whole(dir.path())? == whole {
+            problems.extend(suspects.into_iter().flat_map(|(_, found)| found));
+            return Ok(problems);
+        }
+        let journal::Replay { state: now, whole: length, .. } = journal::examine(dir.path())?;
+        whole = length;
         places = Vec::new();
         for (place, found) in suspects {
             if state.jobs.get(place) == now.jobs.get(place) {
@@ -130,15 +144,20 @@ fn check_chunks(dir: &Path, state: &mut State, files: &mut Files) -> Result<Vec<
 }
 
 /// What is wrong with the files of a chunk.
-fn check_chunk(dir: &Path, job: &Job, files: &mut Files) -> Vec<Error> {
+fn check_chunk(dir: &Folder, job: &Job, files: &mut Files) -> Vec<Error> {
     let mut problems = Vec::new();
     let rows = check_rows(dir, job).map_err(|problem| problems.push(problem)).ok();
-    let request = dir.join(&job.chunk.path);
+    let request = request_file(dir, &job.chunk.id);
     // Where there is a batch it is not sent any more: it may be there or not, and to begin again would be to pay again.
-    let fix = if job.step < Step::Created { RESTORE } else { "nothing needs it any more: remove it" };
-    if request.exists() || job.step < Step::Created {
+    let is_there = request.exists().unwrap_or(true);
+    let fix = match (job.step < Step::Created, is_there) {
+        (true, true) => RESTORE,
+        (true, false) => REMAKE,
+        (false, _) => "the chunk has its batch, and nothing reads this file any more",
+    };
+    if is_there || job.step < Step::Created {
         let then = FileMark { bytes: job.chunk.bytes, blake3: job.chunk.blake3.clone() };
-        let now = request.exists().then(|| FileMark::of(&request)).transpose();
+        let now = is_there.then(|| FileMark::of(&request)).transpose();
         match now {
             Ok(now) => {
                 now.iter().for_each(|now| files.add(now));
@@ -156,11 +175,10 @@ fn check_chunk(dir: &Path, job: &Job, files: &mut Files) -> Vec<Error> {
     problems
 }
 
-fn check_rows(dir: &Path, job: &Job) -> Result<RowSet> {
-    let path = rows_path(dir, &job.chunk.id);
-    let fix = "put it back from a backup: it tells the chunk's own results from others'";
-    if !path.exists() {
-        return Err(Error::input(format!("{}: it is gone", path.display())).fix(fix));
+fn check_rows(dir: &Folder, job: &Job) -> Result<RowSet> {
+    let path = rows_file(dir, &job.chunk.id);
+    if !path.exists()? {
+        return Err(Error::input(format!("{path}: it is gone")).fix(REMAKE));
     }
     let rows = RowSet::read(&path)?;
     let chunk = &job.chunk;
@@ -168,21 +186,20 @@ fn check_rows(dir: &Path, job: &Job) -> Result<RowSet> {
     if (rows.len(), rows.ends()) != then {
         let (first, last) = rows.ends().unwrap_or_default();
         return Err(Error::input(format!(
-            "{}: {}, {first} to {last}; {} were cut, {} to {}",
-            path.display(),
+            "{path}: {}, {first} to {last}; {} were cut, {} to {}",
             count(rows.len(), "row"),
             chunk.lines,
             chunk.first_index,
             chunk.last_index
         ))
-        .fix(fix));
+        .fix(RESTORE));
     }
     Ok(rows)
 }
 
 /// Without `rows` only the files are held against their marks.
 fn check_results(
-    dir: &Path,
+    dir: &Folder,
     job: &Job,
     then: &RowBalance,
     rows: Option<&RowSet>,
@@ -193,9 +210,9 @@ fn check_results(
         "the provider's copy is deleted: put it back from a backup, or ask for its rows in another round (--missing)"
             .to_owned()
     } else {
-        format!("`zbatch fetch -d {} --again {id}` downloads it again", dir.display())
+        format!("`zbatch fetch -d {} --again {id}` downloads it again", shell_word(&dir.path().display().to_string()))
     };
-    let paths = ResultFile::BOTH.map(|file| results_path(dir, id, file));
+    let paths = ResultFile::BOTH.map(|file| results_file(dir, id, file));
     let none = RowSet::default();
     let (now, _) = verify(&paths, &job.chunk.analysis, rows.unwrap_or(&none))?;
     let marks = now.files.clone().unwrap_or_default();
@@ -220,7 +237,7 @@ fn check_results(
 }
 
 /// What is no longer as it was written, in words.
-fn difference(path: &Path, then: Option<&FileMark>, now: Option<&FileMark>, fix: &str) -> Option<Error> {
+fn difference(file: &Entry, then: Option<&FileMark>, now: Option<&FileMark>, fix: &str) -> Option<Error> {
     let what = match (then, now) {
         _ if then == now => return None,
         (_, None) => "it is gone".to_owned(),
@@ -230,35 +247,34 @@ fn difference(path: &Path, then: Option<&FileMark>, now: Option<&FileMark>, fix:
         }
         (Some(then), Some(now)) => format!("it has {} bytes; {} were written", now.bytes, then.bytes),
     };
-    Some(Error::input(format!("{}: {what}", path.display())).fix(fix))
+    Some(Error::input(format!("{file}: {what}")).fix(fix))
 }
 
 /// Rows are written after the journal's first line: without it nobody knows what was paid for.
-fn check_beginning(dir: &Path, state: &State, is_whole: bool) -> Result<Option<Error>> {
-    let rows = dir.join("rows");
-    let is_lost = is_whole && state.config.is_none() && rows.is_dir() && !list(&rows)?.is_empty();
-    let what = || Error::input(format!("{}: it is empty, and chunks were cut here", dir.join(FILE).display()));
+fn check_beginning(dir: &Folder, state: &State, is_whole: bool) -> Result<Option<Error>> {
+    let is_lost = is_whole && state.config.is_none() && !list(dir, "rows")?.is_empty();
+    let what = || Error::input(format!("{}: it is empty, and chunks were cut here", dir.file(FILE)));
     Ok(is_lost.then(|| what().fix("put it back from a backup: without it all would be paid for again")))
 }
 
 /// The kept posts, where the job has some: without them no output can be written.
-fn check_spool(dir: &Path, state: &State) -> Result<Option<Error>> {
+fn check_spool(dir: &Folder, state: &State) -> Result<Option<Error>> {
     const FIX: &str =
-        "remove it, and give the same posts and the same command again: they are compared with what was cut";
-    let (spool, sum) = (dir.join(SPOOL), dir.join(SPOOL_HASH));
+        "move it away, and give the same posts and the same command again: they are compared with what was cut";
+    let (spool, sum) = (dir.file(SPOOL), dir.file(SPOOL_HASH));
     // Until something is cut, they are read again from where they came.
     if !state.spooled || state.jobs.is_empty() {
         return Ok(None);
     }
-    for path in [&sum, &spool] {
-        if !path.exists() {
+    for file in [&sum, &spool] {
+        if !file.exists()? {
             let fix = "give the same posts and the same command again: they are compared with what was cut";
-            return Ok(Some(Error::input(format!("{}: it is gone", path.display())).fix(fix)));
+            return Ok(Some(Error::input(format!("{file}: it is gone")).fix(fix)));
         }
     }
-    let then = read_small(&sum, LONGEST_HASH)?;
+    let then = sum.read_small(LONGEST_HASH)?;
     let mut hasher = blake3::Hasher::new();
-    let mut input = Input::open(Some(&spool), "")?;
+    let mut input = Input::of(spool.open()?, spool.to_string())?;
     let now = match hasher.update_reader(&mut input.reader) {
         Ok(hasher) => hasher.finalize().to_hex(),
         Err(e) => {
@@ -266,31 +282,24 @@ fn check_spool(dir: &Path, state: &State) -> Result<Option<Error>> {
             return if error.kind() == Kind::Input { Ok(Some(error.fix(FIX))) } else { Err(error) };
         }
     };
-    let differs =
-        || Error::input(format!("{}: its posts are not those that were kept: the hash differs", spool.display()));
+    let differs = || Error::input(format!("{spool}: its posts are not those that were kept: the hash differs"));
     Ok((then.trim() != now.as_str()).then(|| differs().fix(FIX)))
 }
 
 /// Notes, not problems: what came short, what a killed process left, what is not ours.
-fn tell_what_is_left(dir: &Path, state: &State, is_whole: bool, console: &Console) -> Result<()> {
+fn tell_what_is_left(dir: &Folder, state: &State, is_whole: bool, console: &Console) -> Result<()> {
     let short = state.jobs.iter().filter(|job| job.rows.as_ref().is_some_and(|rows| rows.short));
     for job in short {
         console
             .note(format_args!("{}: its results came short; the next fetch or run downloads them again", job.chunk.id));
     }
-    let mut known: HashSet<PathBuf> = NAMES.iter().map(|name| dir.join(name)).collect();
-    for Job { chunk, .. } in &state.jobs {
-        known.extend([dir.join(&chunk.path), rows_path(dir, &chunk.id)]);
-        known.extend(ResultFile::BOTH.map(|file| results_path(dir, &chunk.id, file)));
+    let mut files: Vec<Entry> = dir.list()?.into_iter().map(|(name, _)| dir.file(name)).collect();
+    for folder in FOLDERS {
+        files.extend(list(dir, folder)?);
     }
-    let folders = FOLDERS.iter().map(|folder| dir.join(folder)).filter(|folder| folder.is_dir());
-    let (mut parts, mut foreign) = (Vec::new(), Vec::new());
-    for folder in [dir.to_owned()].into_iter().chain(folders) {
-        for path in list(&folder)?.into_iter().filter(|path| !known.contains(path)) {
-            let is_part = is_part(&path.file_name().unwrap_or_default().to_string_lossy());
-            if is_part { parts.push(path) } else { foreign.push(path) }
-        }
-    }
+    files.retain(|file| !is_known(file.name(), state));
+    let (parts, mut foreign): (Vec<Entry>, Vec<Entry>) =
+        files.into_iter().partition(|file| is_part(file.name().file_name().unwrap_or_default()));
     if !parts.is_empty() {
         console.note(format_args!(
             "{} half-written files: a killed process leaves them, the next one removes them",
@@ -299,13 +308,25 @@ fn tell_what_is_left(dir: &Path, state: &State, is_whole: bool, console: &Consol
     }
     // A journal that ends early knows few of the files.
     if !foreign.is_empty() && is_whole {
-        foreign.sort_unstable();
-        let named: Vec<String> =
-            foreign.iter().take(NAMED).map(|path| escape_control(&path.display().to_string())).collect();
+        foreign.sort_unstable_by(|one, other| one.name().cmp(other.name()));
+        let named: Vec<String> = foreign.iter().take(NAMED).map(|file| escape_control(&file.to_string())).collect();
         let more = if foreign.len() > named.len() { ", …" } else { "" };
         console.note(format_args!("{} files are not this job's: {}{more}", foreign.len(), named.join(", ")));
     }
     Ok(())
+}
+
+/// A name that zbatch gives in this directory.
+fn is_known(name: &Path, state: &State) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    let Some((folder, file)) = name.split_once('/') else { return NAMES.contains(&name) };
+    let endings: &[&str] = match folder {
+        "requests" => &[".jsonl"],
+        "rows" => &[".txt"],
+        _ => &[".output.jsonl", ".error.jsonl"],
+    };
+    let id = endings.iter().find_map(|ending| file.strip_suffix(ending)).and_then(|stem| stem.parse().ok());
+    id.is_some_and(|id| state.place(&id).is_some())
 }
 
 #[cfg(test)]
@@ -314,14 +335,12 @@ mod tests {
     use crate::{
         flow::chunks::{Chunk, InputMark},
         journal::{Event, Journal},
-        lines::output::write_whole,
     };
 
     /// A directory whose one chunk was fetched, as `zbatch` writes it.
     fn fetched(dir: &Path) -> (Journal, Chunk) {
-        for folder in FOLDERS {
-            std::fs::create_dir(dir.join(folder)).expect("made");
-        }
+        let folder = Folder::open(dir).expect("opened");
+        FOLDERS.iter().for_each(|name| drop(folder.make_folder(name).expect("made")));
         let id: crate::flow::ChunkId = "a_batch_part1".parse().expect("a chunk");
         let chunk = Chunk {
             path: format!("requests/{id}.jsonl"),
@@ -335,7 +354,7 @@ mod tests {
             blake3: String::new(),
         };
         let (id, attempt) = (|| chunk.id.clone(), 1);
-        write_whole(&rows_path(dir, &chunk.id), b"0-1\n").expect("written");
+        rows_file(&folder, &chunk.id).write(b"0-1\n").expect("written");
         let mut journal = Journal::open(dir).expect("opened");
         for event in [
             journal::start("run".to_owned(), false, journal::tests::config()),
@@ -347,15 +366,15 @@ mod tests {
         ] {
             journal.append(&event).expect("follows");
         }
-        download(dir, &mut journal, &chunk, "{\"custom_id\":\"a_0000\"}\n");
+        download(&folder, &mut journal, &chunk, "{\"custom_id\":\"a_0000\"}\n");
         (journal, chunk)
     }
 
     /// New results, journaled.
-    fn download(dir: &Path, journal: &mut Journal, chunk: &Chunk, output: &str) {
-        let paths = ResultFile::BOTH.map(|file| results_path(dir, &chunk.id, file));
-        write_whole(&paths[0], output.as_bytes()).expect("written");
-        let rows = RowSet::read(&rows_path(dir, &chunk.id)).expect("rows");
+    fn download(dir: &Folder, journal: &mut Journal, chunk: &Chunk, output: &str) {
+        let paths = ResultFile::BOTH.map(|file| results_file(dir, &chunk.id, file));
+        paths[0].write(output.as_bytes()).expect("written");
+        let rows = RowSet::read(&rows_file(dir, &chunk.id)).expect("rows");
         let (rows, _) = verify(&paths, "a", &rows).expect("read");
         journal.append(&Event::Fetched { chunk: chunk.id.clone(), rows }).expect("follows");
     }
@@ -364,18 +383,19 @@ mod tests {
     fn what_another_process_moved_meanwhile_is_looked_at_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let (mut journal, chunk) = fetched(dir.path());
+        let folder = Folder::open(dir.path()).expect("opened");
         let mut files = Files::default();
-        let mut look = |state: &mut State| check_chunks(dir.path(), state, &mut files).expect("read").len();
+        let mut look = |state: &mut State| check_chunks(&folder, state, 0, &mut files).expect("read").len();
         let mut state = journal.state.clone();
         assert_eq!(look(&mut state), 0);
         // After we read the journal it was told to download again, and did.
         journal.append(&Event::Again { chunk: chunk.id.clone() }).expect("follows");
         let again = journal.state.clone();
-        download(dir.path(), &mut journal, &chunk, "{\"custom_id\":\"a_0001\"}\n");
+        download(&folder, &mut journal, &chunk, "{\"custom_id\":\"a_0001\"}\n");
         assert_eq!(look(&mut state.clone()), 0, "seen before, found after");
         assert_eq!(look(&mut again.clone()), 0);
         // The same file without the events is a problem.
-        write_whole(&results_path(dir.path(), &chunk.id, ResultFile::Output), b"other\n").expect("written");
+        results_file(&folder, &chunk.id, ResultFile::Output).write(b"other\n").expect("written");
         assert_eq!(look(&mut state), 1);
         assert_eq!(look(&mut journal.state.clone()), 1);
     }

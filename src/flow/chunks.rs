@@ -9,7 +9,6 @@ mod writer;
 use std::{
     collections::{HashMap, VecDeque},
     io::Write,
-    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +16,11 @@ use serde::{Deserialize, Serialize};
 use self::writer::Closing;
 pub use self::writer::{ChunkWriter, write_behind};
 use super::{ChunkId, rows::RowSet};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    folder::Folder,
+    workdir::rows_file,
+};
 
 /// A chunk file that is on disk, whole and synced. Printed as one line by `gen -d`, kept in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +119,7 @@ pub struct Group(usize);
 /// Writes requests into chunks. At most one chunk a group is open.
 #[derive(Debug)]
 pub struct Cutter {
-    dir: PathBuf,
+    dir: Folder,
     limits: Limits,
     groups: Vec<GroupState>,
     /// The chunks of the journal, by analysis and model, until their group is asked for.
@@ -130,6 +133,11 @@ pub struct Cutter {
     end: Option<u64>,
     /// A chunk ended since the next line's bytes did not fit.
     bytes_bind: bool,
+    /// Chunks of the journal whose files are gone and are to be made again, and those that were.
+    gone: u64,
+    remade: u64,
+    /// Requests that no chunk of the journal holds are passed over.
+    only_held: bool,
 }
 
 #[derive(Debug)]
@@ -142,12 +150,23 @@ struct GroupState {
     open: Option<OpenChunk>,
 }
 
+/// Whether the files of a chunk of the journal are where they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    Whole,
+    /// Its rows are gone; its requests are gone too, and are needed, if `requests` says so.
+    Gone {
+        requests: bool,
+    },
+}
+
 /// A chunk of the journal, as its requests come by again.
 #[derive(Debug)]
 struct HeldChunk {
-    id: ChunkId,
-    lines: u64,
-    bytes: u64,
+    chunk: Chunk,
+    kept: Kept,
+    /// The chunk as it is made again.
+    again: Option<OpenChunk>,
     /// What came by of it, so that a row that was refused as its second is refused again.
     passed: u64,
     rows: RowSet,
@@ -156,9 +175,9 @@ struct HeldChunk {
 impl HeldChunk {
     /// What became of a request when the chunk was cut; `None` if it came after the chunk.
     fn pass(&mut self, index: u64, bytes: u64, limits: Limits) -> Option<Pushed> {
-        let is_full = self.passed == self.lines;
+        let is_full = self.passed == self.chunk.lines;
         if is_full {
-            let came_twice = limits.fit(self.lines, self.bytes, bytes) && self.rows.contains(index);
+            let came_twice = limits.fit(self.chunk.lines, self.chunk.bytes, bytes) && self.rows.contains(index);
             return came_twice.then_some(Pushed::Twice);
         }
         let is_new = self.rows.insert(index);
@@ -168,12 +187,47 @@ impl HeldChunk {
 
     /// The same rows came by as the chunk was cut with. Images are no part of the input's hash: one that appeared or went
     /// away moves its row to another group, and counting alone would leave a row out or ask for it twice.
-    fn check(&self, dir: &Path) -> Result<()> {
-        if RowSet::read(&dir.join("rows").join(format!("{}.txt", self.id)))? == self.rows {
-            return Ok(());
+    fn check(&self, dir: &Folder) -> Result<()> {
+        let is_same = match self.kept {
+            Kept::Whole => RowSet::read(&rows_file(dir, &self.chunk.id))? == self.rows,
+            // It was compared when its last request came by.
+            Kept::Gone { .. } => self.passed == self.chunk.lines,
+        };
+        if is_same { Ok(()) } else { Err(self.differs("rows")) }
+    }
+
+    fn differs(&self, what: &str) -> Error {
+        Error::input(format!("the posts no longer give the {what} of {}; have images changed?", self.chunk.id))
+            .fix("put the images back as they were, or --new to begin again (the old contents are kept in DIR.old-N)")
+    }
+
+    /// Writes a request once more into the chunk whose files are gone. `true`: it was the last, and the files are there again.
+    ///
+    /// # Errors
+    /// The chunk is not the one that was cut.
+    fn remake(
+        &mut self,
+        (group, piece): (usize, usize),
+        (index, bytes): (u64, u64),
+        write: impl FnOnce(&mut dyn Write) -> Result<()>,
+        writer: &mut ChunkWriter<'_>,
+    ) -> Result<bool> {
+        let Kept::Gone { requests } = self.kept else { return Ok(false) };
+        let open = self.again.get_or_insert_with(|| OpenChunk::new(index));
+        write(&mut Pieces { open, writer: requests.then_some(&mut *writer), group, piece })?;
+        open.lines += 1;
+        open.bytes += bytes;
+        if open.lines < self.chunk.lines {
+            return Ok(false);
         }
-        Err(Error::input(format!("the posts no longer give the rows of {}; have images changed?", self.id))
-            .fix("put the images back as they were, or --new to begin again (the old contents are kept in DIR.old-N)"))
+        let Some(mut open) = self.again.take() else { return Ok(false) };
+        open.hasher.update(&open.pending);
+        if (open.bytes, open.hasher.finalize().to_hex().as_str()) != (self.chunk.bytes, self.chunk.blake3.as_str()) {
+            return Err(self.differs("requests"));
+        }
+        let last = requests.then_some(open.pending);
+        writer.close(group, Closing { last, chunk: self.chunk.clone(), rows: self.rows.clone(), input: None })?;
+        Ok(true)
     }
 }
 
@@ -200,21 +254,24 @@ pub enum Pushed {
 }
 
 impl Cutter {
-    /// `dir` is the work directory, `cut` what its journal holds of chunks, in order, `end` where the input ended.
+    /// `dir` is the work directory, `cut` what its journal holds of chunks, in order, `end` where the input ended. The files of
+    /// chunks that are [`Kept::Gone`] are made again as their requests come by.
     pub fn new<'c>(
-        dir: PathBuf,
+        dir: Folder,
         limits: Limits,
-        cut: impl IntoIterator<Item = (&'c Chunk, &'c InputMark)>,
+        cut: impl IntoIterator<Item = (&'c Chunk, &'c InputMark, Kept)>,
         end: Option<&InputMark>,
     ) -> Self {
         let mut held: HashMap<(String, String), VecDeque<HeldChunk>> = HashMap::new();
         let mut parts: HashMap<(String, bool), u32> = HashMap::new();
         let mut marks = Vec::new();
-        for (chunk, mark) in cut {
+        let mut gone = 0;
+        for (chunk, mark, kept) in cut {
             marks.push((mark.clone(), chunk.id.to_string()));
-            let (lines, bytes) = (chunk.lines, chunk.bytes);
+            gone += u64::from(kept != Kept::Whole);
             let group = held.entry((chunk.analysis.clone(), chunk.model.clone())).or_default();
-            group.push_back(HeldChunk { id: chunk.id.clone(), lines, bytes, passed: 0, rows: RowSet::default() });
+            let rows = RowSet::default();
+            group.push_back(HeldChunk { chunk: chunk.clone(), kept, again: None, passed: 0, rows });
             let part = parts.entry((chunk.analysis.clone(), chunk.id.vision)).or_default();
             *part = chunk.id.part.max(*part);
         }
@@ -230,7 +287,26 @@ impl Cutter {
             marks: marks.into(),
             end: end.map(|mark| mark.posts),
             bytes_bind: false,
+            gone,
+            remade: 0,
+            only_held: false,
         }
+    }
+
+    /// The same for the chunks of the journal alone: nothing new is cut.
+    #[must_use]
+    pub fn of_held_chunks(self) -> Self {
+        Self { only_held: true, ..self }
+    }
+
+    /// Chunks whose files are still to be made again.
+    pub fn gone(&self) -> u64 {
+        self.gone - self.remade
+    }
+
+    /// Chunks whose files were made again.
+    pub fn remade(&self) -> u64 {
+        self.remade
     }
 
     /// The group of an analysis and a model; `vision` marks the names of its chunks.
@@ -301,25 +377,31 @@ impl Cutter {
         write: impl FnOnce(&mut dyn Write) -> Result<()>,
         writer: &mut ChunkWriter<'_>,
     ) -> Result<Pushed> {
+        let piece = (PENDING / self.groups.len()).clamp(SMALLEST_PIECE, PIECE);
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
         while let Some(held) = state.held.front_mut() {
             if let Some(pushed) = held.pass(index, bytes, self.limits) {
+                if pushed == Pushed::Held {
+                    self.remade += u64::from(held.remake((group.0, piece), (index, bytes), write, writer)?);
+                }
                 return Ok(pushed);
             }
             held.check(&self.dir)?;
             state.held.pop_front();
         }
+        if self.only_held {
+            return Ok(Pushed::Held);
+        }
         if let Some(open) = state.open.as_ref().filter(|open| !self.limits.fit(open.lines, open.bytes, bytes)) {
             self.bytes_bind |= open.lines < self.limits.lines;
             self.close(group, writer)?;
         }
-        let piece = (PENDING / self.groups.len()).clamp(SMALLEST_PIECE, PIECE);
         let Some(state) = self.groups.get_mut(group.0) else { return Ok(Pushed::Held) };
         let open = state.open.get_or_insert_with(|| OpenChunk::new(index));
         if !open.rows.insert(index) {
             return Ok(Pushed::Twice);
         }
-        write(&mut Pieces { open, writer, group: group.0, piece })?;
+        write(&mut Pieces { open, writer: Some(writer), group: group.0, piece })?;
         open.lines += 1;
         open.bytes += bytes;
         open.first = open.first.min(index);
@@ -353,7 +435,7 @@ impl Cutter {
         *part += 1;
         open.hasher.update(&open.pending);
         let id = ChunkId { analysis: state.analysis.clone(), vision: state.vision, part: *part };
-        let path = format!("requests/{id}.jsonl");
+        let path = id.path();
         let chunk = Chunk {
             id,
             path,
@@ -366,7 +448,7 @@ impl Cutter {
             blake3: open.hasher.finalize().to_hex().to_string(),
         };
         let input = self.mark();
-        writer.close(group.0, Closing { last: open.pending, chunk, rows: open.rows, input })
+        writer.close(group.0, Closing { last: Some(open.pending), chunk, rows: open.rows, input: Some(input) })
     }
 }
 
@@ -392,16 +474,23 @@ impl OpenChunk {
         }
     }
 
-    fn flush(&mut self, group: usize, writer: &mut ChunkWriter<'_>) -> Result<()> {
+    /// Without a writer it is only hashed.
+    fn flush(&mut self, group: usize, writer: Option<&mut ChunkWriter<'_>>) -> Result<()> {
         self.hasher.update(&self.pending);
-        writer.write(group, &mut self.pending)
+        match writer {
+            Some(writer) => writer.write(group, &mut self.pending),
+            None => {
+                self.pending.clear();
+                Ok(())
+            }
+        }
     }
 }
 
 /// Cuts what is written into pieces for the hash and the file.
 struct Pieces<'a, 'w> {
     open: &'a mut OpenChunk,
-    writer: &'a mut ChunkWriter<'w>,
+    writer: Option<&'a mut ChunkWriter<'w>>,
     group: usize,
     /// Bytes of each.
     piece: usize,
@@ -413,7 +502,7 @@ impl Write for Pieces<'_, '_> {
         let mut rest = bytes;
         while !rest.is_empty() {
             if self.open.pending.len() >= self.piece {
-                self.open.flush(self.group, self.writer)?;
+                self.open.flush(self.group, self.writer.as_deref_mut())?;
             }
             let room = self.piece - self.open.pending.len();
             let (fits, after) = rest.split_at_checked(room).unwrap_or((rest, &[]));
@@ -439,7 +528,7 @@ mod tests {
         for folder in ["requests", "rows"] {
             std::fs::create_dir(dir.path().join(folder)).expect("made");
         }
-        let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
+        let mut cutter = Cutter::new(Folder::open(dir.path()).expect("opened"), limits, [], None);
         let group = cutter.group("a", false, "m");
         let mut chunks = Vec::new();
         let keep = |chunk: Chunk, _: InputMark| {
@@ -449,7 +538,7 @@ mod tests {
             chunks.push((chunk.lines, chunk.bytes));
             Ok(())
         };
-        write_behind(dir.path(), keep, |writer| {
+        write_behind(&Folder::open(dir.path()).expect("opened"), keep, |writer| {
             for (index, length) in lengths.iter().enumerate() {
                 let line = "x".repeat(*length as usize - 1) + "\n";
                 cutter.read_place(line.as_bytes())?;
@@ -519,11 +608,11 @@ mod tests {
             ("a\nb\n", Some("end")),
             ("a\nb\nc\nd\n", Some("goes on after 3 lines")),
         ] {
-            let mut cutter = Cutter::new(dir.path().to_owned(), limits, [], None);
+            let mut cutter = Cutter::new(Folder::open(dir.path()).expect("opened"), limits, [], None);
             cutter.marks = [(mark("a\nb\n"), "part1".to_owned()), (mark("a\nb\nc\n"), "the end".to_owned())].into();
             cutter.end = Some(3);
             let outcome = write_behind(
-                dir.path(),
+                &Folder::open(dir.path()).expect("opened"),
                 |_, _| Ok(()),
                 |writer| {
                     input.lines().try_for_each(|line| cutter.read_place(line.as_bytes()))?;
@@ -546,7 +635,8 @@ mod tests {
             for folder in ["requests", "rows"] {
                 std::fs::create_dir(dir.path().join(folder)).expect("made");
             }
-            let mut cutter = Cutter::new(dir.path().to_owned(), Limits { lines: 1, bytes: 1000 }, [], None);
+            let mut cutter =
+                Cutter::new(Folder::open(dir.path()).expect("opened"), Limits { lines: 1, bytes: 1000 }, [], None);
             let group = cutter.group("a", false, "m");
             let mut yielded = 0;
             let keep = |_: Chunk, _: InputMark| {
@@ -556,7 +646,7 @@ mod tests {
                 yielded += 1;
                 Ok(())
             };
-            let error = write_behind(dir.path(), keep, |writer| {
+            let error = write_behind(&Folder::open(dir.path()).expect("opened"), keep, |writer| {
                 for index in 0..pushes {
                     let write = |out: &mut dyn Write| out.write_all(b"{}\n").map_err(|e| Error::io("write", "", &e));
                     cutter.push(group, index, 3, write, writer)?;

@@ -10,7 +10,6 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     convert::Infallible,
     future::Future,
-    path::PathBuf,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
@@ -480,12 +479,15 @@ impl Driver<'_> {
 
     async fn upload(&self, place: usize, job: &Job, gate: &Gate) -> std::result::Result<(), Gave> {
         let _turn = self.unless_stopped(gate.uploads.acquire()).await?;
-        let path = self.work.join(&job.chunk.path);
+        let path = self.work.request(&job.chunk.id);
         let give_up = |scope, error| Gave::Up { place, scope, error };
+        if !path.exists()? {
+            return Err(give_up(Scope::Chunk, RowSet::gone(&path)));
+        }
         let (hash, file) = (job.chunk.blake3.clone(), path.clone());
         let now = blocking::run(move || FileMark::of(&file)).await.map_err(|error| give_up(Scope::Chunk, error))?;
         if now.blake3 != hash && !drill::without(Guard::ChunkHash) {
-            let error = Error::input(format!("{} is not the file that was cut: its hash differs", path.display()))
+            let error = Error::input(format!("{} is not the file that was cut: its hash differs", path))
                 .fix("begin again with --new, or in another work directory");
             return Err(give_up(Scope::Chunk, error));
         }
@@ -561,6 +563,7 @@ impl Driver<'_> {
         let blake3 = job.chunk.blake3.clone();
         // An intent is a create that may have been sent: the provider's pause comes before it.
         self.unless_stopped(self.client.turn()).await?;
+        self.work.check_place()?;
         // Nothing is awaited between this and the intent, so that no other create comes in between.
         if let Some(error) = self.over_the_cap(job)? {
             return Err(Gave::Up { place, scope: Scope::Creates, error });
@@ -804,6 +807,10 @@ impl Driver<'_> {
         let mut turn = self.unless_stopped(gate.downloads.acquire()).await?;
         let job = self.ended_job(place).await?;
         let chunk = &job.chunk;
+        let rows = self.work.rows(&chunk.id);
+        if !rows.exists()? {
+            return Err(Gave::Up { place, scope: Scope::Chunk, error: RowSet::gone(&rows) });
+        }
         if let Some(end) = job.end.as_ref().filter(|end| end.status != "completed") {
             let batch_id: BatchId = parsed(job.batch_id.as_deref(), chunk)?;
             self.progress.always(format_args!("{}: {}", chunk.id, describe_end(&batch_id, end)));
@@ -868,7 +875,7 @@ impl Driver<'_> {
     /// A job whose batch has ended. A batch that did not say where its results are is asked once more.
     async fn ended_job(&self, place: usize) -> std::result::Result<Job, Gave> {
         let job = self.job(place)?;
-        if job.end.as_ref().is_some_and(is_vague) {
+        if job.end.as_deref().is_some_and(is_vague) {
             let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
             // What cannot be asked now is not there, as before.
             if let Ok(batch) = self.unless_stopped(self.client.batch(&batch_id)).await?
@@ -906,7 +913,7 @@ impl Driver<'_> {
         let (mut whole, mut missing) = (true, None);
         for (to, id) in files.iter().zip([&end.output_file_id, &end.error_file_id]) {
             let Some(id) = id else {
-                remove(to)?;
+                to.remove()?;
                 continue;
             };
             let id: FileId = parsed(Some(id), chunk)?;
@@ -933,7 +940,7 @@ impl Driver<'_> {
     async fn to_clean(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
         let job = self.job(place)?;
         if !self.settings.keep_requests {
-            remove(&self.work.join(&job.chunk.path))?;
+            self.work.request(&job.chunk.id).remove()?;
         }
         // What may be wanted again stays there.
         let short = job.rows.as_ref().is_some_and(|rows| rows.short || rows.textless || rows.missing);
@@ -1125,13 +1132,6 @@ async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
             // Nobody is left who could stop us.
             std::future::pending::<()>().await;
         }
-    }
-}
-
-fn remove(path: &PathBuf) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
-        _ => Ok(()),
     }
 }
 

@@ -71,11 +71,18 @@ impl fmt::Display for ChunkId {
     }
 }
 
+impl ChunkId {
+    /// Its file within a work directory.
+    pub fn path(&self) -> String {
+        format!("requests/{self}.jsonl")
+    }
+}
+
 impl FromStr for ChunkId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("`{text}` is not a chunk name (NAME_batch_partN)");
+        let bad = || format!("`{}` is not a chunk name (NAME_batch_partN)", faults::short(text));
         let (stem, part) = text.rsplit_once("_batch_part").ok_or_else(bad)?;
         let plain = !part.starts_with('0') && part.bytes().all(|b| b.is_ascii_digit());
         let part = part.parse().ok().filter(|_| plain).ok_or_else(bad)?;

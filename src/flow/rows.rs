@@ -4,18 +4,22 @@
 use std::{
     fs::File,
     io::{self, Read, Seek as _, SeekFrom},
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{CustomId, results::parse_result};
+use super::{
+    CustomId,
+    chunks::Chunk,
+    results::{parse_result, read_custom_id},
+};
 use crate::{
     error::{Error, Result},
+    folder::Entry,
     lines::{
         blocks::{Block, LineReader, Shape},
-        input::{Input, exists, read_small},
+        input::Input,
     },
 };
 
@@ -84,8 +88,11 @@ impl RowSet {
 
     /// # Errors
     /// The file is not there, or is not what [`RowSet::to_text`] wrote.
-    pub fn read(path: &Path) -> Result<Self> {
-        Self::parse(&read_small(path, LARGEST)?).map_err(|what| Error::input(format!("{}: {what}", path.display())))
+    pub fn read(file: &Entry) -> Result<Self> {
+        if !file.exists()? {
+            return Err(Self::gone(file));
+        }
+        Self::parse(&file.read_small(LARGEST)?).map_err(|what| Error::input(format!("{file}: {what}")))
     }
 
     /// # Errors
@@ -102,6 +109,38 @@ impl RowSet {
             }
         }
         Ok(Self { ranges })
+    }
+}
+
+impl RowSet {
+    /// The rows of a chunk whose file is gone, if the journal or the chunk's requests tell them.
+    pub fn recover(chunk: &Chunk, requests: &Entry) -> Result<Option<Self>> {
+        if chunk.last_index.checked_sub(chunk.first_index).is_some_and(|more| more + 1 == chunk.lines) {
+            return Ok(Some(Self { ranges: vec![(chunk.first_index, chunk.last_index)] }));
+        }
+        if !requests.exists()? || FileMark::of(requests)?.blake3 != chunk.blake3 {
+            return Ok(None);
+        }
+        let mut rows = Self::default();
+        let mut lines = read_results(requests)?;
+        let mut block = Block::default();
+        while lines.fill(&mut block)? {
+            for line in block.lines() {
+                let id = read_custom_id(line.bytes);
+                let Some(id) = id.as_deref().and_then(CustomId::parse) else { return Ok(None) };
+                rows.insert(id.index.0);
+            }
+        }
+        let is_whole = (rows.len(), rows.ends()) == (chunk.lines, Some((chunk.first_index, chunk.last_index)));
+        Ok(is_whole.then_some(rows))
+    }
+
+    /// Of a file of the chunk that nothing here tells again.
+    pub fn gone(file: &Entry) -> Error {
+        Error::input(format!("{file}: it is gone")).fix(
+            "run the command that cut the chunk (zbatch run, gen -d or chunk -d) again with the same input: it makes the file \
+             again and pays for nothing twice; `zbatch fetch` fetches all other chunks",
+        )
     }
 }
 
@@ -138,9 +177,9 @@ pub struct FileMark {
 }
 
 impl FileMark {
-    pub fn of(path: &Path) -> Result<Self> {
+    pub fn of(file: &Entry) -> Result<Self> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(open(path)?).map_err(|e| Error::io("read", path, &e))?;
+        hasher.update_reader(file.open()?).map_err(|e| Error::io("read", file.path(), &e))?;
         Ok(Self::taken(&hasher))
     }
 
@@ -169,32 +208,26 @@ impl Read for Marking {
 const NAMED: usize = 5;
 
 /// A results file, byte for byte: whatever it begins with, nothing is decoded.
-pub fn read_results(path: &Path) -> Result<LineReader> {
-    Ok(lines_of(open(path)?, path))
+pub fn read_results(file: &Entry) -> Result<LineReader> {
+    Ok(lines_of(file.open()?, file))
 }
 
-fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| Error::io("open", path, &e))
-}
-
-fn lines_of(reader: impl Read + Send + 'static, path: &Path) -> LineReader {
-    let input = Input { reader: Box::new(reader), name: path.display().to_string() };
+fn lines_of(reader: impl Read + Send + 'static, file: &Entry) -> LineReader {
+    let input = Input { reader: Box::new(reader), name: file.to_string() };
     LineReader::new(input, Shape::Lines, LONGEST_RESULT, 0)
 }
 
 /// Counts the lines of a chunk's results files that are there, output first, and names the first absent rows. A row
 /// counts where it is first seen. A file whose last line is torn is short. The mark of each file is taken on the way.
-pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(RowBalance, Vec<u64>)> {
+pub fn verify(files: &[Entry; 2], analysis: &str, rows: &RowSet) -> Result<(RowBalance, Vec<u64>)> {
     let mut balance = RowBalance::default();
     let mut seen = RowSet::default();
     let mut marks = [None, None];
     let (mut texts, mut blanks) = (false, false);
     for (at, (path, mark)) in files.iter().zip(&mut marks).enumerate() {
-        if !exists(path)? {
-            continue;
-        }
+        let Some(file) = path.find()? else { continue };
         let hasher = Arc::new(Mutex::new(blake3::Hasher::new()));
-        let mut reader = lines_of(Marking { file: open(path)?, hasher: Arc::clone(&hasher) }, path);
+        let mut reader = lines_of(Marking { file, hasher: Arc::clone(&hasher) }, path);
         let mut block = Block::default();
         let mut last_is_bad = false;
         while reader.fill(&mut block)? {
@@ -227,15 +260,15 @@ pub fn verify(files: &[PathBuf; 2], analysis: &str, rows: &RowSet) -> Result<(Ro
     Ok((balance, absent))
 }
 
-fn ends_in_line_feed(path: &Path) -> Result<bool> {
-    let last = || {
-        let mut file = File::open(path)?;
+fn ends_in_line_feed(path: &Entry) -> Result<bool> {
+    let mut file = path.open()?;
+    let mut last = || {
         file.seek(SeekFrom::End(-1))?;
         let mut byte = [0];
         file.read_exact(&mut byte)?;
         Ok(byte == *b"\n")
     };
-    last().map_err(|e| Error::io("read", path, &e))
+    last().map_err(|e| Error::io("read", path.path(), &e))
 }
 
 #[cfg(test)]
@@ -249,9 +282,9 @@ mod tests {
         let line = |id: &str| format!("{{\"custom_id\":\"{id}\",\"response\":{{}}}}\n");
         let output =
             [line("a_0001"), line("a_2"), line("a_0001"), line("a_9"), line("b_1"), "torn {\n".to_owned()].concat();
-        let files = ["output", "error"].map(|name| dir.path().join(name));
-        crate::lines::output::write_whole(&files[0], output.as_bytes()).expect("written");
-        crate::lines::output::write_whole(&files[1], line("a_3").as_bytes()).expect("written");
+        let files = ["output", "error"].map(|name| Entry::of(&dir.path().join(name)).expect("opened"));
+        files[0].write(output.as_bytes()).expect("written");
+        files[1].write(line("a_3").as_bytes()).expect("written");
         let rows = RowSet::parse("1-4\n").expect("ranges");
         let mark = |text: &str| Some(FileMark::taken(blake3::Hasher::new().update(text.as_bytes())));
         let marks = Some([mark(&output), mark(&line("a_3"))]);
@@ -269,11 +302,11 @@ mod tests {
         };
         assert_eq!(verify(&files, "a", &rows).expect("read"), (balance.clone(), vec![4]));
         // The same without the last line feed was cut off within a line.
-        crate::lines::output::write_whole(&files[0], output.trim_end().as_bytes()).expect("written");
+        files[0].write(output.trim_end().as_bytes()).expect("written");
         let marks = Some([mark(output.trim_end()), mark(&line("a_3"))]);
         assert_eq!(verify(&files, "a", &rows).expect("read").0, RowBalance { short: true, files: marks, ..balance });
         // What looks compressed is a bad line like another.
-        crate::lines::output::write_whole(&files[0], b"\x1f\x8b\x08 nonsense\n").expect("written");
+        files[0].write(b"\x1f\x8b\x08 nonsense\n").expect("written");
         let (balance, absent) = verify(&files, "a", &rows).expect("read");
         assert_eq!((balance.bad, balance.error, absent), (1, 1, vec![1, 2, 4]));
     }

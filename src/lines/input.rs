@@ -81,6 +81,11 @@ impl Input {
         Self::decode(file, path.display().to_string())
     }
 
+    /// A file that is open already; `name` is for messages.
+    pub fn of(file: File, name: String) -> Result<Self> {
+        Self::decode(file, name)
+    }
+
     fn decode(mut file: File, name: String) -> Result<Self> {
         let mut magic = [0; MAGIC_BYTES];
         let have = read_magic(&mut file, &mut magic).map_err(|e| Error::io("read", &name, &e))?;

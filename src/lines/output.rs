@@ -29,6 +29,7 @@ use super::{
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
+    folder::Entry,
 };
 
 /// Buffer before a file or stdout.
@@ -53,6 +54,24 @@ enum Temp {
     /// The kernel forgets it when the process ends.
     Unnamed(File),
     Named(NamedTempFile),
+    Private(File, PrivateTemp),
+}
+
+/// A temp file in a [`crate::folder::Folder`], and the name that it will have.
+#[derive(Debug)]
+struct PrivateTemp {
+    /// `None`: it has its name, or never had another.
+    temp: Option<Entry>,
+    to: Entry,
+}
+
+impl Drop for PrivateTemp {
+    fn drop(&mut self) {
+        if let Some(temp) = self.temp.take() {
+            // The next process sweeps it.
+            let _left_there = temp.remove();
+        }
+    }
 }
 
 impl AtomicFile {
@@ -69,10 +88,17 @@ impl AtomicFile {
         Ok(file)
     }
 
-    /// Readable by the user alone; of a work directory, which is swept.
+    /// Readable by the user alone.
     pub fn create_private(path: &Path) -> Result<Self> {
         check_place(path)?;
-        Self::named(path, NEW_FILE)
+        Self::within(&Entry::of(path)?)
+    }
+
+    /// The same in a directory that is held open; a work directory is swept of what a killed process leaves.
+    pub fn within(to: &Entry) -> Result<Self> {
+        let (file, temp) = to.make_temp()?;
+        let temp = PrivateTemp { temp: Some(to.sibling(&temp)), to: to.clone() };
+        Ok(Self { temp: Temp::Private(file, temp), path: to.path() })
     }
 
     fn named(path: &Path, mode: u32) -> Result<Self> {
@@ -103,7 +129,7 @@ impl AtomicFile {
 
     pub fn file(&self) -> &File {
         match &self.temp {
-            Temp::Unnamed(file) => file,
+            Temp::Unnamed(file) | Temp::Private(file, _) => file,
             Temp::Named(temp) => temp.as_file(),
         }
     }
@@ -124,6 +150,17 @@ impl AtomicFile {
         drill::step("sync", what);
         let temp = match self.temp {
             Temp::Named(temp) => temp,
+            Temp::Private(file, mut temp) => {
+                sync(&file)?;
+                drill::step("rename", what);
+                let name = path.file_name().unwrap_or_default();
+                temp.temp.as_ref().map_or(Ok(()), |temp| temp.rename(name))?;
+                temp.temp = None;
+                drill::step("sync directory", what);
+                temp.to.sync_directory()?;
+                drill::step("there", what);
+                return Ok(());
+            }
             Temp::Unnamed(file) => {
                 // Its bytes first, so that it has a name for as short a time as can be.
                 sync(&file)?;
@@ -241,9 +278,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The same, readable by the user alone.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = AtomicFile::create_private(path)?;
-    file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
-    file.commit()
+    check_place(path)?;
+    Entry::of(path)?.write(bytes)
 }
 
 /// How a name says its contents are compressed.

@@ -20,7 +20,7 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::{self, Read as _, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::SystemTime,
 };
@@ -40,6 +40,7 @@ use crate::{
     blocking,
     drill::{self, Guard},
     error::{Error, Result},
+    folder::Entry,
     lines::output::AtomicFile,
     units::count,
 };
@@ -120,7 +121,7 @@ type Page<T> = (Vec<(String, T)>, Option<bool>);
 enum Payload<'a> {
     None,
     Json(&'a Value),
-    Multipart { path: &'a Path, file_name: &'a str },
+    Multipart { file: &'a Entry, file_name: &'a str },
 }
 
 impl Client {
@@ -175,11 +176,11 @@ impl Client {
     }
 
     /// Streams a file of request lines to the provider; `file_name` ends in `.jsonl`.
-    pub async fn upload(&self, path: &Path, file_name: &str) -> Result<FileId, ApiError> {
+    pub async fn upload(&self, file: &Entry, file_name: &str) -> Result<FileId, ApiError> {
         const CALL: &str = error::UPLOAD;
         let mut tries = self.0.retries.start();
         loop {
-            let sent = self.ask(CALL, Method::POST, "files", Payload::Multipart { path, file_name }).await;
+            let sent = self.ask(CALL, Method::POST, "files", Payload::Multipart { file, file_name }).await;
             let error = match sent {
                 Ok(body) => match batch::parse_id(batch::unwrap_object(&body).get("id"), &self.0.key) {
                     Some(id) => return Ok(id),
@@ -338,7 +339,7 @@ impl Client {
     }
 
     /// Streams a file of the provider to `to`, which appears whole.
-    pub async fn download(&self, file: &FileId, to: &Path) -> Result<Download, ApiError> {
+    pub async fn download(&self, file: &FileId, to: &Entry) -> Result<Download, ApiError> {
         let mut tries = self.0.retries.start();
         let mut longest: Option<Landing> = None;
         let mut cuts = 0;
@@ -396,7 +397,7 @@ impl Client {
         Ok(reply)
     }
 
-    async fn download_once(&self, file: &FileId, to: &Path) -> Result<Landing, Cut> {
+    async fn download_once(&self, file: &FileId, to: &Entry) -> Result<Landing, Cut> {
         const CALL: &str = DOWNLOAD;
         let mut reply = self.open_download(file).await?;
         let is_page =
@@ -410,7 +411,7 @@ impl Client {
             // What is in this process was sent nothing that is secret.
             Transport::Direct(_) => None,
         };
-        let landing = Landing::create(to.to_owned(), redactor).await?;
+        let landing = Landing::create(to.clone(), redactor).await?;
         let mut decoder = Decoder::new(&reply.headers, landing, MAX_DOWNLOAD).map_err(|encoding| {
             let encoding = error::harmless(&self.0.key, &encoding, 40);
             ApiError::new(CALL, Class::Reply, format!("the reply has the unknown encoding {encoding}"))
@@ -628,8 +629,8 @@ impl Client {
                 let request = request.header(header::CONTENT_TYPE, "application/json");
                 (request.body(reqwest::Body::from(body.to_string())), Arc::new(Moved::whole()))
             }
-            Payload::Multipart { path, file_name } => {
-                let form = Form::open(call, path, file_name).await?;
+            Payload::Multipart { file, file_name } => {
+                let form = Form::open(call, file, file_name).await?;
                 let request = request
                     .header(header::CONTENT_TYPE, format!("multipart/form-data; boundary={}", form.boundary))
                     .header(header::CONTENT_LENGTH, form.bytes);
@@ -766,13 +767,14 @@ struct Form {
 
 impl Form {
     /// A fresh handle each time, so that a retry begins at the beginning.
-    async fn open(call: &'static str, path: &Path, file_name: &str) -> Result<Self, ApiError> {
-        let fail = |e: io::Error| ApiError {
-            sent: false,
-            ..ApiError::new(call, Class::Io, format!("open {}: {e}", path.display()))
+    async fn open(call: &'static str, entry: &Entry, file_name: &str) -> Result<Self, ApiError> {
+        let fail = |e: Error| ApiError { sent: false, ..ApiError::new(call, Class::Io, e.to_string()) };
+        let (opening, path) = (entry.clone(), entry.path());
+        let open = move || {
+            let file = opening.open()?;
+            let bytes = file.metadata().map_err(|e| Error::io("look at", opening.path(), &e))?.len();
+            Ok::<_, Error>((file, bytes))
         };
-        let opening = path.to_owned();
-        let open = move || File::open(opening).and_then(|file| file.metadata().map(|meta| (file, meta.len())));
         let (file, left) = blocking::run(open).await.map_err(fail)?;
         let boundary = format!("zbatch-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         let name: String = file_name.chars().filter(|c| !c.is_control() && !matches!(c, '"' | '\\')).collect();
@@ -784,7 +786,7 @@ impl Form {
         let tail = Bytes::from(format!("\r\n--{boundary}--\r\n"));
         let bytes = head.len() as u64 + left + tail.len() as u64;
         let moved = Arc::new(Moved::streamed());
-        Ok(Self { boundary, bytes, moved, head, file: Arc::new(file), path: path.to_owned(), left, tail })
+        Ok(Self { boundary, bytes, moved, head, file: Arc::new(file), path, left, tail })
     }
 
     fn into_body(self) -> reqwest::Body {
@@ -874,8 +876,8 @@ impl Write for Landing {
 }
 
 impl Landing {
-    async fn create(to: PathBuf, redactor: Option<Redactor>) -> Result<Self, ApiError> {
-        let file = blocking::run(move || AtomicFile::create_private(&to).map_err(|e| local(&e))).await?;
+    async fn create(to: Entry, redactor: Option<Redactor>) -> Result<Self, ApiError> {
+        let file = blocking::run(move || AtomicFile::within(&to).map_err(|e| local(&e))).await?;
         Ok(Self { file, hasher: blake3::Hasher::new(), redactor, bytes: 0, head: Vec::new(), failed: None })
     }
 

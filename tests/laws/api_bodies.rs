@@ -8,6 +8,7 @@ use std::sync::{
 use axum::{Router, body::Body, http::Response};
 use zbatch::{
     error::Error,
+    folder::Entry,
     provider::{ApiError, Client, ClientSettings, CreateError, Dialect, FileId, Key},
 };
 
@@ -66,13 +67,13 @@ async fn ask(status: u16, encoding: &'static str, kind: &'static str, body: &[u8
 
     let path = super::scratch("chunk.jsonl");
     super::write(&path, b"{}\n");
-    let uploaded = client.upload(&path, "chunk.jsonl").await;
+    let uploaded = client.upload(&Entry::of(&path).expect("opened"), "chunk.jsonl").await;
     if let Ok(id) = &uploaded {
         super::is_harmless(id.as_str());
     }
     shown(uploaded.as_ref().err());
     let to = super::scratch("results.jsonl");
-    let downloaded = client.download(&file, &to).await;
+    let downloaded = client.download(&file, &Entry::of(&to).expect("opened")).await;
     if let Ok(download) = &downloaded {
         assert!(download.complete && status == 200);
         if encoding.is_empty() {

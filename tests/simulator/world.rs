@@ -34,6 +34,7 @@ use zbatch::{
     },
     error::{Error, Result},
     flow::{jobs::Stop, rows::FileMark},
+    folder::Entry,
     journal::{self, Step},
     provider::{Client, ClientSettings, Dialect, Key},
 };
@@ -282,7 +283,7 @@ impl Place {
             let marks = job.rows.as_ref().and_then(|rows| rows.files.as_ref()).ok_or("fetched, and no marks of it")?;
             for (mark, which) in marks.iter().zip(["output", "error"]) {
                 let path = work.join(format!("results/{}.{which}.jsonl", job.chunk.id));
-                if *mark != path.exists().then(|| FileMark::of(&path).expect("readable")) {
+                if *mark != path.exists().then(|| FileMark::of(&Entry::of(&path).expect("opened")).expect("readable")) {
                     return Err(format!("{} is not what was fetched", path.display()));
                 }
             }

@@ -15,6 +15,7 @@ use crate::{
     console::Console,
     error::{Error, Kind, Result},
     flow::{jobs::Stop, rows::read_results},
+    folder::Entry,
     lines::{
         blocks::Block,
         output::{Output, directory, is_stdout, is_stream},
@@ -152,14 +153,14 @@ impl Fetcher<'_> {
         let mut lines = 0;
         for (name, file) in [("output", &batch.output_file_id), ("error", &batch.error_file_id)] {
             let Some(file) = file else { continue };
-            let path = self.landing.path().join(name);
+            let path = Entry::of(&self.landing.path().join(name))?;
             if !self.client.download(file, &path).await?.complete {
                 self.came.short += 1;
                 self.console.always(format_args!("{}: its {name} file was cut short; run it again", batch.id));
                 return Ok(());
             }
             lines += self.put(&path)?;
-            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, &e))?;
+            path.remove()?;
         }
         let total = batch.request_counts.total;
         let absent = total.saturating_sub(lines);
@@ -171,7 +172,7 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    fn put(&mut self, path: &Path) -> Result<u64> {
+    fn put(&mut self, path: &Entry) -> Result<u64> {
         let mut lines = 0;
         let mut reader = read_results(path)?;
         let mut block = Block::default();

@@ -19,7 +19,7 @@ use crate::{
         rows::{self, RowSet},
     },
     journal::{Job, Journal, RefusedLine, Step, locked},
-    lines::{blocks::Block, input::exists, spill::AnswerStore},
+    lines::{blocks::Block, spill::AnswerStore},
     workdir::{ResultFile, WorkDir},
 };
 
@@ -145,11 +145,11 @@ impl Gatherer<'_> {
         };
         for file in ResultFile::BOTH {
             let path = self.work.results(&chunk.id, file);
-            if !exists(&path)? {
+            if !path.exists()? {
                 continue;
             }
             // The name within the directory: the same wherever that lies.
-            let name = path.strip_prefix(self.work.path()).unwrap_or(&path).display().to_string();
+            let name = path.name().display().to_string();
             let mut lines = rows::read_results(&path)?;
             while lines.fill(&mut self.block)? {
                 for line in self.block.lines() {

@@ -37,7 +37,7 @@ use crate::{
     },
     report::Report,
     units::shell_word,
-    workdir::WorkDir,
+    workdir::{REPORT, WorkDir},
 };
 
 use super::gather::PENDING;
@@ -331,9 +331,9 @@ impl Join<'_> {
                 path.clone()
             }
             None => {
-                let path = work.join("integration_report.json");
-                report.write_private(&path)?;
-                path
+                let file = work.file(REPORT);
+                file.write(&report.to_text())?;
+                file.path()
             }
         };
         let name = if output == Path::new("-") { Path::new("stdout") } else { output };
@@ -373,9 +373,10 @@ fn remains(state: &State, tally: &Tally) -> bool {
 }
 
 /// The flags of `run` that the next round does not repeat as they were typed.
-pub const OF_A_ROUND: [&str; 9] = [
+pub const OF_A_ROUND: [&str; 10] = [
     // It has a directory and files of its own.
-    "work_dir", "output", "force", "faults", "report",  // Repeated, and the faults of this round are added.
+    "work_dir", "moved", "output", "force", "faults",
+    "report",  // Repeated, and the faults of this round are added.
     "skip",    // It is what makes a round.
     "missing", // It moved away what this round was not begun with.
     "new",     // In the emulator it would strike the same lines again.

@@ -5,7 +5,6 @@ use std::{
     collections::HashMap,
     io::Write as _,
     num::NonZeroUsize,
-    path::Path,
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
 };
@@ -16,10 +15,9 @@ use super::{Chunk, InputMark};
 use crate::{
     error::{Error, Result},
     flow::rows::RowSet,
-    lines::{
-        output::{AtomicFile, write_private},
-        pool::workers,
-    },
+    folder::Folder,
+    lines::{output::AtomicFile, pool::workers},
+    workdir::{request_file, rows_file},
 };
 
 /// Pieces between the threads, each way.
@@ -33,10 +31,12 @@ enum Todo {
 
 /// A chunk's end, and what was not sent before of its bytes.
 pub(super) struct Closing {
-    pub last: Vec<u8>,
+    /// `None`: its requests are not needed any more, and only its rows are written.
+    pub last: Option<Vec<u8>>,
     pub chunk: Chunk,
     pub rows: RowSet,
-    pub input: InputMark,
+    /// `None`: it is in the journal, and its files are made again.
+    pub input: Option<InputMark>,
 }
 
 /// The way to the files.
@@ -87,7 +87,7 @@ impl ChunkWriter<'_> {
 /// # Errors
 /// What the thread failed with, else what `cut` failed with.
 pub fn write_behind<T>(
-    dir: &Path,
+    dir: &Folder,
     yield_chunk: impl FnMut(Chunk, InputMark) -> Result<()> + Send,
     cut: impl FnOnce(&mut ChunkWriter<'_>) -> Result<T>,
 ) -> Result<T> {
@@ -120,7 +120,7 @@ fn raise_open_files() {
 }
 
 struct Files<'d, F> {
-    dir: &'d Path,
+    dir: &'d Folder,
     /// By the number of its group.
     open: HashMap<usize, AtomicFile>,
     yield_chunk: F,
@@ -137,12 +137,12 @@ impl<F: FnMut(Chunk, InputMark) -> Result<()>> Files<'_, F> {
                 Ok(piece)
             }
             Todo::Close(group, end) => {
-                let Closing { mut last, chunk, rows, input } = *end;
-                let rows_file = self.dir.join("rows").join(format!("{}.txt", chunk.id));
-                let file = self.append(group, &last)?;
-                write_private(&rows_file, rows.to_text().as_bytes())?;
-                file.commit_as(&self.dir.join(&chunk.path))?;
-                (self.yield_chunk)(chunk, input)?;
+                let Closing { last, chunk, rows, input } = *end;
+                let file = last.as_ref().map(|last| self.append(group, last)).transpose()?;
+                rows_file(self.dir, &chunk.id).write(rows.to_text().as_bytes())?;
+                file.map_or(Ok(()), |file| file.commit_as(&request_file(self.dir, &chunk.id).path()))?;
+                input.map_or(Ok(()), |input| (self.yield_chunk)(chunk, input))?;
+                let mut last = last.unwrap_or_default();
                 last.clear();
                 Ok(last)
             }
@@ -150,12 +150,12 @@ impl<F: FnMut(Chunk, InputMark) -> Result<()>> Files<'_, F> {
     }
 
     fn append(&mut self, group: usize, piece: &[u8]) -> Result<AtomicFile> {
-        let path = self.dir.join("requests/chunk");
+        let unnamed = self.dir.file("requests/chunk");
         let mut file = match self.open.remove(&group) {
             Some(file) => file,
-            None => AtomicFile::create_private(&path)?,
+            None => AtomicFile::within(&unnamed)?,
         };
-        file.write_all(piece).map_err(|e| Error::io("write", &path, &e))?;
+        file.write_all(piece).map_err(|e| Error::io("write", unnamed.path(), &e))?;
         Ok(file)
     }
 }

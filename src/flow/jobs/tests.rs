@@ -15,7 +15,6 @@ use crate::{
     console::Console,
     flow::chunks::InputMark,
     journal::{Config, start},
-    lines::output::write_whole,
     provider::{ClientSettings, Dialect, Key},
 };
 
@@ -90,7 +89,7 @@ fn server(seen: &Seen) -> Router {
 
 /// A work directory of `chunks` chunks of one row each, and one of another model.
 fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
-    let work = WorkDir::create(dir).expect("a directory");
+    let mut work = WorkDir::create(dir).expect("a directory");
     let mut journal = work.journal().expect("a journal");
     let config = Config {
         input: "posts".to_owned(),
@@ -122,8 +121,8 @@ fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
             blake3: blake3::hash(b"{}\n").to_hex().to_string(),
             id,
         };
-        write_whole(&work.join(&chunk.path), b"{}\n").expect("written");
-        write_whole(&work.rows(&chunk.id), b"0-0\n").expect("written");
+        work.request(&chunk.id).write(b"{}\n").expect("written");
+        work.rows(&chunk.id).write(b"0-0\n").expect("written");
         let input = InputMark { posts: 1, blake3: String::new() };
         journal.append(&Event::Chunk { chunk, input }).expect("appended");
     }
