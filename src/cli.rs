@@ -115,6 +115,9 @@ pub enum Progress {
 #[command(next_help_heading = "Analyses")]
 pub struct SourceArgs {
     /// Config file [default: $ZBATCH_CONFIG, ./batch/config.json, ./config.json]
+    ///
+    /// A file that was found, not named by this flag or $ZBATCH_CONFIG, may not send the key to another server than its
+    /// provider's own, and its paths may not lead out of the folder around its own. To name it says that you trust it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Reference data and local images [default: ./data if it is there, else the embedded data]
@@ -227,12 +230,14 @@ pub enum ImageUrls {
 #[command(next_help_heading = "Faults")]
 pub struct FaultArgs {
     /// Write every fault here, one JSON object a line [default: count them, show the first five]
+    ///
+    /// It holds texts of posts and answers: a new file is readable by you alone (mode 0600).
     #[arg(long, value_name = "FILE")]
     pub faults: Option<PathBuf>,
     /// Exit 1 if more rows than this went wrong: a number or a percentage
     #[arg(long, value_name = "N|P%", default_value = "0", value_parser = parse_max_faults)]
     pub max_faults: MaxFaults,
-    /// Write the report here, as JSON
+    /// Write the report here, as JSON; a new file has mode 0600
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
 }
@@ -287,6 +292,10 @@ pub struct MemoryArgs {
 pub struct OutputArgs {
     /// Output file, `-` for stdout; .gz and .zst compress; may name the input (if a post cannot be read, FILE.partial is
     /// written and the input stays)
+    ///
+    /// A new file is readable by you alone (mode 0600); one that is replaced keeps its mode and owner. Files in the work
+    /// directory are refused, and in a shared directory such as /tmp the files, links and pipes of other users. While rows
+    /// remain (exit 69, 75 or 77), run writes FILE.partial, and FILE stays as it is.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// One array or JSON Lines [default: by the output's name, lines on stdout]
@@ -385,7 +394,7 @@ pub struct GenArgs {
     /// Cut into chunk files in this work directory instead of writing lines
     #[arg(short = 'd', long, value_name = "DIR", conflicts_with = "output")]
     pub work_dir: Option<PathBuf>,
-    /// Request lines go here, `-` for stdout; .gz and .zst compress
+    /// Request lines go here, `-` for stdout; .gz and .zst compress; a new file has mode 0600
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// With -d: move another input's or configuration's contents to DIR.old-N first
@@ -450,7 +459,7 @@ pub struct ChunkArgs {
 pub struct ParseArgs {
     /// Result files, plain or compressed; `-` or nothing: stdin
     pub results: Vec<PathBuf>,
-    /// Answers go here, `-` for stdout; .gz and .zst compress
+    /// Answers go here, `-` for stdout; .gz and .zst compress; a new file has mode 0600
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     #[command(flatten)]
@@ -532,7 +541,7 @@ pub struct FetchArgs {
     pub typed: Typed,
     #[command(flatten)]
     pub work: WorkArgs,
-    /// Also write every verified result line here, `-` for stdout; .gz and .zst compress
+    /// Also write every verified result line here, `-` for stdout; .gz and .zst compress; a new file has mode 0600
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Download these chunks again, or `failed`: those whose download failed or came short, as every fetch does
@@ -572,6 +581,9 @@ pub struct RunArgs {
     /// Move another input's or configuration's contents to DIR.old-N first
     #[arg(long)]
     pub new: bool,
+    /// Replace the output that the config names even if it is a file without posts; with -o it means nothing
+    #[arg(long)]
+    pub force: bool,
     /// Ask the embedded emulator instead of a provider: no key, no network, invented answers
     #[arg(long)]
     pub emulate: bool,

@@ -4,6 +4,7 @@
 //! | event | says | then |
 //! |---|---|---|
 //! | `start` | version, run id, [`Config`]: what decides the requests | always the first line |
+//! | `origin` | the server that the batches are at: scheme, host and port; none for the embedded emulator | the same until a create is billed |
 //! | `place` | where the journal lies: a copy of it is not gone on with by mistake | |
 //! | `chunk` | a [`Chunk`] is on disk, whole and synced, and how far the input had been read | [`Step::Cut`] |
 //! | `posts` | the input has ended: how many places, how many good posts, hash of all | |
@@ -70,6 +71,8 @@ const LONGEST_EVENT: u64 = 1 << 20;
 /// What the fold keeps is bounded, also of a journal that somebody else wrote: chunks, bytes of an id, characters of a reason, reasons of
 /// one batch, and lines that a provider refused, of all batches. At 10,000 lines a chunk these are two thousand million requests.
 const MOST_CHUNKS: usize = 200_000;
+/// Batches of one chunk whose results were given up: each was a command of the user.
+const MOST_GIVEN_UP: usize = 1000;
 const LONGEST_ID: usize = 1 << 10;
 const LONGEST_WHY: usize = 2000;
 const MOST_ERRORS: usize = 20;
@@ -144,6 +147,9 @@ pub enum Event {
         #[serde(default)]
         spooled: bool,
         config: Config,
+    },
+    Origin {
+        origin: String,
     },
     Place(Place),
     Chunk {
@@ -375,6 +381,8 @@ pub struct Unclear {
 pub struct State {
     pub run: String,
     pub config: Option<Config>,
+    /// Scheme, host and port of the server that the batches are at; `None` in journals of older versions.
+    pub origin: Option<String>,
     pub spooled: bool,
     /// Where the journal was when it was last gone on with.
     pub place: Option<Place>,
@@ -511,6 +519,13 @@ impl State {
                 self.repaired = true;
                 return Ok(());
             }
+            Event::Origin { origin } => {
+                if let Some(there) = self.origin.as_ref().filter(|there| *there != origin && self.spent.0 > 0) {
+                    return Err(format!("the server is {origin}, and batches were created at {there}"));
+                }
+                self.origin = Some(origin.clone());
+                return Ok(());
+            }
             Event::Place(place) => {
                 self.place = Some(place.clone());
                 return Ok(());
@@ -607,6 +622,9 @@ impl Job {
             }
             (Step::Ended, Event::Lost { why, .. }) if self.held => {
                 self.trouble = Some(kept(why));
+                if self.given_up.len() >= MOST_GIVEN_UP {
+                    return Err(format!("its results were given up {MOST_GIVEN_UP} times"));
+                }
                 self.given_up.extend(self.batch_id.take());
                 (self.file_id, self.end, self.missing) = (None, None, None);
                 self.settle(Step::Cut);
@@ -666,6 +684,7 @@ impl Event {
     fn chunk_id(&self) -> Option<&ChunkId> {
         match self {
             Self::Start { .. }
+            | Self::Origin { .. }
             | Self::Place(_)
             | Self::Posts { .. }
             | Self::Cancelled {}
@@ -692,6 +711,7 @@ impl Event {
     fn name(&self) -> &'static str {
         match self {
             Self::Start { .. } => "start",
+            Self::Origin { .. } => "origin",
             Self::Place(_) => "place",
             Self::Chunk { .. } => "chunk",
             Self::Posts { .. } => "posts",
@@ -788,6 +808,15 @@ pub fn locked(journal: &Mutex<Journal>) -> Result<MutexGuard<'_, Journal>> {
 
 pub fn start(run: String, spooled: bool, config: Config) -> Event {
     Event::Start { version: VERSION, run, spooled, config }
+}
+
+/// The directory is a work directory: it has a journal.
+pub fn is_in(dir: &Path) -> bool {
+    const BEGIN: &[u8] = br#"{"event":"start""#;
+
+    let mut head = [0; BEGIN.len()];
+    let path = dir.join(FILE);
+    path.is_file() && File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == BEGIN
 }
 
 /// Reads a journal without touching it; for verbs that take no lock. A torn last line is passed over.
@@ -972,6 +1001,23 @@ pub mod tests {
             image_urls: ImageUrls::All,
             upstream: None,
         }
+    }
+
+    #[test]
+    fn r11_8_the_server_may_change_until_a_create_is_billed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = Journal::open(dir.path()).expect("opened");
+        let at = |origin: &str| Event::Origin { origin: origin.to_owned() };
+        let is_intent = |event: &Event| matches!(event, Event::Intent { .. });
+        let intent = events().iter().position(is_intent).expect("an intent");
+        journal.append(&events()[0]).expect("follows");
+        for origin in ["https://a", "https://b"] {
+            journal.append(&at(origin)).expect("nothing was created");
+        }
+        events()[1..=intent].iter().for_each(|event| journal.append(event).expect("follows"));
+        assert!(journal.append(&at("https://a")).is_err(), "the batch is at b");
+        journal.append(&at("https://b")).expect("the same");
+        assert_eq!(read(dir.path()).expect("read").origin.as_deref(), Some("https://b"));
     }
 
     fn events() -> Vec<Event> {

@@ -61,9 +61,11 @@ pub const SPOOL: &str = "input.zst";
 pub const SPOOL_HASH: &str = "input.blake3";
 /// Hashes of the outputs that took the place of the posts: the last one, and the one before.
 pub const OUTPUT_HASHES: &str = "output.blake3";
+/// Which file the last run wrote beside its output, since rows remained.
+pub const PARTIAL_OUTPUT: &str = "output.partial";
 pub const REPORT: &str = "integration_report.json";
 /// All names that zbatch gives in a work directory.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     journal::FILE,
     LOCK,
     "requests",
@@ -72,6 +74,7 @@ pub const NAMES: [&str; 13] = [
     SPOOL,
     SPOOL_HASH,
     OUTPUT_HASHES,
+    PARTIAL_OUTPUT,
     "emulator",
     REPORT,
     "jsonl_files_info.json",

@@ -48,11 +48,12 @@ fn flags_beat_environment_beats_file_beats_defaults() {
         "batch/config.json",
         r#"{"batch":{"model":"file","base_url":"https://file/v4","poll_interval":5,"max_bytes":"50MB"},"paths":{"data_dir":"../labels"}}"#,
     );
-    let ran = dir.run(&["config"]).exits(65);
+    let named = "--config=batch/config.json";
+    let ran = dir.run(&["config", named]).exits(65);
     assert!(ran.stderr.contains("batch/../labels (batch/config.json) is not a directory"), "{}", ran.stderr);
     std::fs::create_dir(dir.join("labels")).expect("made");
     let only = "--only=sentiment_polarity";
-    let ran = dir.run(&["config", only]).exits(0);
+    let ran = dir.run(&["config", named, only]).exits(0);
     let file = "batch/config.json";
     assert_eq!(row(ran.text(), "config file").0, file);
     assert_eq!(row(ran.text(), "batch.model"), pair("file", file));
@@ -64,7 +65,7 @@ fn flags_beat_environment_beats_file_beats_defaults() {
     assert_eq!(row(ran.text(), "batch.multimodal_model"), pair("glm-4v-plus", "default"));
 
     let with = |variables: &[(&str, &str)], args: &[&str]| {
-        let mut command = dir.command(&[&["config", only], args].concat());
+        let mut command = dir.command(&[&["config", named, only], args].concat());
         crate::workdir::Ran::of(command.envs(variables.iter().copied()).output().expect("the program starts")).exits(0)
     };
     let base = [("ZHIPUAI_BASE_URL", "https://env/v4"), ("ZHIPUAI_API_KEY", "secret-key")];
@@ -79,9 +80,9 @@ fn flags_beat_environment_beats_file_beats_defaults() {
     assert_eq!(row(ran.text(), "batch.max_lines"), pair("7", "--max-lines"));
     assert_eq!(row(ran.text(), "batch.max_bytes"), pair("1048576", "--max-bytes"));
     assert_eq!(row(ran.text(), "paths.work_dir"), pair("w", "-d"));
-    // Zhipu's variable is nobody else's; the file's URL is whose the file says.
-    let ran = with(&base, &["--provider=openai"]);
-    assert_eq!(row(ran.text(), "batch.base_url"), pair("https://file/v4", file));
+    // Zhipu's variable is nobody else's.
+    let ran = with(&base, &["--provider=openai", "--base-url=https://flag/v4"]);
+    assert_eq!(row(ran.text(), "batch.base_url"), pair("https://flag/v4", "--base-url"));
     assert!(row(ran.text(), "key").0.contains("OPENAI_API_KEY"));
     assert_eq!(row(ran.text(), "batch.multimodal_model").0, "file", "the one that is named");
 }
@@ -329,4 +330,179 @@ fn r10_18_another_provider_needs_a_model() {
     dir.write("c.json", r#"{"batch":{"provider":"openai","model":"gpt-y"}}"#);
     let ran = dir.run(&["gen", "posts.jsonl", "--config=c.json", "--only=topic_analysis"]).exits(0);
     assert!(ran.text().contains("gpt-y"), "{}", ran.text());
+}
+
+/// A cloned folder with a `config.json` and no flags had the key sent to a stranger.
+#[test]
+fn r11_1_a_config_that_was_found_may_not_send_the_key_elsewhere() {
+    const POST: &str = "{\"content\":\"a\"}\n";
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", POST);
+    for (config, told) in [
+        (
+            r#"{"batch":{"base_url":"https://evil.example/v4"}}"#,
+            "`batch.base_url` would send the key of zhipu to evil.example",
+        ),
+        (r#"{"batch":{"base_url":"http://127.0.0.1:9/v4"}}"#, "the key of zhipu to 127.0.0.1:9"),
+        (
+            r#"{"batch":{"provider":"openai","base_url":"https://evil.example/v1"}}"#,
+            "the key of openai to evil.example",
+        ),
+        // A server of another provider is another server.
+        (
+            r#"{"batch":{"provider":"openai","base_url":"https://open.bigmodel.cn/v1"}}"#,
+            "the key of openai to open.bigmodel.cn",
+        ),
+        (r#"{"batch":{"base_url":"https://open.bigmodel.cn.evil.example/"}}"#, "to open.bigmodel.cn.evil.example"),
+        (r#"{"batch":{"base_url":"http://open.bigmodel.cn/api/paas/v4"}}"#, "to open.bigmodel.cn"),
+        (
+            r#"{"batch":{},"api":{"base_url":"https://evil.example/v4"}}"#,
+            "`api.base_url` would send the key of zhipu to evil.example",
+        ),
+    ] {
+        for file in ["config.json", "batch/config.json"] {
+            dir.write(file, config);
+            for verb in [&["config"][..], &["run", "posts.jsonl", "-o", "o", "-d", "w"], &["doctor"]] {
+                let mut command = dir.command(verb);
+                command.env("ZHIPUAI_API_KEY", "some.key").env("OPENAI_API_KEY", "some-key");
+                let ran = crate::workdir::Ran::of(command.output().expect("it starts")).exits(65);
+                let fix = format!("fix: if you trust this file, name it: --config {file}\n");
+                assert!(ran.stderr.contains(&format!("config {file} was found here")), "{}", ran.stderr);
+                assert!(ran.stderr.contains(told) && ran.stderr.ends_with(&fix), "{told}: {}", ran.stderr);
+            }
+            std::fs::remove_file(dir.join(file)).expect("removed");
+        }
+    }
+    assert!(!dir.exists("w") && !dir.exists("batch/temp"));
+}
+
+/// The same: `data_dir: "/"`, and outputs anywhere.
+#[test]
+fn r11_1_a_config_that_was_found_may_not_lead_out_of_the_folder_around_it() {
+    let outside = WorkDir::new();
+    let dir = WorkDir::new();
+    std::os::unix::fs::symlink(outside.path(), dir.join("link")).expect("linked");
+    std::os::unix::fs::symlink(outside.join("new.json"), dir.join("dangling.json")).expect("linked");
+    for (section, key) in [
+        ("paths", "data_dir"),
+        ("paths", "enhanced_output"),
+        ("paths", "work_dir"),
+        ("paths", "temp_dir"),
+        ("files", "blog_data"),
+        ("files", "topics"),
+        ("files", "sentiment_attributes"),
+        ("files", "publisher_objects"),
+        ("files", "enhanced_output"),
+    ] {
+        for path in ["/", "/etc/passwd", "../../x", "../x/../../y", "../link/x", "../link", "../dangling.json"] {
+            let config = serde_json::json!({"batch": {}, section: {key: path}});
+            dir.write("batch/config.json", config.to_string());
+            let ran = dir.run(&["config"]).exits(65);
+            let told = format!("`{section}.{key}` leads to /");
+            assert!(ran.stderr.contains(&told) && ran.stderr.contains("which is outside"), "{path}: {}", ran.stderr);
+            assert!(ran.stderr.contains("--config batch/config.json"), "{}", ran.stderr);
+        }
+    }
+    // All at once, and no line of a file's own.
+    let config = r#"{"batch":{"base_url":"https://evil.example"},"paths":{"data_dir":"/","enhanced_output":"/a\nzbatch: next: rm"}}"#;
+    dir.write("batch/config.json", config);
+    let ran = dir.run(&["config"]).exits(65);
+    for told in [
+        "\n  `batch.base_url` would",
+        "\n  `paths.data_dir` leads to /, ",
+        "\n  `paths.enhanced_output` leads to /a\\nzbatch",
+    ] {
+        assert!(ran.stderr.contains(told), "{told}: {}", ran.stderr);
+    }
+}
+
+/// Who did nothing wrong is not stopped, and who names the file is trusted.
+#[test]
+fn r11_1_a_found_config_works_within_its_folder_and_a_named_one_everywhere() {
+    let dir = WorkDir::new();
+    dir.write("data/topics.json", r#"[{"parent_topic":"民生","sub_topics":["停电"]}]"#);
+    let only = "--only=topic_analysis";
+    for config in [
+        r#"{"batch":{"base_url":"https://open.bigmodel.cn/api/paas/v4/"},"paths":{"data_dir":"../data"}}"#,
+        r#"{"batch":{"base_url":"https://api.z.ai/api/paas/v4"},"paths":{"enhanced_output":"../out/./new.json"}}"#,
+        r#"{"batch":{"provider":"openai","model":"m"},"paths":{"work_dir":"../w"}}"#,
+        r#"{"batch":{"provider":"groq","model":"m","base_url":"https://api.groq.com/openai/v1"}}"#,
+        r#"{"api":{"base_url":"https://open.bigmodel.cn/api/paas/v4"},"batch":{},"files":{"topics":"../data/topics.json"}}"#,
+    ] {
+        dir.write("batch/config.json", config);
+        dir.run(&["config", only]).exits(0);
+    }
+    let wide = r#"{"batch":{"base_url":"https://mine.example/v4"},"paths":{"enhanced_output":"/tmp/x.json"}}"#;
+    dir.write("config.json", wide);
+    std::fs::remove_dir_all(dir.join("batch")).expect("removed");
+    dir.run(&["config", only]).exits(65);
+    let ran = dir.run(&["config", only, "--config", "config.json"]).exits(0);
+    assert_eq!(row(ran.text(), "batch.base_url").0, "https://mine.example/v4");
+    assert_eq!(row(ran.text(), "paths.enhanced_output").0, "/tmp/x.json");
+    let mut command = dir.command(&["config", only]);
+    crate::workdir::Ran::of(command.env("ZBATCH_CONFIG", "config.json").output().expect("it starts")).exits(0);
+}
+
+/// `--provider` with a config of another provider: the key of the one would go to the other.
+#[test]
+fn r11_1_a_base_url_in_a_config_is_for_the_provider_of_the_config() {
+    let dir = WorkDir::new();
+    dir.write("c.json", r#"{"batch":{"base_url":"https://mine.example/v4"}}"#);
+    let ran = dir.run(&["config", "--config=c.json", "--provider=openai"]).exits(64);
+    for told in ["the base URL in c.json is for zhipu, and --provider is openai", "--base-url"] {
+        assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    }
+    dir.run(&["config", "--config=c.json", "--provider=openai", "--base-url=https://flag/v1"]).exits(0);
+    dir.write("config.json", r#"{"batch":{"base_url":"https://open.bigmodel.cn/api/paas/v4"}}"#);
+    dir.run(&["config", "--provider=openai"]).exits(64);
+    dir.run(&["config", "--provider=zhipu"]).exits(0);
+}
+
+/// An audit had a dot file replaced by posts: a config named it as the output.
+#[test]
+fn r11_1_an_output_that_only_a_config_names_is_replaced_if_it_holds_posts() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", "{\"content\":\"a\"}\n");
+    let run = |name: &str, more: &[&str]| {
+        dir.write("config.json", format!(r#"{{"batch":{{}},"paths":{{"enhanced_output":"{name}"}}}}"#));
+        let args = ["run", "posts.jsonl", "--emulate", "--new", "-d", "w", "--only=sentiment_polarity"];
+        dir.run(&[&args[..], more].concat())
+    };
+    for (name, text) in [
+        ("profile", "export PATH=/bin\n"),
+        ("settings.json", "{\"editor\":\"vi\"}"),
+        ("pretty.json", "{\n  \"content\": 1\n}\n"),
+        ("list.json", "[1,2]"),
+        ("names.json", "[{\"name\":\"x\"}]"),
+        ("bytes", "\u{0}\u{1}"),
+        ("half.json", "{\"content\":"),
+    ] {
+        dir.write(name, text);
+        let ran = run(name, &[]).exits(65);
+        assert!(ran.stderr.contains(&format!("{name} is there and holds no posts")), "{}", ran.stderr);
+        assert!(ran.stderr.contains("-o") && ran.stderr.contains("--force"), "{}", ran.stderr);
+        assert_eq!(dir.read(name), text);
+        assert!(!dir.exists("w"), "nothing was begun");
+    }
+    for (name, text) in [
+        ("empty", ""),
+        ("none.json", "[\n]\n"),
+        ("lines.jsonl", "{\"content\":\"b\"}\n{\"content\":\"c\"}\n"),
+        ("array.json", "\u{feff}[\n{\"id\":1,\n \"sentiment_polarity\":null}]"),
+    ] {
+        dir.write(name, text);
+        run(name, &[]).exits(0);
+        // And what is ours, compressed or not, is replaced again.
+        run(name, &[]).exits(0);
+        assert!(dir.read(name).contains("\"content\":\"a\",\"sentiment_polarity\":"), "{name}");
+    }
+    for name in ["out.jsonl.gz", "out.json.zst"] {
+        run(name, &[]).exits(0);
+        run(name, &[]).exits(0);
+    }
+    run("profile", &["--force"]).exits(0);
+    assert!(dir.read("profile").contains("sentiment_polarity"));
+    // A flag names what the user wants.
+    run("bytes", &["-o", "settings.json"]).exits(0);
+    assert!(dir.read("settings.json").contains("sentiment_polarity"));
 }

@@ -92,7 +92,7 @@ fn a_service_that_is_as_assumed() {
         "{}",
         lines[0]
     );
-    let (before, after) = (ran.stderr.lines().next(), ran.stderr.lines().last());
+    let (before, after) = (ran.stderr.lines().nth(1), ran.stderr.lines().last());
     let cost = format!(
         "zbatch: three batches of one request each at {}; glm-4-flash is free at zhipu; all is deleted at the end",
         clinic.server.base

@@ -599,3 +599,53 @@ fn an_output_of_fetch_that_cannot_be_written_is_told_before_the_wait() {
     let ran = dir.run(&["fetch", "-d", "w", "-o", "none/x"]).exits(74);
     assert!(ran.stderr.contains("mkdir -p none"), "{}", ran.stderr);
 }
+
+/// Nobody knew where the key and the posts went.
+#[test]
+fn r11_1_each_verb_says_once_which_server_gets_which_key() {
+    let setup = Setup::new(&[]);
+    let host = setup.server.address.clone();
+    let said = |stderr: &str| {
+        stderr.lines().filter(|line| line.contains("sending to ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let plain = format!("zbatch: sending to {host} with $ZHIPUAI_API_KEY");
+    for verb in [&["submit"][..], &["fetch"], &["fetch", "--again", "failed"], &["cancel"]] {
+        assert_eq!(said(&setup.run(verb).exits(0).stderr), [plain.as_str()], "{verb:?}");
+    }
+    assert_eq!(said(&setup.run(&["cancel", "-q"]).exits(0).stderr), [""; 0]);
+    setup.work.write("config.json", r#"{"batch":{"temperature":0.7}}"#).write("key", KEY);
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(setup.work.join("key"), private).expect("set");
+    let ran = setup.run(&["cancel", "--key-file", "key"]).exits(0);
+    assert_eq!(said(&ran.stderr), [format!("zbatch: sending to {host} with key (config: config.json)")]);
+    let emulated = setup.work.run(&["run", "posts.jsonl", TWO, "-o", "o", "-d", "e", "--emulate"]).exits(0);
+    assert_eq!(said(&emulated.stderr), [""; 0]);
+}
+
+/// Going on against another host sent it the key, the posts and the ids of batches that it does not have.
+#[test]
+fn r11_8_a_directory_goes_on_with_the_server_that_it_began_with() {
+    let setup = Setup::new(&[]);
+    setup.submit();
+    let origin = format!("http://{}", setup.server.address);
+    let line = format!("{{\"event\":\"origin\",\"origin\":\"{origin}\"}}\n");
+    assert_eq!(setup.work.read("w/journal.jsonl").matches(&line).count(), 1);
+    for verb in ["submit", "fetch", "cancel"] {
+        let args = [verb, "-d", "w", "--base-url", "https://other.example:8443/v4"];
+        let mut command = setup.work.command(&args);
+        let ran = Ran::of(command.env("ZHIPUAI_API_KEY", KEY).output().expect("it starts")).exits(65);
+        for told in [origin.as_str(), "https://other.example:8443", "--base-url", "-d"] {
+            assert!(ran.stderr.contains(told), "{verb}: {}", ran.stderr);
+        }
+    }
+    // A local server has another port when it is started again; a journal of an older version learns where its batches are.
+    let setup = setup.restart(&[]);
+    setup.submit();
+    let old = setup.work.read("w/journal.jsonl").replace(&line, "");
+    assert!(!old.contains("\"origin\""), "{old}");
+    setup.work.write("w/journal.jsonl", old);
+    setup.run(&["fetch"]).exits(0);
+    let now = format!("\"origin\":\"http://{}\"", setup.server.address);
+    assert_eq!(setup.work.read("w/journal.jsonl").matches(&now).count(), 1);
+    setup.paid_once();
+}

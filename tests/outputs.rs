@@ -34,6 +34,11 @@ fn has_nameless_files(dir: &WorkDir) -> bool {
     has
 }
 
+pub fn fifo(dir: &WorkDir, name: &str) {
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, dir.join(name), rustix::fs::FileType::Fifo, mode, 0).expect("made");
+}
+
 #[test]
 fn s2_killed_while_it_writes_a_filter_leaves_nothing() {
     let dir = WorkDir::new();
@@ -118,14 +123,7 @@ fn one_file_by_two_names_is_one_file() {
 fn a_fifo_is_written_in_place() {
     let dir = WorkDir::new();
     dir.write("posts.jsonl", posts(2));
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        dir.join("fifo"),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-        0,
-    )
-    .expect("made");
+    fifo(&dir, "fifo");
     let reader = Command::new("cat").arg(dir.join("fifo")).stdout(Stdio::piped()).spawn().expect("cat starts");
     dir.run(&["gen", "posts.jsonl", "-o", "fifo", "--only", "topic_analysis"]).exits(0);
     let read = reader.wait_with_output().expect("it ends").stdout;
@@ -174,4 +172,133 @@ fn s7_a_full_disk_under_the_embedded_emulator_is_told_at_once() {
             let _file = std::fs::remove_file(dir.join(name)).or_else(|_| std::fs::remove_dir_all(dir.join(name)));
         }
     }
+}
+
+/// `-o work/journal.jsonl` put posts in the place of the journal: all would have been paid again.
+#[test]
+fn r11_4_an_output_inside_the_work_directory_is_refused() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(2)).write("far/x", "");
+    let only = "--only=topic_analysis";
+    dir.run(&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate", only]).exits(0);
+    dir.run(&["gen", "posts.jsonl", only, "-o", "requests.jsonl"]).exits(0);
+    symlink("w", dir.join("by-link")).expect("linked");
+    symlink("../w/new", dir.join("far/dangling")).expect("linked");
+    let journal = dir.read("w/journal.jsonl");
+    for inside in
+        ["w/journal.jsonl", "w/x.jsonl", "w/results/x", "by-link/x", "far/../w/x", "far/dangling", "./w//./lock"]
+    {
+        for (args, flag) in [
+            (&["run", "posts.jsonl", "-d", "w", "--emulate", only][..], "-o"),
+            (&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate", only], "--faults"),
+            (&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate", only], "--report"),
+            (&["gen", "posts.jsonl", "-d", "w", only], "--faults"),
+            (&["chunk", "requests.jsonl", "-d", "w"], "--report"),
+            // A filter has no directory, and may not write into one either.
+            (&["gen", "posts.jsonl", only], "-o"),
+            (&["parse", "w/results/topic_analysis_batch_part1.output.jsonl", only], "-o"),
+            (&["merge", "posts.jsonl", "requests.jsonl", only], "--faults"),
+        ] {
+            let ran = dir.run(&[args, &[flag, inside]].concat()).exits(64);
+            let told = format!("{flag} {inside}: it is inside the work directory ");
+            assert!(ran.stderr.contains(&told), "{args:?}: {}", ran.stderr);
+        }
+    }
+    assert_eq!(dir.read("w/journal.jsonl"), journal);
+    dir.run(&["gen", "posts.jsonl", only, "-d", "v"]).exits(0);
+    dir.run(&["fetch", "-d", "v", "-o", "v/x"]).exits(64);
+    // Also one that is not there yet.
+    dir.run(&["run", "posts.jsonl", "-o", "new/x", "-d", "new", "--emulate", only]).exits(64);
+    assert!(!dir.exists("new"));
+    dir.run(&["run", "posts.jsonl", "-o", "w.jsonl", "--faults", "wf", "-d", "w", "--emulate", only]).exits(0);
+    assert!(dir.exists("w/integration_report.json"), "the report has its place there");
+}
+
+/// What the kernel refuses where `fs.protected_symlinks`, `_fifos` and `_regular` are on.
+#[test]
+fn r11_4_what_others_left_in_a_shared_directory_is_refused() {
+    const OTHER: u32 = 65_534;
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(1)).write("mine", "mine").write("shared/file", "theirs").write("shared/own", "old");
+    let only = "--only=topic_analysis";
+    std::fs::create_dir(dir.join("folder")).expect("made");
+    symlink("../mine", dir.join("shared/link")).expect("linked");
+    symlink("../folder", dir.join("shared/folder")).expect("linked");
+    symlink("own", dir.join("shared/own-link")).expect("linked");
+    fifo(&dir, "shared/pipe");
+    std::fs::set_permissions(dir.join("shared"), Permissions::from_mode(0o1777)).expect("set");
+    for name in ["file", "link", "folder", "pipe"] {
+        if std::os::unix::fs::lchown(dir.join("shared").join(name), Some(OTHER), Some(OTHER)).is_err() {
+            skipped("only root can make files of another user");
+            return;
+        }
+    }
+    for (name, what) in [("file", "a file"), ("link", "a link"), ("folder/new", "a link"), ("pipe", "a pipe")] {
+        for flag in ["-o", "--faults", "--report"] {
+            let path = format!("shared/{name}");
+            let ran = dir.run(&["gen", "posts.jsonl", only, flag, &path]).exits(74);
+            assert!(ran.stderr.contains(&format!("cannot write {path}: ")), "{}", ran.stderr);
+            assert!(ran.stderr.contains(&format!("is {what} of another user (number {OTHER})")), "{}", ran.stderr);
+        }
+    }
+    assert_eq!((dir.read("mine").as_str(), dir.read("shared/file").as_str()), ("mine", "theirs"));
+    for own in ["own", "own-link", "new"] {
+        dir.run(&["gen", "posts.jsonl", only, "-o", &format!("shared/{own}")]).exits(0);
+    }
+    // Nobody but its owner can write to a directory of one's own, and links there are one's own business.
+    std::fs::set_permissions(dir.join("shared"), Permissions::from_mode(0o755)).expect("set");
+    dir.run(&["gen", "posts.jsonl", only, "-o", "shared/link"]).exits(0);
+    assert!(dir.read("mine").contains("custom_id"));
+}
+
+/// They hold personal data, and every user of the machine could read them.
+#[test]
+fn r11_4_new_outputs_are_readable_by_their_owner_alone() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(3) + "[]\n").write("answers.jsonl", "").write("old", "");
+    std::fs::set_permissions(dir.join("old"), Permissions::from_mode(0o644)).expect("set");
+    let only = "--only=topic_analysis";
+    for args in [
+        &["gen", "posts.jsonl", "-o", "o1", "--faults", "f1", "--report", "r1", "--max-faults=9", only][..],
+        &["parse", "answers.jsonl", "-o", "o2.gz", "--faults", "f2", "--report", "r2", only],
+        &[
+            "merge",
+            "posts.jsonl",
+            "answers.jsonl",
+            "-o",
+            "o3.json",
+            "--faults",
+            "f3",
+            "--report",
+            "r3",
+            "--max-faults=9",
+            only,
+        ],
+        &[
+            "run",
+            "posts.jsonl",
+            "-o",
+            "o4",
+            "--faults",
+            "f4",
+            "--report",
+            "r4",
+            "-d",
+            "w",
+            "--emulate",
+            "--max-faults=9",
+            only,
+        ],
+        &["gen", "posts.jsonl", "-o", "old", "--max-faults=9", only],
+    ] {
+        let program = dir.command(args);
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 0; exec \"$@\"", "sh"]).arg(program.get_program()).args(program.get_args());
+        Ran::of(command.current_dir(dir.path()).output().expect("it starts")).exits(0);
+    }
+    let mode = |name: &str| std::fs::metadata(dir.join(name)).expect(name).permissions().mode() & 0o7777;
+    for name in ["o1", "f1", "r1", "o2.gz", "f2", "r2", "o3.json", "f3", "r3", "o4", "f4", "r4"] {
+        assert_eq!(mode(name), 0o600, "{name}");
+    }
+    assert_eq!(mode("old"), 0o644, "what is replaced keeps its mode");
 }

@@ -629,3 +629,80 @@ fn results_that_are_gone_are_downloaded_again_or_told() {
     let ran = dir.run(&job(&["-q"])).exits(1);
     assert!(ran.stderr.contains(result) && ran.stderr.contains("is gone"), "{}", ran.stderr);
 }
+
+/// A full output was replaced by one with 120 nulls of 200 when the money ran out.
+#[test]
+fn r11_9c_an_output_is_never_replaced_while_rows_remain() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(20)).write("mine.jsonl.partial", "mine");
+    let only = "--only=topic_analysis";
+    dir.run(&["run", "posts.jsonl", "-o", "good.jsonl", "-d", "g", "--emulate", only]).exits(0);
+    let good = dir.read("good.jsonl");
+    for (round, (faults, flags, code)) in [
+        (&["--latency", "10s"][..], &["--timeout", "4s"][..], 75),
+        (&["--fault", "no_balance"], &[], 69),
+        (&["--fault", "deny_create"], &[], 77),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (work, state) = (format!("w{round}"), dir.join(&format!("state{round}")));
+        let run = |server: &Server, out: &str, more: &[&str]| {
+            let args =
+                ["run", "posts.jsonl", "-o", out, "-d", &work, only, "--max-lines", "10", "--poll-interval", "10ms"];
+            let mut command = dir.command(&[&args, more, &["--base-url", &server.base]].concat());
+            Ran::of(command.env("ZHIPUAI_API_KEY", "some.key").output().expect("it starts"))
+        };
+        let server = Server::start(&dir, &state, &[]);
+        run(&server, "good.jsonl", &["--no-wait", "--max-concurrent-tasks", "1"]).exits(75);
+        server.kill();
+        let server = Server::start(&dir, &state, faults);
+        let ran = run(&server, "good.jsonl", &[flags, &["--max-concurrent-tasks", "1"]].concat()).exits(code);
+        assert_eq!(dir.read("good.jsonl"), good, "{code}");
+        let partial = dir.read("good.jsonl.partial");
+        assert_eq!(partial.lines().count(), 20, "{code}");
+        assert!(partial.contains("\"topics\":null") && partial.contains("\"topics\":["), "{code}: {partial}");
+        let told =
+            "rows remain: good.jsonl stays as it is until all are there; what is there now is in good.jsonl.partial";
+        assert!(ran.stderr.contains(told), "{}", ran.stderr);
+        // Nothing pretends to be whole either.
+        let ran = run(&server, "new.jsonl", &[flags, &["--max-concurrent-tasks", "1"]].concat());
+        if ran.code == Some(code) {
+            assert!(!dir.exists("new.jsonl") && dir.exists("new.jsonl.partial"), "{code}");
+            assert!(ran.stderr.contains("new.jsonl appears when all are there"), "{}", ran.stderr);
+        }
+        server.kill();
+        let server = Server::start(&dir, &state, &[]);
+        for out in ["new.jsonl", "mine.jsonl"] {
+            run(&server, out, &[]).exits(0);
+            assert_eq!(dir.read(out), good, "{code}");
+            std::fs::remove_file(dir.join(out)).expect("removed");
+        }
+        assert!(!dir.exists("new.jsonl.partial"), "{code}: it is of no use any more");
+        assert_eq!(dir.read("mine.jsonl.partial"), "mine");
+        server.kill();
+        std::fs::remove_file(dir.join("good.jsonl.partial")).expect("removed");
+    }
+}
+
+/// A results file was deleted by hand, and the next `run` wrote nulls over the answers that the output held.
+#[test]
+fn r11_9c_lost_results_do_not_empty_an_output_that_holds_them() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(20));
+    let args = job(&["--only=topic_analysis", "--max-lines", "4"]);
+    dir.run(&args).exits(0);
+    let good = dir.read("out.jsonl");
+    std::fs::remove_file(dir.join("w/results/topic_analysis_batch_part1.output.jsonl")).expect("removed");
+    for _ in 0..2 {
+        let ran = dir.run(&args).exits(1);
+        assert_eq!(dir.read("out.jsonl"), good);
+        assert_eq!(dir.read("out.jsonl.partial").matches("\"topics\":null").count(), 4);
+        let told = "out.jsonl stays as it is, since it may hold rows whose results are lost now";
+        assert!(ran.stderr.contains(told) && ran.stderr.contains("is in out.jsonl.partial"), "{}", ran.stderr);
+    }
+    // Who has moved it away wants the new one.
+    std::fs::remove_file(dir.join("out.jsonl")).expect("removed");
+    dir.run(&args).exits(1);
+    assert_eq!(dir.read("out.jsonl"), dir.read("out.jsonl.partial"));
+}

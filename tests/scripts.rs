@@ -192,7 +192,7 @@ fn r10_5_next_of_submit_and_fetch() {
 /// Composed from the keys that the old project's config.json has.
 fn old_config() -> Value {
     json!({
-        "api": {"base_url": "https://old.example/api/paas/v4/", "api_key": "", "timeout": 300},
+        "api": {"base_url": "https://open.bigmodel.cn/api/paas/v4/", "api_key": "", "timeout": 300},
         "batch": {
             "model": "glm-4-air", "multimodal_model": "glm-4v-plus", "max_file_size": 90, "max_requests_per_file": 40000,
             "poll_interval": 60, "task_timeout": 86400, "max_retries": 3, "retry_delay": 5, "max_concurrent_tasks": 4,
@@ -226,7 +226,7 @@ fn r10_5a_the_old_config_is_taken_as_it_is() {
     let ran = dir.run(&["config"]).exits(0);
     let table = ran.text();
     for (key, value) in [
-        ("batch.base_url", "https://old.example/api/paas/v4/"),
+        ("batch.base_url", "https://open.bigmodel.cn/api/paas/v4/"),
         ("batch.max_bytes", "90000000"),
         ("batch.max_lines", "40000"),
         ("batch.max_concurrent_tasks", "4"),

@@ -644,3 +644,45 @@ fn m5_a_terminal_that_goes_away() {
     setup.proxy.release();
     setup.finishes("w", CHUNKS);
 }
+
+/// Ctrl-C did nothing while the program waited for somebody to read the pipe.
+#[test]
+fn r11_9g_a_pipe_that_nobody_reads_does_not_swallow_a_signal() {
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(POSTS));
+    let run = ["run", "posts.jsonl", ONE, "-d", "w", "--emulate"];
+    dir.run(&[&run[..], &["-o", "golden.jsonl"]].concat()).exits(0);
+    crate::outputs::fifo(&dir, "pipe");
+    let server = Server::start(&dir, &dir.join("state"), &[]);
+    let remote = ["-d", "f", "--base-url", &server.base, "--poll-interval", "10ms"];
+    dir.run(&["gen", "posts.jsonl", ONE, "-d", "f"]).exits(0);
+    for verb in ["submit", "fetch"] {
+        let mut command = dir.command(&[&[verb], &remote[..]].concat());
+        Ran::of(command.env("ZHIPUAI_API_KEY", KEY).output().expect("it starts")).exits(0);
+    }
+    let fetch = [&["fetch", "--again", "failed", "-o", "pipe"], &remote[..]].concat();
+    let merge = ["merge", "posts.jsonl", "golden.jsonl", ONE];
+    for (args, signal) in [
+        (&[&run[..], &["-o", "pipe"]].concat()[..], Signal::INT),
+        (&[&run[..], &["-o", "out.jsonl", "--faults", "pipe"]].concat(), Signal::TERM),
+        (&[&run[..], &["-o", "out.jsonl", "--report", "pipe"]].concat(), Signal::INT),
+        (&["run", "pipe", ONE, "-d", "v", "--emulate", "-o", "out.jsonl"], Signal::INT),
+        (&fetch, Signal::INT),
+        (&[&merge[..], &["-o", "pipe"]].concat(), Signal::INT),
+    ] {
+        let mut command = dir.command(args);
+        let mut command = hears_signals(command.env("ZHIPUAI_API_KEY", KEY));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        // It has come to the pipe, and waits.
+        std::thread::sleep(Duration::from_millis(1500));
+        send(child.id(), signal);
+        let ended = ends(child);
+        let number = signal.as_raw();
+        let code = (ended.status.code(), ended.status.signal());
+        assert!(code == (Some(128 + number), None) || code == (None, Some(number)), "{args:?}: {code:?}");
+    }
+    let reader = Command::new("cat").arg(dir.join("pipe")).stdout(Stdio::piped()).spawn().expect("cat starts");
+    dir.run(&[&run[..], &["-o", "pipe"]].concat()).exits(0);
+    let read = reader.wait_with_output().expect("it ends").stdout;
+    assert_eq!(String::from_utf8_lossy(&read), dir.read("golden.jsonl"));
+}

@@ -2,7 +2,7 @@
 
 use super::{
     Ended,
-    remote::{Opened, client, command, open, runtime},
+    remote::{Opened, client, command, keep_to_server, open, runtime},
 };
 use crate::{
     cli::CancelArgs,
@@ -16,7 +16,8 @@ use crate::{
 
 pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let Opened { config, dir, work: _held, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
-    let client = client(&config, &args.provider, &args.remote)?;
+    let client = client(&config, &args.provider, &args.remote, console)?;
+    keep_to_server(&mut journal, &client, &dir)?;
     let runtime = runtime()?;
     let running = journal.state.jobs.iter().filter(|job| job.step == Step::Created);
     let running: Vec<(ChunkId, String)> =

@@ -59,7 +59,8 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let dialect = Dialect::find(&models.provider.value)?;
     let limits = resolve_limits(&config, &args.limits, dialect);
     let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-    outputs::check(None, [args.requests.as_deref().unwrap_or(std::path::Path::new("-"))], None, &args.faults)?;
+    let requests = args.requests.as_deref().unwrap_or(std::path::Path::new("-"));
+    outputs::check(None, [requests], None, &args.faults, Some(&dir))?;
     let input = Input::open(args.requests.as_deref(), "zbatch gen posts.jsonl | zbatch chunk -d work")?;
     let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
     let (work, journal) =

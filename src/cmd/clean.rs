@@ -12,7 +12,7 @@ use super::{
     Ended,
     doctor::MARK,
     fetch::{came_short, write_results},
-    remote::{Opened, client, open, runtime},
+    remote::{Opened, client, keep_to_server, open, runtime},
     setup::open_journal,
     verify,
 };
@@ -58,7 +58,8 @@ fn clean(dir: &Path, args: &CleanArgs, console: &Console) -> Result<()> {
     if let Some(config) = config {
         let remote =
             RemoteArgs { key_file: args.key_file.clone(), ca_cert: args.ca_cert.clone(), ..RemoteArgs::default() };
-        let client = client(&config, &args.provider, &remote)?;
+        let client = client(&config, &args.provider, &remote, console)?;
+        keep_to_server(&mut journal, &client, dir)?;
         runtime()?.block_on(clean_provider(&client, dir, &mut journal, &mut told))?;
     }
     clean_directory(&work, &journal, args, &mut told)?;

@@ -76,7 +76,7 @@ pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
             .fix("name a model with --model; three requests of a few words are billed"));
     };
     let remote = RemoteArgs { key_file: args.key_file.clone(), ca_cert: args.ca_cert.clone(), ..RemoteArgs::default() };
-    let client = client(&config, &args.provider, &remote)?;
+    let client = client(&config, &args.provider, &remote, console)?;
     let price = if dialect.free_model == Some(model) {
         format!("{model} is free at {}", dialect.name)
     } else {

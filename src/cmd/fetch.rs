@@ -7,8 +7,8 @@ use std::{path::Path, sync::Mutex};
 use tokio::sync::mpsc;
 
 use super::{
-    Ended,
-    remote::{Opened, client, command, conclude, job_settings, open, runtime, watch_for_stops},
+    Ended, outputs,
+    remote::{Opened, client, command, conclude, job_settings, keep_to_server, open, runtime, watch_for_stops},
 };
 use crate::{
     cli::FetchArgs,
@@ -38,7 +38,10 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     }
     let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
     // Not after the hours that the batches take.
-    args.output.as_deref().map_or(Ok(()), Output::probe)?;
+    if let Some(path) = &args.output {
+        outputs::refuse_in_work_dir("-o", path, Some(&dir))?;
+        Output::probe(path)?;
+    }
     let Lost { mut again, gone } = find_lost_results(&journal.state, &work, console);
     let keep_remote = config.keep_remote(args.remote.keep_remote).value;
     if args.again.is_empty() && again.is_empty() && all_is_here(&journal.state, keep_remote) {
@@ -46,11 +49,12 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         let journal = Mutex::new(journal);
         let (_, none) = mpsc::channel(1);
         if let Some(path) = &args.output {
-            emit_all(path, &work, &journal, none)?.commit()?;
+            appear(emit_all(path, &work, &journal, none)?, path, gone, console)?;
         }
         return Ok(tell(&locked(&journal)?.state, gone, console));
     }
-    let client = client(&config, &args.provider, &args.remote)?;
+    let client = client(&config, &args.provider, &args.remote, console)?;
+    keep_to_server(&mut journal, &client, &dir)?;
     again.extend(named_again(&args.again, &journal.state)?);
     again.sort_unstable();
     again.dedup();
@@ -87,11 +91,25 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         if all_created { next("fetch") } else { format!("{}{resume}, then {}", next("submit"), next("fetch")) }
     };
     let ended = conclude(end, &journal, Goal::Fetched, &next, console)?;
-    if let Some(output) = output.filter(|_| ended == Ended::Finished) {
-        output.commit()?;
+    if let (Some(output), Some(path), Ended::Finished) = (output, &args.output, ended) {
+        appear(output, path, gone, console)?;
     }
     let found = tell(&locked(&journal)?.state, gone, console);
     Ok(if ended == Ended::Finished { found } else { ended })
+}
+
+/// Results that are `gone` may be in an output that is there already: it stays.
+fn appear(output: Output, path: &Path, gone: usize, console: &Console) -> Result<()> {
+    if gone == 0 || !outputs::is_there(path)? {
+        return output.commit();
+    }
+    let aside = output.commit_aside()?;
+    console.always(format_args!(
+        "{} stays as it is, since it may hold the results that are gone; the new output is in {}",
+        path.display(),
+        aside.display()
+    ));
+    Ok(())
 }
 
 /// Every chunk's results are on disk, and nothing is left to delete at the provider.

@@ -37,7 +37,13 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
     let rendering =
         Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
     let posts = posts(args, &config, console)?;
-    outputs::check(None, [posts.as_deref().unwrap_or(Path::new("-"))], args.output.as_deref(), &args.faults)?;
+    outputs::check(
+        None,
+        [posts.as_deref().unwrap_or(Path::new("-"))],
+        args.output.as_deref(),
+        &args.faults,
+        args.work_dir.as_deref(),
+    )?;
     let posts = rendering.posts(posts.as_deref(), None)?;
     let watch = Watch { columns: Columns::new(&rendering.set), input: posts.name().to_owned(), console };
     let mut seen = Seen::new(&rendering, FaultLog::create(args.faults.faults.as_deref())?, Some(watch));

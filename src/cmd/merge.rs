@@ -46,7 +46,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     let reader = PostReader::open(Some(&args.posts), None, &set.fields, max_line, start_index)?;
     let output = args.output.output.as_deref();
     let inputs = answers.iter().map(|path| path.unwrap_or(Path::new("-")));
-    outputs::check(Some(&args.posts), inputs, output, &args.faults)?;
+    outputs::check(Some(&args.posts), inputs, output, &args.faults, None)?;
     let as_array = match args.output.format {
         Some(format) => format == Format::Json,
         None => output.is_some_and(is_array_name),

@@ -1,14 +1,23 @@
 //! The files that a verb writes, held against each other and against what it reads, before any work is done.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use serde::de::IgnoredAny;
 
 use crate::{
+    analysis::AnalysisSet,
     cli::FaultArgs,
     error::{Error, Result},
     flow::posts::PostCounts,
+    journal,
     lines::{
-        input::{identity, stdout_identity},
-        output::{Output, directory, follow, is_stdout, is_stream},
+        input::{Input, exists, identity, stdout_identity},
+        output::{Output, is_stdout, is_stream},
+        place::resolve,
     },
 };
 
@@ -16,12 +25,13 @@ use crate::{
 /// that is read, and no two outputs one file. Each must be writable: after the last batch it would be late to learn that one
 /// is not.
 ///
-/// `output` is where the verb's data goes; `None` and `-` are stdout.
+/// `output` is where the verb's data goes; `None` and `-` are stdout. `work` is the work directory in force.
 pub fn check<'a>(
     posts: Option<&'a Path>,
     inputs: impl IntoIterator<Item = &'a Path>,
     output: Option<&Path>,
     faults: &FaultArgs,
+    work: Option<&Path>,
 ) -> Result<()> {
     let others: Vec<&Path> = inputs.into_iter().collect();
     check_stdout(posts.into_iter().chain(others.iter().copied()), output)?;
@@ -31,6 +41,7 @@ pub fn check<'a>(
     let read = |path: &Path| Some((real(path)?, "is read".to_owned()));
     let mut taken: Vec<(PathBuf, String)> = others.filter_map(read).collect();
     let output = output.unwrap_or(Path::new("-"));
+    refuse_in_work_dir("-o", output, work)?;
     let place = real(output);
     if let Some(place) = &place {
         refuse_taken(&taken, "-o", output, place)?;
@@ -39,6 +50,7 @@ pub fn check<'a>(
     taken.extend(place.map(|place| (place, "takes the output".to_owned())));
     for (flag, path) in [("--faults", &faults.faults), ("--report", &faults.report)] {
         let Some(path) = path else { continue };
+        refuse_in_work_dir(flag, path, work)?;
         if let Some(real) = real(path) {
             refuse_taken(&taken, flag, path, &real)?;
             taken.push((real, format!("takes {flag}")));
@@ -46,6 +58,68 @@ pub fn check<'a>(
         Output::probe(path)?;
     }
     Ok(())
+}
+
+/// All in a work directory is zbatch's own: an output there would take the place of the journal or of paid results, or would
+/// be moved away with them. `work` is the one in force, which may not be there yet.
+pub fn refuse_in_work_dir(flag: &str, path: &Path, work: Option<&Path>) -> Result<()> {
+    if is_stdout(path) {
+        return Ok(());
+    }
+    let place = resolve(path)?;
+    let work = work.map(resolve).transpose()?;
+    let is_work = |dir: &&Path| Some(*dir) == work.as_deref() || journal::is_in(dir);
+    let Some(dir) = place.ancestors().skip(1).find(is_work) else { return Ok(()) };
+    Err(Error::usage(format!("{flag} {}: it is inside the work directory {}", path.display(), dir.display()))
+        .fix(format!("give {flag} a file outside of it")))
+}
+
+/// A file that an output would replace.
+pub fn is_there(output: &Path) -> Result<bool> {
+    Ok(!is_stream(output) && exists(output)?)
+}
+
+/// Of an output that the user did not type: a file that is there is replaced only if it looks like posts, as ours does.
+pub fn check_replaces_posts(output: &Path, set: &AnalysisSet) -> Result<()> {
+    if !is_there(output)? || looks_like_posts(output, set)? {
+        return Ok(());
+    }
+    let what = format!("{} is there and holds no posts, and no -o names it", output.display());
+    Err(Error::input(what).fix("name the output with -o; or add --force to replace that file"))
+}
+
+/// An empty file or array, or JSON Lines or an array whose first object has a field that some analysis reads or writes.
+fn looks_like_posts(path: &Path, set: &AnalysisSet) -> Result<bool> {
+    /// Posts are shorter. Of a longer one the beginning is looked at.
+    const HEAD: u64 = 1 << 20;
+
+    let input = Input::open(Some(path), "")?;
+    let mut head = Vec::new();
+    #[expect(clippy::disallowed_methods, reason = "at most HEAD bytes")]
+    let read = input.reader.take(HEAD).read_to_end(&mut head);
+    if read.is_err() {
+        return Ok(false);
+    }
+    let text = head.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&head).trim_ascii_start();
+    let (is_array, text) = match text.strip_prefix(b"[") {
+        Some(rest) => (true, rest.trim_ascii_start()),
+        None => (false, text),
+    };
+    if text.is_empty() || is_array && text.starts_with(b"]") {
+        return Ok(!is_array || !text.is_empty());
+    }
+    let mut objects = serde_json::Deserializer::from_slice(text).into_iter::<HashMap<String, IgnoredAny>>();
+    let is_known = |name: &str| {
+        set.fields.asked().iter().any(|asked| asked == name) || set.list.iter().any(|analysis| analysis.field == name)
+    };
+    Ok(match objects.next() {
+        Some(Ok(object)) => {
+            let first = text.get(..objects.byte_offset()).unwrap_or_default();
+            object.keys().any(|name| is_known(name)) && (is_array || !first.contains(&b'\n'))
+        }
+        Some(Err(error)) => error.is_eof() && head.len() as u64 == HEAD && text.starts_with(b"{\""),
+        None => false,
+    })
 }
 
 /// A file may also be read by way of stdin (`< posts.jsonl`), where no name tells.
@@ -110,6 +184,5 @@ fn real(path: &Path) -> Option<PathBuf> {
     if is_stream(path) {
         return None;
     }
-    let path = follow(path).ok()?;
-    Some(std::fs::canonicalize(directory(&path)).ok()?.join(path.file_name()?))
+    resolve(path).ok()
 }

@@ -41,7 +41,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     check_inputs(args)?;
     let stdin = args.results.is_empty().then_some(Path::new("-"));
     let inputs = args.results.iter().map(PathBuf::as_path).chain(stdin);
-    outputs::check(None, inputs, args.output.as_deref(), &args.faults)?;
+    outputs::check(None, inputs, args.output.as_deref(), &args.faults, None)?;
 
     let mut output = Output::create(args.output.as_deref())?;
     let mut faults = FaultLog::create(args.faults.faults.as_deref())?;

@@ -21,10 +21,13 @@ use crate::{
     cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, Typed, WorkArgs},
     console::Console,
     error::{Error, Kind, Result},
-    flow::jobs::{Goal, JobSettings, JobsEnd, Stop},
-    journal::{Journal, State, Step, locked},
-    lines::input::read_small,
-    provider::{Client, ClientSettings, Dialect, Key},
+    flow::{
+        ChunkId,
+        jobs::{Goal, JobSettings, JobsEnd, Stop},
+    },
+    journal::{Event, Journal, State, Step, locked},
+    lines::{input::read_small, output::stop_waiting},
+    provider::{Client, ClientSettings, Dialect, Key, is_same_server},
     settings::Config,
     shell, threads,
     units::count,
@@ -53,17 +56,46 @@ pub fn runtime() -> Result<Runtime> {
     Ok(runtime)
 }
 
-/// A client for the provider that flags and config name, with its key.
-pub fn client(config: &Config, provider: &ProviderArgs, remote: &RemoteArgs) -> Result<Client> {
+/// A client for the provider that flags and config name, with its key. It is said who gets that key, before the first call.
+pub fn client(config: &Config, provider: &ProviderArgs, remote: &RemoteArgs, console: &Console) -> Result<Client> {
     let (name, base_url) = config.provider(provider)?;
     let dialect = Dialect::find(&name.value)?;
-    Client::new(ClientSettings {
+    let client = Client::new(ClientSettings {
         dialect,
         base_url: base_url.map(|url| url.value),
         key: Key::load(dialect, remote.key_file.as_deref())?,
         ca_cert: remote.ca_cert.clone(),
         direct: None,
-    })
+    })?;
+    let file = config.path().map(|path| format!(" (config: {})", path.display())).unwrap_or_default();
+    console.note(format_args!("{}{file}", client.describe()));
+    Ok(client)
+}
+
+/// A directory goes on with the server that it began with: another one has none of its batches, and is sent none of its
+/// posts. Until a create is billed it may change.
+pub fn keep_to_server(journal: &mut Journal, client: &Client, dir: &Path) -> Result<()> {
+    let Some(now) = client.origin() else { return Ok(()) };
+    match &journal.state.origin {
+        Some(there) if is_same_server(there, &now) => return Ok(()),
+        Some(there) if journal.state.spent().0 > 0 => {
+            let what = format!(
+                "{} belongs to another job: its batches are at {there}; now the server is {now}",
+                dir.display()
+            );
+            return Err(
+                Error::input(what).fix("go on with the --base-url that it began with, or use another directory (-d)")
+            );
+        }
+        Some(_) => {
+            let uploaded = journal.state.jobs.iter().filter(|job| job.step == Step::Uploaded);
+            let uploaded: Vec<ChunkId> = uploaded.map(|job| job.chunk.id.clone()).collect();
+            let why = "it was uploaded to another server";
+            uploaded.into_iter().try_for_each(|chunk| journal.append(&Event::Lost { chunk, why: why.to_owned() }))?;
+        }
+        None => {}
+    }
+    journal.append(&Event::Origin { origin: now })
 }
 
 /// A work directory that a verb goes on with, and its settings.
@@ -163,6 +195,7 @@ pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<w
                 std::process::exit(128 + number);
             }
             tell.send_replace(Some(Stop::Signal(number)));
+            stop_waiting(number);
             asked = true;
         }
     });

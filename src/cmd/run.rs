@@ -23,10 +23,10 @@ use self::{gather::read_results, join::Join};
 use super::{
     Ended,
     emulate::settings,
-    fetch::find_lost_results,
+    fetch::{Lost, find_lost_results},
     r#gen::{Seen, cut, remake},
     outputs,
-    remote::{announce, client, conclude, job_settings, runtime, watch_for_stops},
+    remote::{announce, client, conclude, job_settings, keep_to_server, runtime, watch_for_stops},
     setup::{Rendering, Step as Rendered, claim, forget_empty, stays_cancelled},
     source::{Posts, Source},
 };
@@ -101,6 +101,8 @@ pub struct Run<'a> {
     timeout: Option<Duration>,
     /// The command that asks another model for what one that is gone left.
     advice: OnceLock<String>,
+    /// Chunks whose results neither this machine nor the provider has any more.
+    gone: usize,
 }
 
 impl<'a> Run<'a> {
@@ -113,13 +115,13 @@ impl<'a> Run<'a> {
         let rendering =
             Rendering::resolve(&config, &args.source, &args.model, &args.rows, &args.limits, &args.input, console)?;
         let dir = config.work_dir(args.work.work_dir.as_deref()).value;
-        let output = args.output.output.clone().unwrap_or_else(|| config.enhanced_output().value);
+        let output = find_output(args, &config, &rendering)?;
         let settings = job_settings(&config, Goal::Done, &args.remote, Some(&args.spend), args.emulate);
+        outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults, Some(&dir))?;
         Output::probe(&output)?;
-        outputs::check(args.posts.as_deref(), [], Some(&output), &args.faults)?;
         let source = Source::find(args, &config, &output).map_err(|error| what_is_left(error, &dir))?;
         let remote = match provider {
-            None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote)?),
+            None if !args.emulate => Some(client(&config, &args.model.provider, &args.remote, console)?),
             given => given,
         };
         let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
@@ -134,9 +136,10 @@ impl<'a> Run<'a> {
             Some(client) => client,
             None => emulated(emulator.unwrap_or_default(), &work, &rendering, console)?,
         };
+        keep_to_server(&mut journal, &client, &dir)?;
         // Rows that are gone for good are absent faults of the join.
-        let lost = find_lost_results(&journal.state, &work, console);
-        lost.again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
+        let Lost { again, gone } = find_lost_results(&journal.state, &work, console);
+        again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
         let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
         remake(&|| open(&rendering, &posts), &rendering, &work, &journal, console)?;
@@ -158,6 +161,7 @@ impl<'a> Run<'a> {
             began,
             timeout,
             advice,
+            gone,
         })
     }
 
@@ -259,6 +263,7 @@ impl<'a> Run<'a> {
             posts: &self.posts,
             refused_model: end.refused_model.as_deref(),
             advice: &self.advice,
+            gone: self.gone,
             stop,
             console,
         };
@@ -291,6 +296,18 @@ pub fn finish(end: JobsEnd, joined: Ended, journal: &Mutex<Journal>, console: &C
 
 fn died(what: &str) -> Error {
     Error::input(format!("the thread that {what} died; run the same command again"))
+}
+
+/// Where the posts go. A file that only the config names, and that is there, is not replaced unless it is an output.
+fn find_output(args: &RunArgs, config: &Config, rendering: &Rendering) -> Result<PathBuf> {
+    if let Some(named) = &args.output.output {
+        return Ok(named.clone());
+    }
+    let output = config.enhanced_output().value;
+    if !args.force {
+        outputs::check_replaces_posts(&output, &rendering.set)?;
+    }
+    Ok(output)
 }
 
 /// Of posts that cannot be read any more, though their batches may run.

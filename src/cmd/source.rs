@@ -3,6 +3,7 @@
 
 use std::{
     io::{IsTerminal as _, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -15,10 +16,10 @@ use crate::{
     journal::Journal,
     lines::{
         input::{Input, exists, open_error, read_error},
-        output::{AtomicFile, is_stream},
+        output::{AtomicFile, aside, is_stream},
     },
     settings::Config,
-    workdir::{OUTPUT_HASHES, WorkDir},
+    workdir::{OUTPUT_HASHES, PARTIAL_OUTPUT, WorkDir},
 };
 
 /// The spool's compression: fast, and enough for text.
@@ -191,6 +192,42 @@ pub fn remember_output(hash: &str, work: &WorkDir) -> Result<()> {
     let known = file.read_small(BUFFER as u64).unwrap_or_default();
     let last = known.lines().next().unwrap_or_default();
     file.write(format!("{hash}\n{last}\n").as_bytes())
+}
+
+/// The file beside an output that holds what is there while rows remain. A later run removes it, but no other file of that
+/// name: the work directory remembers which one it made.
+#[derive(Debug)]
+pub struct PartialOutput {
+    path: PathBuf,
+    mark: Entry,
+}
+
+impl PartialOutput {
+    pub fn of(output: &Path, work: &WorkDir) -> Result<Self> {
+        let path = if is_stream(output) { PathBuf::new() } else { aside(output)? };
+        Ok(Self { path, mark: work.file(PARTIAL_OUTPUT) })
+    }
+
+    /// The file as it is now: any later change to it changes this.
+    fn identity(&self) -> Option<String> {
+        let meta = std::fs::symlink_metadata(&self.path).ok()?;
+        Some(format!("{} {} {} {}.{:09}", meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+    }
+
+    pub fn remember(&self) -> Result<()> {
+        self.identity().map_or(Ok(()), |identity| self.mark.write(format!("{identity}\n").as_bytes()))
+    }
+
+    pub fn remove(&self) -> Result<()> {
+        if !self.mark.exists()? {
+            return Ok(());
+        }
+        let mark = self.mark.read_small(BUFFER as u64).unwrap_or_default();
+        if self.identity().is_some_and(|identity| identity == mark.trim()) {
+            std::fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, &e))?;
+        }
+        self.mark.remove()
+    }
 }
 
 /// A file holds what the posts were kept from: then it is the only other place where those that cannot be read stand as

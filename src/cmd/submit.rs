@@ -6,7 +6,9 @@ use tokio::sync::mpsc;
 
 use super::{
     Ended,
-    remote::{Opened, announce, client, command, conclude, job_settings, open, runtime, watch_for_stops},
+    remote::{
+        Opened, announce, client, command, conclude, job_settings, keep_to_server, open, runtime, watch_for_stops,
+    },
     setup::stays_cancelled,
 };
 use crate::{
@@ -31,7 +33,8 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
         ));
         return Ok(Ended::Remains);
     }
-    let client = client(&config, &args.provider, &args.remote)?;
+    let client = client(&config, &args.provider, &args.remote, console)?;
+    keep_to_server(&mut journal, &client, &dir)?;
     let settings = job_settings(&config, Goal::Submitted, &args.remote, Some(&args.spend), false);
     let waiting = || journal.state.jobs.iter().filter(|job| job.step < Step::Intended);
     let (requests, bytes) = (sum(waiting().map(|job| job.chunk.lines)), sum(waiting().map(|job| job.chunk.bytes)));

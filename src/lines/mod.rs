@@ -7,5 +7,6 @@ pub mod flaw;
 pub mod form;
 pub mod input;
 pub mod output;
+pub mod place;
 pub mod pool;
 pub mod spill;

@@ -9,18 +9,26 @@ use std::{
     io::{self, BufWriter, Write},
     os::{
         fd::{AsFd as _, AsRawFd, OwnedFd},
-        unix::fs::{MetadataExt as _, PermissionsExt as _},
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicI32, Ordering},
+    time::Duration,
 };
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::{
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid},
+    io::Errno,
+};
 use tempfile::NamedTempFile;
 
-use super::ahead::WriteBehind;
+use super::{
+    ahead::WriteBehind,
+    place::{MAX_LINKS, refuse_planted},
+};
 use crate::{
     drill::{self, Guard},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     folder::Entry,
     shell,
 };
@@ -30,8 +38,10 @@ const BUFFER: usize = 256 << 10;
 /// Characters of a file's name in the name of its temp file.
 const TEMP_CHARS: usize = 40;
 
-/// A link to a link to a link …: where the system gives up too.
-const MAX_LINKS: usize = 40;
+/// Posts and answers are personal data: a new file is readable by the user alone.
+const NEW_FILE: u32 = 0o600;
+/// Time between two tries to open a pipe that nobody reads.
+const PIPE_RETRY: Duration = Duration::from_millis(50);
 
 /// A file that will appear under its name when [`AtomicFile::commit`] returns, and not before.
 #[derive(Debug)]
@@ -66,12 +76,12 @@ impl Drop for PrivateTemp {
 }
 
 impl AtomicFile {
-    /// Readable as the file is that it replaces, else as the user's umask says.
+    /// Readable as the file is that it replaces, else by the user alone.
     pub fn create(path: &Path) -> Result<Self> {
         check_place(path)?;
         let file = match unnamed(directory(path)) {
             Some(file) => Self { temp: Temp::Unnamed(file), path: path.to_owned() },
-            None => Self::named(path, 0o666)?,
+            None => Self::named(path, NEW_FILE)?,
         };
         if let Ok(there) = std::fs::metadata(path) {
             file.resemble(&there).map_err(|e| Error::io("set the mode of", path, &e))?;
@@ -99,7 +109,7 @@ impl AtomicFile {
             // The name of the temp file tells the user nothing.
             let why = e.to_string();
             let why = why.split_once(" at path ").map_or(why.as_str(), |(why, _)| why);
-            Error::new(crate::error::Kind::Io, format!("cannot write {}: {why}", path.display()))
+            Error::new(Kind::Io, format!("cannot write {}: {why}", path.display()))
                 .fix(format!("make {} writable, or name another place", dir.display()))
         })?;
         Ok(Self { temp: Temp::Named(temp), path: path.to_owned() })
@@ -197,11 +207,11 @@ impl Write for AtomicFile {
 fn check_place(path: &Path) -> Result<()> {
     let dir = directory(path);
     if path.is_dir() {
-        return Err(Error::new(crate::error::Kind::Io, format!("cannot write {}: it is a directory", path.display())));
+        return Err(Error::new(Kind::Io, format!("cannot write {}: it is a directory", path.display())));
     }
     if !dir.is_dir() {
         return Err(Error::new(
-            crate::error::Kind::Io,
+            Kind::Io,
             format!("cannot write {}: there is no directory {}", path.display(), dir.display()),
         )
         .fix(format!("mkdir -p {}", shell::path(dir))));
@@ -212,7 +222,7 @@ fn check_place(path: &Path) -> Result<()> {
 /// A file in this directory that has no name yet; `None` where the file system has no such thing, or would not let us name
 /// it later.
 fn unnamed(dir: &Path) -> Option<File> {
-    let mode = Mode::from_raw_mode(0o666);
+    let mode = Mode::from_raw_mode(NEW_FILE);
     let file = rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode).ok()?;
     std::fs::metadata(by_number(&file)).is_ok().then(|| file.into())
 }
@@ -348,6 +358,41 @@ fn standard(path: &Path) -> Option<io::Result<OwnedFd>> {
     }
 }
 
+/// The signal that asked this process to stop, or 0. A thread that waits for the reader of a pipe looks at it, since no
+/// channel reaches that thread.
+static STOPPED_BY: AtomicI32 = AtomicI32::new(0);
+
+/// Ends every wait for the reader of a pipe.
+pub fn stop_waiting(signal: i32) {
+    STOPPED_BY.store(signal, Ordering::Relaxed);
+}
+
+/// Opens a device or pipe. The system would wait for the reader of a pipe, and no signal that has a handler would end that.
+fn open_stream(path: &Path) -> Result<File> {
+    let fail = |e: Errno| Error::io("open", path, &e.into());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    loop {
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(opened) => {
+                let flags = rustix::fs::fcntl_getfl(&opened).map_err(fail)?;
+                rustix::fs::fcntl_setfl(&opened, flags - OFlags::NONBLOCK).map_err(fail)?;
+                return Ok(opened.into());
+            }
+            Err(Errno::NXIO) if std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) => {
+                match STOPPED_BY.load(Ordering::Relaxed) {
+                    0 => std::thread::sleep(PIPE_RETRY),
+                    signal => {
+                        let what = format!("interrupted; no program reads {}", path.display());
+                        return Err(Error::new(Kind::Interrupted(signal), what));
+                    }
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(fail(e)),
+        }
+    }
+}
+
 /// The file that a symbolic link leads to, there or not: that one is replaced, not the link.
 pub fn follow(path: &Path) -> Result<PathBuf> {
     let mut path = path.to_owned();
@@ -357,7 +402,15 @@ pub fn follow(path: &Path) -> Result<PathBuf> {
             Err(_) => return Ok(path),
         }
     }
-    Err(Error::new(crate::error::Kind::Io, format!("cannot write {}: too many symbolic links", path.display())))
+    Err(Error::new(Kind::Io, format!("cannot write {}: too many symbolic links", path.display())))
+}
+
+/// Where what cannot take the place of an output goes: beside it.
+pub fn aside(path: &Path) -> Result<PathBuf> {
+    let path = follow(path)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    Ok(path.with_file_name(name))
 }
 
 /// Where a verb's data goes: stdout, or a file that appears on [`Output::commit`].
@@ -380,11 +433,12 @@ impl Output {
         // Not `io::stdout()`: its line buffer costs a search and a copy of everything.
         let target = if let Some(stream) = standard(path) {
             Target::Stream(stream.map_err(|e| Error::io("open", path, &e))?.into())
-        } else if is_stream(path) {
-            let file = File::options().write(true).open(path).map_err(|e| Error::io("open", path, &e))?;
-            Target::Stream(file)
         } else {
-            Target::Whole(AtomicFile::create(&follow(path)?)?)
+            refuse_planted(path)?;
+            match is_stream(path) {
+                true => Target::Stream(open_stream(path)?),
+                false => Target::Whole(AtomicFile::create(&follow(path)?)?),
+            }
         };
         let target = BufWriter::with_capacity(BUFFER, target);
         let encoder = match Packing::of(path) {
@@ -407,7 +461,7 @@ impl Output {
     /// for the end.
     pub fn probe(path: &Path) -> Result<()> {
         if is_stream(path) {
-            return Ok(());
+            return if standard(path).is_some() { Ok(()) } else { refuse_planted(path) };
         }
         Self::create(Some(path)).map(drop)
     }
@@ -438,10 +492,7 @@ impl Output {
     /// Ends the output, and lets it appear beside the file that it would have replaced, under the name that is returned: that
     /// file and `.partial`.
     pub fn commit_aside(self) -> Result<PathBuf> {
-        let path = follow(&self.name)?;
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let aside = path.with_file_name(name);
+        let aside = aside(&self.name)?;
         self.commit_under(Some(&aside))?;
         Ok(aside)
     }
@@ -571,7 +622,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("out");
         // With a name too, as on a file system that has no nameless files.
-        let ways: [fn(&Path) -> Result<AtomicFile>; 2] = [AtomicFile::create, |path| AtomicFile::named(path, 0o666)];
+        let ways: [fn(&Path) -> Result<AtomicFile>; 2] = [AtomicFile::create, |path| AtomicFile::named(path, NEW_FILE)];
         for (round, create) in ways.iter().cycle().take(4).enumerate() {
             let mut file = create(&path).expect("created");
             file.write_all(&[b'0' + round as u8]).expect("written");

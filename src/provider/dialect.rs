@@ -2,7 +2,7 @@
 //!
 //! What is documented and what is assumed about each is told in `zhipu-batch-api.md` and in `--help`.
 
-use super::Class;
+use super::{Class, transport::origin_of};
 use crate::{
     error::{Error, Result},
     units::did_you_mean,
@@ -14,6 +14,8 @@ pub struct Dialect {
     pub name: &'static str,
     /// Without a trailing slash.
     pub base_url: &'static str,
+    /// Base URLs of the same provider for other countries: its key may go there too.
+    pub other_base_urls: &'static [&'static str],
     /// The `url` of a request line and the `endpoint` of a batch, which must be equal.
     pub line_url: &'static str,
     /// Sent as `completion_window` if there is one.
@@ -47,6 +49,7 @@ const COMPATIBLE: &str = "/v1/chat/completions";
 const ZHIPU: Dialect = Dialect {
     name: "zhipu",
     base_url: "https://open.bigmodel.cn/api/paas/v4",
+    other_base_urls: &["https://api.z.ai/api/paas/v4"],
     line_url: "/v4/chat/completions",
     completion_window: None,
     max_lines: 50_000,
@@ -65,6 +68,7 @@ const ZHIPU: Dialect = Dialect {
 const OPENAI: Dialect = Dialect {
     name: "openai",
     base_url: "https://api.openai.com/v1",
+    other_base_urls: &[],
     line_url: COMPATIBLE,
     completion_window: Some("24h"),
     max_lines: 50_000,
@@ -233,6 +237,12 @@ impl Dialect {
         })
     }
 
+    /// The address is on one of the provider's own servers.
+    pub fn owns(&self, base_url: &str) -> bool {
+        let own = std::iter::once(&self.base_url).chain(self.other_base_urls);
+        origin_of(base_url).is_some_and(|origin| own.into_iter().any(|own| origin_of(own).as_ref() == Some(&origin)))
+    }
+
     /// Most requests of `model` that may be queued; `None`: not known.
     pub fn queue_limit(&self, model: &str) -> Option<u64> {
         self.queue_limits.iter().find(|(name, _)| name.eq_ignore_ascii_case(model)).map(|(_, limit)| *limit)
@@ -259,6 +269,26 @@ mod tests {
         let error = Dialect::find("zipu").expect_err("unknown");
         assert_eq!(error.kind(), crate::error::Kind::Usage);
         assert!(error.to_string().contains("did you mean `zhipu`?"), "{error}");
+    }
+
+    #[test]
+    fn r11_1_a_provider_owns_its_origins() {
+        for (provider, url, owned) in [
+            ("zhipu", "https://open.bigmodel.cn/api/paas/v4", true),
+            ("zhipu", "https://OPEN.bigmodel.cn:443/other/", true),
+            ("zhipu", "https://api.z.ai/api/paas/v4", true),
+            ("zhipu", "http://open.bigmodel.cn/api/paas/v4", false),
+            ("zhipu", "https://open.bigmodel.cn:8443/api/paas/v4", false),
+            ("zhipu", "https://open.bigmodel.cn.evil.example/", false),
+            ("zhipu", "https://open.bigmodel.cn@evil.example/", false),
+            ("zhipu", "https://api.openai.com/v1", false),
+            ("zhipu", "http://127.0.0.1:8900/api/paas/v4", false),
+            ("zhipu", "nonsense", false),
+            ("openai", "https://api.openai.com/v1", true),
+            ("openai", "https://open.bigmodel.cn/api/paas/v4", false),
+        ] {
+            assert_eq!(Dialect::find(provider).expect("known").owns(url), owned, "{provider} {url}");
+        }
     }
 
     #[test]

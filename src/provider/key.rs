@@ -7,6 +7,7 @@ use std::{io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
 
 use base64::Engine as _;
 use memchr::memmem;
+use rustix::process::DumpableBehavior;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{Dialect, percent_escape};
@@ -37,6 +38,8 @@ pub struct Key {
     key: SecretString,
     /// The key itself, then what encoders make of it; lower case.
     forms: Vec<Form>,
+    /// The variable or the file that it came from.
+    source: String,
 }
 
 /// A text of which no part may be shown that is as long as this run, or longer.
@@ -58,6 +61,7 @@ impl Key {
     /// # Errors
     /// [`Kind::Key`] if there is none, if others can read the file, or if it cannot be a key.
     pub fn load(dialect: &Dialect, key_file: Option<&Path>) -> Result<Self> {
+        keep_memory_private();
         Self::load_from(dialect, key_file, |variable| std::env::var_os(variable).map(|v| v.to_string_lossy().into()))
     }
 
@@ -85,6 +89,11 @@ impl Key {
         Self::parse(key, "the key")
     }
 
+    /// The variable or the file that it came from, for messages.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// `origin` says where it stood, for messages.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         let key = text.trim();
@@ -93,7 +102,7 @@ impl Key {
                 let what = format!("{origin}: {why}");
                 Err(Error::new(Kind::Key, what).fix("put the key alone there, on one line, as the provider shows it"))
             }
-            None => Ok(Self { key: SecretString::from(key), forms: forms(key) }),
+            None => Ok(Self { key: SecretString::from(key), forms: forms(key), source: origin.to_owned() }),
         }
     }
 
@@ -417,6 +426,12 @@ impl Redactor {
     }
 }
 
+/// From now on this process writes no core dump, and other processes of the user cannot read its memory or its environment.
+/// A kernel that knows no such setting is no reason to stop.
+fn keep_memory_private() {
+    let _unknown_here = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
 fn read_private(path: &Path) -> Result<String> {
     let refuse = |why: String| Error::new(Kind::Key, format!("key file {}: {why}", path.display()));
     let file = std::fs::File::open(path).map_err(|e| refuse(e.to_string()).fix("check --key-file"))?;
@@ -470,6 +485,9 @@ mod tests {
         file.commit().expect("committed");
         let key = Key::load(zhipu(), Some(&path)).expect("a key");
         assert_eq!(key.key.expose_secret(), "id.secret");
+        assert_eq!(key.source(), path.display().to_string());
+        let dumpable = rustix::process::dumpable_behavior().expect("told");
+        assert_eq!(dumpable, DumpableBehavior::NotDumpable, "r11_9g: no core dump holds the key");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
         let error = Key::load(zhipu(), Some(&path)).expect_err("refused");
         assert_eq!(error.kind(), Kind::Key);

@@ -34,7 +34,7 @@ pub use batch::{Batch, BatchId, BatchStatus, FileId, RequestCounts};
 pub use dialect::Dialect;
 pub use error::{ApiError, Class, CreateError};
 pub use key::{Key, Redactor};
-pub use transport::Transport;
+pub use transport::{Transport, host_of, is_same_server};
 
 use crate::{
     blocking,
@@ -154,6 +154,16 @@ impl Client {
 
     pub fn dialect(&self) -> &'static Dialect {
         self.0.dialect
+    }
+
+    /// Scheme, host and port of the server; `None` for one in this process.
+    pub fn origin(&self) -> Option<String> {
+        matches!(self.0.transport, Transport::Http(_)).then(|| self.0.base.url().origin().ascii_serialization())
+    }
+
+    /// Which server gets the posts, and which key with them.
+    pub fn describe(&self) -> String {
+        format!("sending to {} with {}", host(self.0.base.url()), self.0.key.source())
     }
 
     /// What calls wait for now: the last error of each kind of call that has not succeeded since.

@@ -127,6 +127,23 @@ fn is_loopback(url: &Url) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Scheme, host and port of an address.
+pub fn origin_of(url: &str) -> Option<String> {
+    let origin = Url::parse(url.trim()).ok()?.origin();
+    origin.is_tuple().then(|| origin.ascii_serialization())
+}
+
+/// Host and port of an address.
+pub fn host_of(url: &str) -> Option<String> {
+    Url::parse(url.trim()).ok().filter(Url::has_host).map(|url| host(&url))
+}
+
+/// Two origins are one server, or both are on this machine: a local server has another port each time it is started.
+pub fn is_same_server(one: &str, other: &str) -> bool {
+    let is_local = |origin: &str| Url::parse(origin).is_ok_and(|url| is_loopback(&url));
+    one == other || is_local(one) && is_local(other)
+}
+
 /// Host and port of a URL, as a message names them.
 pub(super) fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();

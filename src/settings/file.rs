@@ -79,6 +79,8 @@ pub struct ConfigFile {
     pub only: Vec<String>,
     /// What the user should know of it.
     pub notes: Vec<String>,
+    /// Every text of it by its key, as written: [`super::found`] looks for paths and addresses among them.
+    pub texts: Vec<(&'static str, String)>,
 }
 
 #[derive(Debug, Default)]
@@ -126,8 +128,9 @@ impl ConfigFile {
         let only = keys.take(OLD_LIST, "an array of names", |value| {
             value.as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect()
         });
+        let texts = std::mem::take(&mut keys.texts);
         let notes = keys.finish(&here)?;
-        Ok(Self { batch, paths, only: only.unwrap_or_default(), notes })
+        Ok(Self { batch, paths, only: only.unwrap_or_default(), notes, texts })
     }
 }
 
@@ -139,6 +142,7 @@ struct Keys {
     wrong: Vec<(String, String)>,
     /// What is taken in another form than it was written.
     taken: Vec<String>,
+    texts: Vec<(&'static str, String)>,
 }
 
 impl Keys {
@@ -169,13 +173,15 @@ impl Keys {
         taken
     }
 
-    fn text(&mut self, key: &str) -> Option<String> {
-        self.take(key, "a non-empty string", |value| {
+    fn text(&mut self, key: &'static str) -> Option<String> {
+        let text = self.take(key, "a non-empty string", |value| {
             value.as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned)
-        })
+        })?;
+        self.texts.push((key, text.clone()));
+        Some(text)
     }
 
-    fn path(&mut self, key: &str) -> Option<PathBuf> {
+    fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         self.text(key).map(PathBuf::from)
     }
 

@@ -2,6 +2,7 @@
 //! Every value remembers where it came from, for `zbatch config` and for messages.
 
 mod file;
+mod found;
 
 use std::{
     fmt,
@@ -15,6 +16,7 @@ use crate::{
     cli::{ModelArgs, ProviderArgs, SourceArgs},
     console::{Console, works_in},
     error::{Error, Kind, Result},
+    provider::Dialect,
 };
 
 const MODEL: &str = "glm-4-air";
@@ -77,24 +79,29 @@ impl Config {
     /// The first of `--config`, `$ZBATCH_CONFIG`, `./batch/config.json`, `./config.json`.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Input`] for a named file that is missing, and for one that is wrong.
+    /// [`crate::error::Kind::Input`] for a named file that is missing, for one that is wrong, and for one that was found and
+    /// may not do what it says.
     pub fn load(flag: Option<&Path>, console: &Console) -> Result<Self> {
-        let path = Self::find(flag)?;
-        let file = path.as_deref().map(file::ConfigFile::read).transpose()?.unwrap_or_default();
-        let config = Self { file, path };
+        let found = Self::find(flag)?;
+        let file = found.as_ref().map(|(path, _)| file::ConfigFile::read(path)).transpose()?.unwrap_or_default();
+        if let Some((path, false)) = &found {
+            found::check(path, &file)?;
+        }
+        let config = Self { file, path: found.map(|(path, _)| path) };
         works_in(Some(&config.work_dir(None).value));
         config.file.notes.iter().for_each(|note| console.note(note));
         Ok(config)
     }
 
-    fn find(flag: Option<&Path>) -> Result<Option<PathBuf>> {
+    /// The file, and whether the user named it.
+    fn find(flag: Option<&Path>) -> Result<Option<(PathBuf, bool)>> {
         let variable = std::env::var_os("ZBATCH_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
         if let Some(path) = flag.map(Path::to_owned).or(variable) {
-            return Ok(Some(path));
+            return Ok(Some((path, true)));
         }
         for path in ["batch/config.json", "config.json"].map(PathBuf::from) {
             if path.is_file() && (path.starts_with("batch") || file::looks_like_ours(&path)?) {
-                return Ok(Some(path));
+                return Ok(Some((path, false)));
             }
         }
         Ok(None)
@@ -144,7 +151,10 @@ impl Config {
             (Some(url), _) => Some(Sourced { value: url.clone(), origin: Origin::Flag("--base-url") }),
             (None, filed) => match (variable(), filed) {
                 (Some(url), _) => Some(Sourced { value: url, origin: Origin::Environment("ZHIPUAI_BASE_URL") }),
-                (None, Some(url)) => Some(self.in_file(url.clone())),
+                (None, Some(url)) => {
+                    self.check_whose_url(url, &provider)?;
+                    Some(self.in_file(url.clone()))
+                }
                 (None, None) => None,
             },
         };
@@ -152,6 +162,22 @@ impl Config {
             return Err(Error::usage("the base URL is empty").fix("leave --base-url out for the provider's own"));
         }
         Ok((provider, base_url))
+    }
+
+    /// A base URL in the file is meant for the provider of the file: the key of another one does not go there.
+    fn check_whose_url(&self, url: &str, provider: &Sourced<String>) -> Result<()> {
+        let filed = self.file.batch.provider.as_deref().unwrap_or(PROVIDER);
+        if provider.value == filed || Dialect::find(&provider.value).is_ok_and(|dialect| dialect.owns(url)) {
+            return Ok(());
+        }
+        let what = format!(
+            "the base URL in {} is for {filed}, and {} is {}: the key of {} would go there",
+            self.in_file(()).origin,
+            provider.origin,
+            provider.value,
+            provider.value
+        );
+        Err(Error::usage(what).fix("give the address with --base-url, or leave --provider out"))
     }
 
     pub fn work_dir(&self, flag: Option<&Path>) -> Sourced<PathBuf> {

@@ -48,7 +48,7 @@ pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
     let dialect = Dialect::find(&name.value)?;
     let known = Known::read(args, &config, console)?;
     let remote = RemoteArgs { key_file: args.key_file.clone(), ca_cert: args.ca_cert.clone(), ..RemoteArgs::default() };
-    let client = client(&config, &args.provider, &remote)?;
+    let client = client(&config, &args.provider, &remote, console)?;
     let runtime = runtime()?;
     let mut stop = watch_for_stops(&runtime, Some(args.timeout))?;
     let found = runtime.block_on(async {

@@ -9,6 +9,7 @@ use crate::{
     cli::FetchArgs,
     cmd::{
         Ended,
+        outputs::refuse_in_work_dir,
         remote::{client, runtime, stopped, watch_for_stops},
     },
     console::Console,
@@ -53,8 +54,9 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         }
     }
     let path = args.output.as_deref().unwrap_or(Path::new("-"));
+    refuse_in_work_dir("-o", path, None)?;
     Output::probe(path)?;
-    let client = client(&config, &args.provider, &args.remote)?;
+    let client = client(&config, &args.provider, &args.remote, console)?;
     let runtime = runtime()?;
     let mut stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
     let poll_interval = (!args.remote.no_wait).then(|| config.poll_interval(args.remote.poll_interval).value);

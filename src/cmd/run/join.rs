@@ -18,7 +18,7 @@ use crate::{
         next::NextCommand,
         outputs,
         setup::Rendering,
-        source::{Posts, holds_the_posts, remember_output},
+        source::{PartialOutput, Posts, holds_the_posts, remember_output},
     },
     console::Console,
     error::{Error, Kind, Result},
@@ -32,7 +32,7 @@ use crate::{
         requests::Rendered,
         tally::Tally,
     },
-    journal::{Config, Job, Journal, Step, locked},
+    journal::{Config, Job, Journal, State, Step, locked},
     lines::{
         output::{JsonWriter, Output, is_array_name, is_stdout, is_stream},
         spill::{Cell, Joined},
@@ -54,6 +54,8 @@ pub struct Join<'a> {
     /// The provider does not take it, or not any more.
     pub refused_model: Option<&'a str>,
     pub advice: &'a OnceLock<String>,
+    /// Chunks whose results neither this machine nor the provider has any more.
+    pub gone: usize,
     pub stop: &'a watch::Receiver<Option<Stop>>,
     pub console: &'a Console,
 }
@@ -65,6 +67,18 @@ struct Passed<'a> {
     output: &'a Path,
     /// Something is missing that another round would ask for.
     askable: bool,
+}
+
+/// Why the posts do not go where the user wants them, but beside it: the same command may bring more, or what is there may
+/// hold more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aside {
+    /// Rows are pending.
+    Remains,
+    /// Results that a file of an earlier run may hold are gone, or came short.
+    LostResults,
+    /// Posts that cannot be read stand in no other file as they were.
+    LostPosts,
 }
 
 impl Join<'_> {
@@ -201,20 +215,75 @@ impl Join<'_> {
             tally.unknown_labels = parsed.unknown_labels;
             tally.usage = parsed.usage;
         }
-        let aside = match self.loses_posts(counts, work)? {
-            true => Some(writer.commit_aside()?),
-            false => {
-                writer.end()?.map_or(Ok(()), |hash| remember_output(&hash, work))?;
-                writer.commit().map(|()| None)?
-            }
-        };
+        let aside = self.why_aside(&tally, counts, work, journal)?;
+        let path = self.commit(writer, aside, work)?;
         log.commit()?;
-        let passed = Passed { counts, askable, output: aside.as_deref().unwrap_or(self.output) };
+        let output = if aside == Some(Aside::LostResults) { self.output } else { path.as_path() };
+        let passed = Passed { counts, askable, output };
         let ended = self.tell(&tally, &passed, &log, work, journal, times)?;
-        match &aside {
+        match aside {
+            Some(Aside::LostPosts) => Err(outputs::kept_posts(self.output, &path, counts, &self.mend(work))),
+            Some(aside) => self.say_aside(aside, &path).map(|()| ended),
             None => Ok(ended),
-            Some(aside) => Err(outputs::kept_posts(self.output, aside, counts, &self.mend(work))),
         }
+    }
+
+    /// Says why the output is not where the user wants it, and where it is.
+    fn say_aside(&self, aside: Aside, path: &Path) -> Result<()> {
+        let (here, there) = (self.output.display(), path.display());
+        let what = match aside {
+            Aside::Remains if outputs::is_there(self.output)? => {
+                format!("rows remain: {here} stays as it is until all are there; what is there now is in {there}")
+            }
+            Aside::Remains => {
+                format!("rows remain: {here} appears when all are there; what is there now is in {there}")
+            }
+            Aside::LostResults | Aside::LostPosts => format!(
+                "{here} stays as it is, since it may hold rows whose results are lost now or came short; the new output \
+                 is in {there}; to have it in {here}, move that file away and run the same command again"
+            ),
+        };
+        self.console.always(what);
+        Ok(())
+    }
+
+    /// One rule for every exit code: an output is whole when it appears, and what is there is replaced by nothing that may
+    /// hold less. A pipe cannot be kept back.
+    fn why_aside(
+        &self,
+        tally: &Tally,
+        counts: PostCounts,
+        work: &WorkDir,
+        journal: &Mutex<Journal>,
+    ) -> Result<Option<Aside>> {
+        if is_stream(self.output) {
+            return Ok(None);
+        }
+        let state = &locked(journal)?.state;
+        let lost = self.gone > 0 || state.jobs.iter().any(came_short);
+        Ok(if remains(state, tally) {
+            Some(Aside::Remains)
+        } else if lost && outputs::is_there(self.output)? {
+            Some(Aside::LostResults)
+        } else {
+            self.loses_posts(counts, work)?.then_some(Aside::LostPosts)
+        })
+    }
+
+    /// Lets the posts appear, and gives the path where they are.
+    fn commit(&self, mut writer: JsonWriter, aside: Option<Aside>, work: &WorkDir) -> Result<PathBuf> {
+        let partial = PartialOutput::of(self.output, work)?;
+        if aside.is_some() {
+            let path = writer.commit_aside()?;
+            if aside == Some(Aside::Remains) {
+                partial.remember()?;
+            }
+            return Ok(path);
+        }
+        writer.end()?.map_or(Ok(()), |hash| remember_output(&hash, work))?;
+        writer.commit()?;
+        partial.remove()?;
+        Ok(self.output.to_owned())
     }
 
     /// The output would replace posts that could not be read, by the only copy of them that is the user's.
@@ -249,8 +318,7 @@ impl Join<'_> {
         let Passed { counts, output, askable } = *passed;
         let state = &locked(journal)?.state;
         let pending = tally.pending();
-        // Also a chunk that was fetched a moment before a deadline, and read by nobody.
-        let remains = state.below(Step::Fetched) > 0 || pending > 0;
+        let remains = remains(state, tally);
         let came_short = state.jobs.iter().any(came_short);
         let report = Report {
             analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
@@ -322,14 +390,20 @@ impl Join<'_> {
     }
 }
 
+/// The same command brings more. Also a chunk that was fetched a moment before a deadline, and read by nobody.
+fn remains(state: &State, tally: &Tally) -> bool {
+    state.below(Step::Fetched) > 0 || tally.pending() > 0
+}
+
 /// The flags of `run` that the next round does not repeat as they were typed.
-pub const OF_A_ROUND: [&str; 10] = [
+pub const OF_A_ROUND: [&str; 11] = [
     // It has a directory and files of its own.
-    "work_dir", "moved", "output", "faults", "report",  // Repeated, and the faults of this round are added.
-    "skip",    // It is what makes a round.
+    "work_dir", "moved", "output", "force", "faults", "report",
+    // Repeated, and the faults of this round are added.
+    "skip", // It is what makes a round.
     "missing", // It moved away what this round was not begun with.
-    "new",     // It went on with a job that was cancelled.
-    "resume",  // In the emulator it would strike the same lines again.
+    "new", // It went on with a job that was cancelled.
+    "resume", // In the emulator it would strike the same lines again.
     "fault",
 ];
 

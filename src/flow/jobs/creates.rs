@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{
-    Class, CreateError, Driver, Event, FileId, FileMark, Gate, Gave, Goal, Job, REFUSAL_PAUSE, Reached, RowSet, Scope, Step,
-    check_caps, file_id, is_gone,
+    Class, CreateError, Driver, Event, FileId, FileMark, Gate, Gave, Goal, Job, REFUSAL_PAUSE, Reached, RowSet, Scope,
+    Step, check_caps, file_id, is_gone,
     listed::{CONTENT, Evidence, MARK, Sighted, StraySearch, Strays, best_first, mark},
     scope_of, stopped,
 };
