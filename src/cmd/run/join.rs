@@ -400,10 +400,10 @@ pub const OF_A_ROUND: [&str; 11] = [
     // It has a directory and files of its own.
     "work_dir", "moved", "output", "force", "faults", "report",
     // Repeated, and the faults of this round are added.
-    "skip", // It is what makes a round.
+    "skip",    // It is what makes a round.
     "missing", // It moved away what this round was not begun with.
-    "new", // It went on with a job that was cancelled.
-    "resume", // In the emulator it would strike the same lines again.
+    "new",     // It went on with a job that was cancelled.
+    "resume",  // In the emulator it would strike the same lines again.
     "fault",
 ];
 
