@@ -1,7 +1,7 @@
 //! `Error`: what stops the program, as opposed to [`crate::flow::Fault`], which is one bad row.
 //!
 //! An error says what was tried, on which path or id, and how to mend it; its [`Kind`] alone decides
-//! the exit code (`design.md` §4). Text that came from a server or a post is escaped before it is shown.
+//! the exit code (`README.md`, Exit codes). Text that came from a server or a post is escaped before it is shown.
 
 use std::{fmt, io, path::Path};
 

@@ -27,7 +27,7 @@
 //! | `repaired` | what followed was damaged and is aside: a batch is looked for in the provider's list before one is created | |
 //!
 //! A last line without its line feed was torn by a crash and is dropped, with a notice. Anything else that is not
-//! an event, or an event that cannot follow, is refused with its line number and offset (`promises.md` S3); [`repair`] puts it
+//! an event, or an event that cannot follow, is refused with its line number and offset (`docs/reliability.md` S3); [`repair`] puts it
 //! aside, with all that follows it.
 
 use std::{
@@ -78,7 +78,7 @@ const LONGEST_WHY: usize = 2000;
 const MOST_ERRORS: usize = 20;
 const MOST_REFUSED: usize = 1 << 20;
 
-/// What decides the requests: a work directory belongs to one of these (`promises.md` S5).
+/// What decides the requests: a work directory belongs to one of these (`docs/reliability.md` S5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

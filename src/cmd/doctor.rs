@@ -217,7 +217,7 @@ impl Doctor<'_> {
         Ok(self.findings.tell(Check::FileListed, Verdict::AsAssumed, &measured)?)
     }
 
-    /// The fence before a chunk is paid for anew (`promises.md` M1).
+    /// The fence before a chunk is paid for anew (`docs/reliability.md` M1).
     async fn create_without_input(&mut self) -> Result<(), Halt> {
         let file = self.upload("fence").await?;
         if self.ask(&[Check::CreateWithoutInput], self.client.delete(&file)).await?.is_none() {

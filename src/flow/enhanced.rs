@@ -1,5 +1,5 @@
 //! Posts ⋈ answers → enhanced posts: the post's own bytes, with the analyses' fields replaced where they stand or
-//! added at the end, in the order of the table. The merge rule of `design.md` §2 is [`write_enhanced`].
+//! added at the end, in the order of the table. The merge rule of `README.md` is [`write_enhanced`].
 
 use std::borrow::Cow;
 

@@ -15,7 +15,7 @@ pub const EXCERPT_CHARS: usize = 120;
 /// Longest piece of somebody's text that goes into a detail, in characters.
 const DETAIL_CHARS: usize = 200;
 
-/// The stable kinds of `design.md` §4. Scripts match on them: never rename one.
+/// The stable kinds of `docs/formats.md`. Scripts match on them: never rename one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {

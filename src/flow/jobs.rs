@@ -646,7 +646,7 @@ impl Driver<'_> {
         Ok(gate.sees_ours.get())
     }
 
-    /// Nothing of the batch ran: its chunk is as if it had never been sent (`promises.md` M6).
+    /// Nothing of the batch ran: its chunk is as if it had never been sent (`docs/reliability.md` M6).
     async fn found_full_queue(&self, job: &Job, batch: &Batch, gate: &Gate) -> std::result::Result<(), Gave> {
         let (id, why) = (&job.chunk.id, format!("nothing of batch {} ran: {}", batch.id, batch.errors.join("; ")));
         gate.found_full(&job.chunk.model);
@@ -947,7 +947,7 @@ impl JobsEnd {
     }
 }
 
-/// Whether so many batches and requests in all are more than the user allows (`promises.md` M3).
+/// Whether so many batches and requests in all are more than the user allows (`docs/reliability.md` M3).
 pub fn check_caps(settings: &JobSettings, batches: u64, requests: u64) -> Option<Error> {
     let over = |what: &str, flag: &str, count: u64, most: Option<u64>| {
         let most = most.filter(|most| count > *most)?;

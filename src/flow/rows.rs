@@ -1,5 +1,5 @@
 //! The rows of a chunk, and how much of them its results files hold: what was submitted is answered, faulted or absent,
-//! and nothing else counts (`promises.md` S9).
+//! and nothing else counts (`docs/reliability.md` S9).
 
 use std::{
     fs::File,
@@ -151,7 +151,7 @@ impl RowSet {
     }
 }
 
-/// The rows of a chunk after its results were verified: `submitted = results + absent` (`promises.md` S9).
+/// The rows of a chunk after its results were verified: `submitted = results + absent` (`docs/reliability.md` S9).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowBalance {
     /// Rows of the chunk that the output file, the error file holds.

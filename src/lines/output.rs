@@ -1,5 +1,5 @@
 //! Outputs. A file appears whole, or not at all: temp file in the same directory, write, fsync, rename,
-//! fsync of the directory (`promises.md` S2). A failed fsync ends the step and is never tried again.
+//! fsync of the directory (`docs/reliability.md` S2). A failed fsync ends the step and is never tried again.
 //!
 //! An output of the user's is written without a name where the file system can do that, so that nothing stays beside it
 //! when we are killed. It replaces a file as an editor would: mode and owner stay.

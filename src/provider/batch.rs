@@ -26,7 +26,7 @@ const LINE_WHY_CHARS: usize = 120;
 /// Codes and phrases, in lower case, of a provider whose queue holds as much of the account as it may. Each was seen in a
 /// report: `token_limit_exceeded` and "Enqueued token limit reached … try again once some in_progress batches have been
 /// completed" at OpenAI (openai-python issue 2084), "Enqueued request limit reached" there too (its forum, topic 1002388),
-/// "the number of enqueued tokens has surpassed …" at Azure (its Q&A, 2285577), `too_many_tasks` (`promises.md` M6).
+/// "the number of enqueued tokens has surpassed …" at Azure (its Q&A, 2285577), `too_many_tasks` (`docs/reliability.md` M6).
 const FULL_QUEUE: [&str; 6] = [
     "token_limit_exceeded",
     "enqueued token limit",

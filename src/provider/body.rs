@@ -1,5 +1,5 @@
 //! Bodies under a bound: compressed ones are decoded as a stream, and stop at a size and at a ratio
-//! (`promises.md` N6). Compression is not asked for; a server may still send it.
+//! (`docs/reliability.md` N6). Compression is not asked for; a server may still send it.
 
 use std::io::{self, Write};
 

@@ -1,7 +1,7 @@
 //! What a call to the provider can end with, and what that means.
 //!
 //! The business code of the body speaks first and the HTTP status second: an empty wallet arrives as 429 too
-//! (`promises.md` M4). Text of a server is redacted, escaped and cut before it is kept here (K1, H3).
+//! (`docs/reliability.md` M4). Text of a server is redacted, escaped and cut before it is kept here (K1, H3).
 
 use std::{fmt, time::Duration};
 
@@ -99,12 +99,12 @@ impl ApiError {
         self.call == UPLOAD && matches!(self.status, Some(413 | 435))
     }
 
-    /// The account's queue is full: the same call succeeds when one of its batches has ended (`promises.md` M6).
+    /// The account's queue is full: the same call succeeds when one of its batches has ended (`docs/reliability.md` M6).
     pub fn says_full_queue(&self) -> bool {
         says_full_queue(self.code.as_deref().unwrap_or_default()) || says_full_queue(&self.message)
     }
 
-    /// The same call may succeed later (`promises.md` N3). Of a create only when it was refused for certain.
+    /// The same call may succeed later (`docs/reliability.md` N3). Of a create only when it was refused for certain.
     pub fn is_retryable(&self) -> bool {
         match (self.class, self.should_retry) {
             (Class::Io | Class::Reply | Class::Key | Class::Account, _) => false,
@@ -164,7 +164,7 @@ impl From<ApiError> for Error {
     }
 }
 
-/// Why a create failed; what may be done next differs (`promises.md` M1).
+/// Why a create failed; what may be done next differs (`docs/reliability.md` M1).
 #[derive(Clone, Debug)]
 pub enum CreateError {
     /// The server said no, and why: there is no batch.
@@ -292,7 +292,7 @@ pub(super) fn from_reply(
     }
 }
 
-/// How an empty wallet is said in a 401 or 403, in lower case (`promises.md` M4).
+/// How an empty wallet is said in a 401 or 403, in lower case (`docs/reliability.md` M4).
 const BALANCE_WORDS: &[&str] = &[
     // DeepSeek and sub2api; as code too.
     "insufficient balance",

@@ -1,4 +1,4 @@
-//! The key: from the provider's own environment variable or a private file, never printed (`promises.md` K1).
+//! The key: from the provider's own environment variable or a private file, never printed (`docs/reliability.md` K1).
 //!
 //! A server may echo what it was sent, whole or in part, as it is or encoded. So [`Key::redact`] runs over every text of
 //! a server before that text becomes part of a message, and [`Redactor`] over every file that is downloaded.

@@ -57,9 +57,9 @@ const MAX_JSON: u64 = 4 << 20;
 const MAX_DOWNLOAD: u64 = 8 << 30;
 /// A download that begins with this much and is one error object is an error.
 const ERROR_HEAD: usize = 64 << 10;
-/// How often a download may be cut short before what came is kept (`promises.md` N5).
+/// How often a download may be cut short before what came is kept (`docs/reliability.md` N5).
 const CUT_TRIES: u32 = 3;
-/// Of one download, one after the other (`promises.md` N1).
+/// Of one download, one after the other (`docs/reliability.md` N1).
 const MAX_REDIRECTS: u32 = 5;
 /// How much of a file is read, or written, at a time.
 const PIECE: usize = 256 << 10;

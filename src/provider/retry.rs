@@ -1,5 +1,5 @@
 //! Trying again: full jitter, `Retry-After`, and one budget that all calls of a client share, so that a server
-//! in trouble is not asked by everybody at once (`promises.md` N3). A create is never tried again here, but it waits its
+//! in trouble is not asked by everybody at once (`docs/reliability.md` N3). A create is never tried again here, but it waits its
 //! [`Retries::turn`] as every call does.
 
 use std::{

@@ -3,7 +3,7 @@
 //!
 //! https only, except to a loopback address (`127.0.0.0/8`, `::1`) and the name `localhost`, which is never looked
 //! up but always means those two. Certificates are always checked, nothing is sent twice, and no redirect is followed
-//! here: where a download goes next is decided by [`redirected`] (`promises.md` N1, N2).
+//! here: where a download goes next is decided by [`redirected`] (`docs/reliability.md` N1, N2).
 
 use std::{
     fmt,

@@ -222,7 +222,7 @@ impl Driver<'_> {
         Ok(answer)
     }
 
-    /// A create was sent, and whether it happened is not known: the listing tells, if it can (`promises.md` M1).
+    /// A create was sent, and whether it happened is not known: the listing tells, if it can (`docs/reliability.md` M1).
     async fn look_up(&self, place: usize, job: &Job) -> std::result::Result<(), Gave> {
         let id = &job.chunk.id;
         // A listing shows a batch late; a chunk that is held was looked for long enough.
