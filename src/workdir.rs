@@ -190,10 +190,10 @@ impl WorkDir {
         files.iter().try_for_each(Entry::remove)
     }
 
-    /// Chunks were cut here: a file of one is in any of the [`FOLDERS`].
+    /// Chunks were cut here: a file of one is in any of the [`FOLDERS`]. Files of the user's own may lie there too.
     pub fn has_chunks(&self) -> Result<bool> {
         for folder in FOLDERS {
-            if !list(&self.folder, folder)?.is_empty() {
+            if list(&self.folder, folder)?.iter().any(is_of_a_chunk) {
                 return Ok(true);
             }
         }
@@ -295,7 +295,9 @@ impl WorkDir {
 /// Its name is a chunk's, or that of a half-written file.
 fn is_of_a_chunk(file: &Entry) -> bool {
     let name = file.name().file_name().unwrap_or_default();
-    let stem = name.to_str().and_then(|name| name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".txt")));
+    let stem = [".output.jsonl", ".error.jsonl", ".jsonl", ".txt"]
+        .iter()
+        .find_map(|suffix| name.to_str()?.strip_suffix(suffix));
     is_part(name) || stem.is_some_and(|stem| stem.parse::<ChunkId>().is_ok())
 }
 

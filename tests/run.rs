@@ -629,6 +629,10 @@ fn r11_9a_a_lost_journal_is_noticed_by_any_file_of_a_chunk() {
         assert!(ran.stderr.contains("journal of w is gone"), "without {gone:?}: {}", ran.stderr);
         assert_eq!(creates(&dir, "w"), paid);
     }
+    // A folder of the user's own is no loss.
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(5)).write("w/results/mine.jsonl", "mine");
+    dir.run(&job(&[])).exits(0);
 }
 
 #[test]
