@@ -746,8 +746,8 @@ pub struct Journal {
     pub torn: u64,
     /// It had begun before it was opened.
     pub resumed: bool,
-    /// A write or a sync failed: what the file ends with is not known, and nothing may follow it.
-    failed: bool,
+    /// Why a write or a sync failed. What the file ends with is not known then, and nothing may follow it.
+    failed: Option<String>,
 }
 
 impl Journal {
@@ -767,7 +767,7 @@ impl Journal {
                 .map_err(|e| Error::io("cut the torn end of", &path, &e))?;
         }
         let resumed = state.config.is_some();
-        Ok(Self { file, path, state, torn, resumed, failed: false })
+        Ok(Self { file, path, state, torn, resumed, failed: None })
     }
 
     /// Writes an event down and syncs it; it is true only when this returns.
@@ -775,25 +775,29 @@ impl Journal {
     /// # Errors
     /// An event that cannot follow (a bug), or a disk that refuses.
     pub fn append(&mut self, event: &Event) -> Result<()> {
-        if self.failed {
-            return Err(Error::new(Kind::Io, format!("{} could not be written before", self.path.display())));
+        if let Some(why) = &self.failed {
+            return Err(Error::new(Kind::Io, why));
         }
         self.state.apply(event).map_err(|what| Error::input(format!("{}: {what}", self.path.display())))?;
         let mut line = serde_json::to_vec(event).map_err(|e| Error::io("write", &self.path, &e.into()))?;
         line.push(b'\n');
-        self.failed = true;
-        drill::step("before", event.name());
-        if drill::tears("within", event.name()) {
+        let written = self.write(&line, event.name());
+        self.failed = written.as_ref().err().map(|error| error.parts().0);
+        written
+    }
+
+    fn write(&mut self, line: &[u8], event: &str) -> Result<()> {
+        drill::step("before", event);
+        if drill::tears("within", event) {
             let half = line.get(..line.len() / 2).unwrap_or_default();
             self.file.write_all(half).map_err(|e| Error::io("append to", &self.path, &e))?;
             drill::die();
         }
-        self.file.write_all(&line).map_err(|e| Error::io("append to", &self.path, &e))?;
+        self.file.write_all(line).map_err(|e| Error::io("append to", &self.path, &e))?;
         if !drill::without(Guard::JournalSync) {
             self.file.sync_data().map_err(|e| Error::io("sync", &self.path, &e))?;
         }
-        drill::step("after", event.name());
-        self.failed = false;
+        drill::step("after", event);
         Ok(())
     }
 }

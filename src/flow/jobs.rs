@@ -333,11 +333,12 @@ impl Driver<'_> {
             let waiting = round.floor.waiting(&gate);
             let takes_more = more && goal != Goal::Fetched && waiting < WAITING && !gate.halted.get();
             let may_create = round.floor.creating > 0 || waiting > 0 || more && !gate.halted.get();
-            let is_idle = round.running.is_empty() && round.later.is_empty() && waiting == 0;
+            // A chunk that waits for a probe has no future. With --no-wait, batches that run on have none either.
+            let probe = round.floor.next_probe(&gate, self.settings.max_concurrent);
+            let is_idle = round.running.is_empty() && round.later.is_empty() && probe.is_none();
             if is_idle && !takes_more || goal == Goal::Submitted && !may_create {
                 break;
             }
-            let probe = round.floor.next_probe(&gate, self.settings.max_concurrent);
             let reached = tokio::select! {
                 biased;
                 reason = stopped(&mut stop), if round.end.stopped.is_none() => {

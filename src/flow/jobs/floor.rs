@@ -100,7 +100,7 @@ impl Floor {
     /// When the next probe is due of those that wait for one.
     pub fn next_probe(&self, gate: &Gate, most: usize) -> Option<Instant> {
         let open = self.models.iter().filter(|(model, _)| self.live < most && !gate.bars(model));
-        let waits = open.filter(|(_, queue)| !queue.waiting.is_empty() && queue.creating == 0);
+        let waits = open.filter(|(_, queue)| queue.first().is_some() && queue.creating == 0);
         waits.filter_map(|(_, queue)| queue.room.probe_at).min()
     }
 
@@ -166,10 +166,15 @@ impl Queue {
 
     /// The first in line, if the provider's queue has room for it.
     fn next(&self, now: Instant) -> Option<usize> {
+        self.first().filter(|_| self.room.takes(self.running, self.creating, now))
+    }
+
+    /// The first in line, if the documented limit leaves room for it.
+    fn first(&self) -> Option<usize> {
         let (place, lines) = self.waiting.front()?;
         // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
         let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued.saturating_add(*lines) <= limit);
-        (fits && self.room.takes(self.running, self.creating, now)).then_some(*place)
+        fits.then_some(*place)
     }
 }
 
@@ -246,6 +251,26 @@ mod tests {
         assert_eq!((floor.start(&gate, 3), floor.start(&gate, 3)), (Some(1), None));
         gate.bar("full".to_owned());
         assert_eq!((floor.waiting(&gate), floor.start(&gate, 9)), (0, None));
+    }
+
+    /// A probe that is due and does not fit into the documented limit made the driver spin until a batch ended.
+    #[tokio::test(start_paused = true)]
+    async fn r11_9d_a_probe_that_the_documented_limit_forbids_is_not_due() {
+        let gate = Gate::new(None);
+        let mut floor = Floor::default();
+        let chunk = chunk("m", 6);
+        for place in 0..3 {
+            floor.queue(&chunk, Some(10)).wait(place, &chunk);
+        }
+        assert_eq!(floor.start(&gate, 9), Some(0));
+        floor.leave(&chunk, false);
+        let full = floor.found_full(0, &chunk, false, Duration::from_secs(1)).expect("known");
+        assert!(floor.next_probe(&gate, 9).is_some());
+        tokio::time::sleep(full.pause).await;
+        assert_eq!(floor.start(&gate, 9), Some(0));
+        floor.arrive(&chunk);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!((floor.start(&gate, 9), floor.next_probe(&gate, 9)), (None, None));
     }
 
     #[tokio::test(start_paused = true)]
