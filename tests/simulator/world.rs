@@ -467,7 +467,6 @@ impl World {
     }
 
     /// Copies the work directory to a new path, and removes the original.
-    #[expect(clippy::disallowed_methods, reason = "a user does it, not the program")]
     fn copy_away(&mut self, number: u64) {
         let copy = self.place.path().join(format!("copy-{number}"));
         copy_all(&self.place.work, &copy);
@@ -675,7 +674,7 @@ impl Hardships {
     fn of(seed: u64, job: Job, world: &World) -> Option<Self> {
         let fits = world.server.schedule().is_some_and(Schedule::keeps_marks) && !job.line_faults().contains("fates");
         let lot = Lot::new(seed ^ 0x0b5c);
-        fits.then(|| Self { lot, backup: None, hurt: false })
+        fits.then_some(Self { lot, backup: None, hurt: false })
     }
 
     fn strike(&mut self, world: &mut World) {
@@ -748,7 +747,6 @@ impl Moves {
     }
 
     /// Some files of chunks, or their whole folder.
-    #[expect(clippy::disallowed_methods, reason = "a user does it, not the program")]
     fn remove_some(&mut self, work: &Path, folder: &str) {
         let folder = work.join(folder);
         if self.lot.turn().is_multiple_of(3) {
