@@ -398,12 +398,21 @@ fn remains(state: &State, tally: &Tally) -> bool {
 /// The flags of `run` that the next round does not repeat as they were typed.
 pub const OF_A_ROUND: [&str; 11] = [
     // It has a directory and files of its own.
-    "work_dir", "moved", "output", "force", "faults", "report",
+    "work_dir",
+    "moved",
+    "output",
+    "force",
+    "faults",
+    "report",
     // Repeated, and the faults of this round are added.
-    "skip", // It is what makes a round.
-    "missing", // It moved away what this round was not begun with.
-    "new", // It went on with a job that was cancelled.
-    "resume", // In the emulator it would strike the same lines again.
+    "skip",
+    // It is what makes a round.
+    "missing",
+    // It moved away what this round was not begun with.
+    "new",
+    // It went on with a job that was cancelled.
+    "resume",
+    // In the emulator it would strike the same lines again.
     "fault",
 ];
 
