@@ -16,6 +16,14 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Re
     Builder::new().spawn(work).map_err(|e| no_thread(&e))
 }
 
+/// The same with a stack of so many bytes.
+pub fn spawn_with_stack<T: Send + 'static>(
+    stack: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
+    Builder::new().stack_size(stack).spawn(work).map_err(|e| no_thread(&e))
+}
+
 pub fn spawn_scoped<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> T + Send + 'scope,

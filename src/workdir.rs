@@ -193,8 +193,10 @@ impl WorkDir {
     /// Chunks were cut here: a file of one is in any of the [`FOLDERS`]. Files of the user's own may lie there too.
     pub fn has_chunks(&self) -> Result<bool> {
         for folder in FOLDERS {
-            if list(&self.folder, folder)?.iter().any(is_of_a_chunk) {
-                return Ok(true);
+            for file in list(&self.folder, folder)?.iter().filter(|file| is_of_a_chunk(file)) {
+                if file.stat()?.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile) {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)

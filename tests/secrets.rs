@@ -279,7 +279,8 @@ fn k1_what_a_refusal_says_of_the_key_is_not_said_again() {
         let before = parrot.calls();
         let ran = run(&dir, &search, &["submit", "-d", "w", "--no-wait"], &parrot.base, round % 2 == 0);
         assert!([65, 69, 75, 77].contains(&ran.code.expect("ended")), "{}", ran.stderr);
-        assert_eq!(parrot.calls(), before + 1, "{}", ran.stderr);
+        // The list, and the upload where the list is not there.
+        assert!((1..=2).contains(&(parrot.calls() - before)), "{}", ran.stderr);
     }
     search.none_below(dir.path());
     assert_eq!(elsewhere.calls(), 0, "nobody went there");
@@ -314,12 +315,13 @@ fn k1_a_provider_that_puts_the_key_everywhere() {
             match call.what.split('?').next().unwrap_or_default() {
                 "POST /v4/files" => {
                     // An echo of the key for an id is no id: it is asked once more.
-                    let id = ["file-1", KEY, beginning(20)][(call.number + 2) % 3];
+                    let id = ["file-1", KEY, beginning(20)][(call.number + 1) % 3];
                     assert!(call.body.contains("filename=\"topic_analysis_batch_part1.jsonl\""), "{}", call.body);
                     Said::json(&json!({"id": id, "filename": KEY, "purpose": KEY}))
                 }
+                "GET /v4/batches" => Said::json(&json!({"object": KEY, "data": [], "has_more": false, KEY: KEY})),
                 "POST /v4/batches" => Said::json(&batch("validating")),
-                "GET /v4/batches/batch-1" if call.number < 6 => Said::json(&batch(KEY)),
+                "GET /v4/batches/batch-1" if call.number < 7 => Said::json(&batch(KEY)),
                 "GET /v4/batches/batch-1" | "POST /v4/batches/batch-1/cancel" => Said::json(&batch("expired")),
                 "GET /v4/files/out-1/content" => {
                     let body = row(0, &format!("prefix {}", beginning(PART))) + KEY + "\n" + KEY;

@@ -342,7 +342,7 @@ impl AnalysisSet {
             Error::input(format!("{here}, examples.jsonl: {what}")).fix("mend the example, or take its line out")
         })?;
         let bound = bound::bound(rule, &examples);
-        let template = Template::compile(&folder.prompt, &bound, &mut self.fields).map_err(|what| {
+        let template = Template::compile(&folder.prompt, &bound, &mut self.fields)?.map_err(|what| {
             Error::input(format!("{here}, prompt.txt: {what}")).fix(
                 "mend the prompt; in it `{{name}}` is a field of the post, `{{labels}}` the labels and `{{examples}}` the examples",
             )

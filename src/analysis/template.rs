@@ -9,10 +9,14 @@ use std::{collections::BTreeMap, sync::mpsc, time::Duration};
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
-use crate::flow::{
-    faults::short,
-    posts::{Fields, Slot},
-    requests::on_one_line,
+use crate::{
+    error::Error,
+    flow::{
+        faults::short,
+        posts::{Fields, Slot},
+        requests::on_one_line,
+    },
+    threads,
 };
 
 /// The markers are private-use characters, so no text has them.
@@ -54,19 +58,29 @@ const ONLY_PLACED: &str = "that would run once, before there is a post. A field 
 
 impl Template {
     /// Renders `prompt` once. `bound` are the names that are no field of a post, with what they stand for.
-    pub fn compile(prompt: &str, bound: &BTreeMap<&'static str, Value>, fields: &mut Fields) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// Outer: the system gives no thread. Inner: what is wrong with the prompt.
+    pub fn compile(
+        prompt: &str,
+        bound: &BTreeMap<&'static str, Value>,
+        fields: &mut Fields,
+    ) -> Result<Result<Self, String>, Error> {
         let (tell, told) = mpsc::sync_channel(1);
         let (prompt, bound) = (prompt.to_owned(), bound.clone());
         // After LONGEST nobody listens; the error ends the program, and the thread with it.
         let compiling = move || tell.send(Compiled::of(&prompt, &bound)).unwrap_or_default();
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn(compiling);
-        thread.map_err(|e| format!("no thread can be started to read it: {e}"))?;
-        let Compiled { pieces, uses } = told.recv_timeout(LONGEST).map_err(|_| {
-            format!("reading it takes more than {} seconds; shorten its expressions", LONGEST.as_secs())
-        })??;
-        let placed =
-            |(constant, name): (String, Option<String>)| Piece { constant, slot: name.map(|name| fields.slot(&name)) };
-        Ok(Self { pieces: pieces.into_iter().map(placed).collect(), uses })
+        let _ends_alone = threads::spawn_with_stack(STACK, compiling)?;
+        let compiled = told.recv_timeout(LONGEST).unwrap_or_else(|_| {
+            Err(format!("reading it takes more than {} seconds; shorten its expressions", LONGEST.as_secs()))
+        });
+        Ok(compiled.map(|Compiled { pieces, uses }| {
+            let placed = |(constant, name): (String, Option<String>)| Piece {
+                constant,
+                slot: name.map(|name| fields.slot(&name)),
+            };
+            Self { pieces: pieces.into_iter().map(placed).collect(), uses }
+        }))
     }
 }
 
@@ -231,7 +245,7 @@ mod tests {
     fn compile(prompt: &str) -> Result<Vec<(String, Option<String>)>, String> {
         let mut fields = Fields::default();
         let bound = [("labels", Value::from("- 甲\n- \"乙\""))].into();
-        let template = Template::compile(prompt, &bound, &mut fields)?;
+        let template = Template::compile(prompt, &bound, &mut fields).expect("a thread")?;
         Ok(template
             .pieces
             .into_iter()

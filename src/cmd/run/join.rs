@@ -395,11 +395,17 @@ fn remains(state: &State, tally: &Tally) -> bool {
     state.below(Step::Fetched) > 0 || tally.pending() > 0
 }
 
-/// The flags of `run` that the next round does not repeat as they were typed. It has a directory and files of its own; `--skip` is
-/// repeated with the faults of this round added; `--missing` is what makes it a round; `--new` moved away what this round was not
-/// begun with; `--resume` went on with a job that was cancelled; and `--fault` would strike the same lines again.
-pub const OF_A_ROUND: [&str; 11] =
-    ["work_dir", "moved", "output", "force", "faults", "report", "skip", "missing", "new", "resume", "fault"];
+/// The flags of `run` that the next round does not repeat as they were typed.
+pub const OF_A_ROUND: [&str; 11] = [
+    // It has a directory and files of its own.
+    "work_dir", "moved", "output", "force", "faults", "report",
+    // Repeated, and the faults of this round are added.
+    "skip",    // It is what makes a round.
+    "missing", // It moved away what this round was not begun with.
+    "new",     // It went on with a job that was cancelled.
+    "resume",  // In the emulator it would strike the same lines again.
+    "fault",
+];
 
 /// The user knows which.
 const ANOTHER_MODEL: &str = "ANOTHER_MODEL";

@@ -383,7 +383,14 @@ impl Driver<'_> {
                 self.progress.note(format_args!("what another copy of this directory may have created is not found: {error}"));
             }
             // Those say themselves what to do, and creates would fail in the same way.
-            Err(error) if matches!(error.class, Class::Key | Class::Account) => return Err(error.into()),
+            Err(error)
+                if matches!(
+                    error.class,
+                    Class::Key | Class::Account | Class::Io | Class::Redirect | Class::Certificate | Class::Proxy
+                ) =>
+            {
+                return Err(error.into());
+            }
             Err(error) => {
                 return Err(Error::from(error).fix(
                     "the list shows whether another copy of this directory has created batches. Run the same command again \
