@@ -52,10 +52,12 @@ pub enum Guard {
     ChunkHash,
     /// Who goes on with a directory looks for batches that its journal lacks.
     History,
+    /// Nothing is created in a directory that was moved or replaced.
+    Place,
 }
 
 impl Guard {
-    pub const ALL: [(Self, &'static str); 20] = [
+    pub const ALL: [(Self, &'static str); 21] = [
         (Self::Intent, "intent"),
         (Self::CreateOnce, "create-once"),
         (Self::Paging, "paging"),
@@ -76,6 +78,7 @@ impl Guard {
         (Self::Lock, "lock"),
         (Self::ChunkHash, "chunk-hash"),
         (Self::History, "history"),
+        (Self::Place, "place"),
     ];
 }
 

@@ -185,14 +185,21 @@ impl WorkDir {
         if !keeps_posts {
             files.extend([self.spool(), self.spool_hash()]);
         }
-        // The journal last: without one, rows mean that it was lost.
+        // The journal last: without one, files of chunks mean that it was lost.
         files.push(self.file(journal::FILE));
         files.iter().try_for_each(Entry::remove)
     }
 
-    /// Chunks were cut here.
-    pub fn has_rows(&self) -> Result<bool> {
-        Ok(!list(&self.folder, "rows")?.is_empty())
+    /// Chunks were cut here: a file of one is in any of the [`FOLDERS`]. Files of the user's own may lie there too.
+    pub fn has_chunks(&self) -> Result<bool> {
+        for folder in FOLDERS {
+            for file in list(&self.folder, folder)?.iter().filter(|file| is_of_a_chunk(file)) {
+                if file.stat()?.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     pub fn folder(&self) -> &Folder {
@@ -233,7 +240,7 @@ impl WorkDir {
     /// [`Kind::TryAgain`] when the directory was moved or replaced, or its journal removed.
     pub fn check_place(&self) -> Result<()> {
         let within = self.file(journal::FILE).stat()?;
-        if self.is_journal(within)? && self.folder.is_at_its_path()? {
+        if drill::without(Guard::Place) || self.is_journal(within)? && self.folder.is_at_its_path()? {
             return Ok(());
         }
         Err(Error::new(
@@ -290,7 +297,9 @@ impl WorkDir {
 /// Its name is a chunk's, or that of a half-written file.
 fn is_of_a_chunk(file: &Entry) -> bool {
     let name = file.name().file_name().unwrap_or_default();
-    let stem = name.to_str().and_then(|name| name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".txt")));
+    let stem = [".output.jsonl", ".error.jsonl", ".jsonl", ".txt"]
+        .iter()
+        .find_map(|suffix| name.to_str()?.strip_suffix(suffix));
     is_part(name) || stem.is_some_and(|stem| stem.parse::<ChunkId>().is_ok())
 }
 

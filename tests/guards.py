@@ -38,6 +38,7 @@ SUITES = {
     "lock": ["zbatch", "workdir::tests::s6_a_second_holder_is_told_who_holds_it"],
     "chunk-hash": ["tests", "jobs::"],
     "history": ["tests", "money::r11_9a_"],
+    "place": ["tests", "trust::r11_9a_nothing_is_created_"],
 }
 
 

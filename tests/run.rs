@@ -614,6 +614,27 @@ fn m1_a_lost_journal_is_not_paid_for_again() {
     assert_eq!(creates(&dir, "w.old-1"), paid);
 }
 
+/// `rows/` was removed too: all was paid for again, without a word, beside the results that were there.
+#[test]
+fn r11_9a_a_lost_journal_is_noticed_by_any_file_of_a_chunk() {
+    for gone in [&["rows"][..], &["rows", "requests"], &["rows", "results"], &["results", "requests"]] {
+        let dir = WorkDir::new();
+        dir.write("posts.jsonl", posts(5));
+        dir.run(&job(&["--keep-remote"])).exits(0);
+        dir.write("w/requests/publisher_decision_batch_part1.jsonl", "{}\n");
+        let paid = creates(&dir, "w");
+        std::fs::remove_file(dir.join("w/journal.jsonl")).expect("removed");
+        gone.iter().for_each(|folder| std::fs::remove_dir_all(dir.join("w").join(folder)).expect("removed"));
+        let ran = dir.run(&job(&[])).exits(65);
+        assert!(ran.stderr.contains("journal of w is gone"), "without {gone:?}: {}", ran.stderr);
+        assert_eq!(creates(&dir, "w"), paid);
+    }
+    // A folder of the user's own is no loss.
+    let dir = WorkDir::new();
+    dir.write("posts.jsonl", posts(5)).write("w/results/mine.jsonl", "mine");
+    dir.run(&job(&[])).exits(0);
+}
+
 #[test]
 fn results_that_are_gone_are_downloaded_again_or_told() {
     let dir = WorkDir::new();

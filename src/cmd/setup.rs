@@ -243,8 +243,8 @@ pub fn claim(
 ) -> Result<(WorkDir, Journal)> {
     let mut work = WorkDir::create(dir)?;
     let mut journal = open_journal(&mut work, console)?;
-    // Rows are written after the journal's first line: without it nobody knows what was paid for.
-    let lost_journal = !journal.resumed && work.has_rows()?;
+    // Files of chunks are written after the journal's first line: without it nobody knows what was paid for.
+    let lost_journal = !journal.resumed && work.has_chunks()?;
     if lost_journal && !new {
         return Err(Error::input(format!(
             "the journal of {} is gone or empty, and chunks were cut there",

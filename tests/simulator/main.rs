@@ -125,7 +125,14 @@ fn calls(count: &Count) -> bool {
         }
     }
     let told = each.map(|(name, calls)| format!("{calls:.2} {name}"));
-    println!("simulator: {} seeds with hardships; for each batch {}", count.hardships, told.join(", "));
+    println!(
+        "simulator: {} seeds with hardships, {} copies gone on with ({} refused first), {} removals; for each batch {}",
+        count.hardships,
+        count.copies,
+        count.refused,
+        count.removals,
+        told.join(", ")
+    );
     too_many
 }
 

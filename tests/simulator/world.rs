@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     future::Future,
+    os::unix::fs::MetadataExt as _,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     pin::Pin,
@@ -55,6 +56,11 @@ pub struct Count {
     pub creates: u64,
     /// Seeds in which an older copy of the directory was put back, or results vanished.
     pub hardships: u64,
+    /// Copies of the directory in which a job went on, and those that were refused first.
+    pub copies: u64,
+    pub refused: u64,
+    /// Times that files of chunks, or `lock`, were removed.
+    pub removals: u64,
     pub calls: Calls,
 }
 
@@ -121,6 +127,9 @@ impl Count {
         total.faults += more.faults;
         total.creates += more.creates;
         total.hardships += more.hardships;
+        total.copies += more.copies;
+        total.refused += more.refused;
+        total.removals += more.removals;
         total.calls.add(more.calls);
     }
 }
@@ -227,6 +236,8 @@ pub enum Outcome {
 pub struct Place {
     dir: tempfile::TempDir,
     job: Job,
+    /// The work directory. Another path once the job goes on in a copy.
+    work: PathBuf,
 }
 
 /// A place, a server and their time.
@@ -282,7 +293,8 @@ impl Place {
         write(at("analyses/kind/prompt.txt"), "{{labels}}: {{content}}");
         write(at("analyses/kind/kinds.json"), r#"[{"k": "新闻"}, {"k": "story"}]"#);
         write(at("config.json"), "{}");
-        Self { dir, job }
+        let work = dir.path().join("work");
+        Self { dir, job, work }
     }
 
     pub fn path(&self) -> &Path {
@@ -324,14 +336,14 @@ impl Place {
         if let Some((content, count)) = ledger.by_content.iter().find(|(_, count)| **count > most) {
             return Err(format!("paid {count} times for the content {content}"));
         }
-        let work = self.dir.path().join("work");
+        let work = &self.work;
         for path in ["requests", "rows"].iter().flat_map(|folder| files(&work.join(folder))) {
             if !read(&path).unwrap_or_default().ends_with('\n') {
                 return Err(format!("{} is torn", path.display()));
             }
         }
         // Downloads may end anywhere, as the provider wrote them: the journal says how long they are, and their hash.
-        let fetched = journal::read(&work).map(|state| state.jobs).unwrap_or_default();
+        let fetched = journal::read(work).map(|state| state.jobs).unwrap_or_default();
         for job in fetched.iter().filter(|job| job.step == Step::Fetched) {
             let marks = job.rows.as_ref().and_then(|rows| rows.files.as_ref()).ok_or("fetched, and no marks of it")?;
             for (mark, which) in marks.iter().zip(["output", "error"]) {
@@ -346,7 +358,7 @@ impl Place {
 
     /// A chunk waits for the user's word on its create.
     pub fn holds_any(&self) -> bool {
-        journal::read(&self.path().join("work")).is_ok_and(|state| state.jobs.iter().any(|job| job.held))
+        journal::read(&self.work).is_ok_and(|state| state.jobs.iter().any(|job| job.held))
     }
 
     /// No post has another one's answer.
@@ -378,13 +390,19 @@ impl Place {
         let faults = at("faults.jsonl");
         let faults = faults.lines().map(|line| {
             let mut fault: Value = serde_json::from_str(line).expect("a fault");
-            strip(&mut fault, &self.dir.path().display().to_string());
+            self.strip(&mut fault);
             fault
         });
         let faults = faults.collect();
-        let mut report: Value = serde_json::from_str(&at("work/integration_report.json")).unwrap_or_default();
-        strip(&mut report, &self.dir.path().display().to_string());
+        let report = read(&self.work.join("integration_report.json")).unwrap_or_default();
+        let mut report: Value = serde_json::from_str(&report).unwrap_or_default();
+        self.strip(&mut report);
         Left { enhanced: at("out.jsonl"), faults, report, exit, creates, remote }
+    }
+
+    /// Removes what differs from run to run, and the paths of this place.
+    fn strip(&self, value: &mut Value) {
+        strip(value, &[(&self.work.display().to_string(), "WORK"), (&self.path().display().to_string(), "DIR")]);
     }
 }
 
@@ -440,6 +458,30 @@ impl World {
         }
     }
 
+    /// The flags of the next start.
+    fn flags(&mut self) -> [&mut RunArgs; 2] {
+        [&mut self.args, &mut self.again].map(|cli| match &mut cli.verb {
+            Verb::Run(args) => &mut **args,
+            _ => unreachable!("it is a run"),
+        })
+    }
+
+    /// Copies the work directory to a new path, and removes the original.
+    fn copy_away(&mut self, number: u64) {
+        let copy = self.place.path().join(format!("copy-{number}"));
+        copy_all(&self.place.work, &copy);
+        std::fs::remove_dir_all(&self.place.work).expect("removed");
+        for args in self.flags() {
+            args.work.work_dir = Some(copy.clone());
+        }
+        self.place.work = copy;
+    }
+
+    /// Whether the program is told that the directory was moved: it is until its journal knows where it lies.
+    fn say_moved(&mut self, moved: bool) {
+        self.flags().into_iter().for_each(|args| args.work.moved = moved);
+    }
+
     fn run_args(&self) -> &RunArgs {
         match if self.has_looked { &self.again.verb } else { &self.args.verb } {
             Verb::Run(args) => args,
@@ -468,6 +510,11 @@ impl World {
 
     /// Starts the program, which meets its fate.
     pub fn start(&mut self, fate: Fate) -> Outcome {
+        if self.run_args().work.moved {
+            let here = std::fs::metadata(self.place.work.join(journal::FILE)).map(|journal| journal.ino()).ok();
+            let place = journal::read(&self.place.work).ok().and_then(|state| state.place);
+            self.say_moved(place.is_none_or(|place| Some(place.inode) != here));
+        }
         let names = fate.step.is_none().then(Vec::new);
         drill::set(Some(Drill { kill_at: fate.step, names, ..Drill::default() }));
         let ended = std::panic::catch_unwind(AssertUnwindSafe(|| self.run(fate)));
@@ -594,7 +641,8 @@ impl Backup {
     fn of(work: &Path) -> Self {
         let all = std::iter::once(work.to_owned()).chain(["requests", "rows", "results"].map(|name| work.join(name)));
         let paths = all.flat_map(|dir| files(&dir)).filter(|path| path.is_file());
-        Self(paths.map(|path| (path.clone(), std::fs::read(&path).expect("read"))).collect())
+        let name = |path: &Path| path.strip_prefix(work).expect("within").to_owned();
+        Self(paths.map(|path| (name(&path), std::fs::read(&path).expect("read"))).collect())
     }
 
     /// Puts them back, each into the file that is there; what was not there then goes.
@@ -602,17 +650,20 @@ impl Backup {
     fn restore(&self, work: &Path) {
         for (path, _) in Self::of(work).0 {
             if !self.0.iter().any(|(kept, _)| *kept == path) {
-                std::fs::remove_file(path).expect("removed");
+                std::fs::remove_file(work.join(path)).expect("removed");
             }
         }
-        self.0.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).expect("written"));
+        for (path, bytes) in &self.0 {
+            let path = work.join(path);
+            std::fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            std::fs::write(path, bytes).expect("written");
+        }
     }
 }
 
 /// What a user, or the provider, does to a job between two starts.
 struct Hardships {
     lot: Lot,
-    work: PathBuf,
     backup: Option<Backup>,
     /// Rows may be gone for good: it need not end as an undisturbed run does.
     pub hurt: bool,
@@ -623,32 +674,119 @@ impl Hardships {
     fn of(seed: u64, job: Job, world: &World) -> Option<Self> {
         let fits = world.server.schedule().is_some_and(Schedule::keeps_marks) && !job.line_faults().contains("fates");
         let lot = Lot::new(seed ^ 0x0b5c);
-        fits.then(|| Self { lot, work: world.place.path().join("work"), backup: None, hurt: false })
+        fits.then_some(Self { lot, backup: None, hurt: false })
     }
 
-    fn strike(&mut self, world: &World) {
+    fn strike(&mut self, world: &mut World) {
+        let work = &world.place.work;
         match self.lot.turn() % 6 {
             // Without its first line it is a copy of no job, and tells nobody what was made.
             0 | 1 if self.backup.is_none() => {
-                let is_job = journal::read(&self.work).is_ok_and(|state| state.config.is_some());
-                self.backup = is_job.then(|| Backup::of(&self.work));
+                let is_job = journal::read(work).is_ok_and(|state| state.config.is_some());
+                self.backup = is_job.then(|| Backup::of(work));
             }
             0..=2 => {
                 let Some(backup) = self.backup.take() else { return };
                 if backup.0.is_empty() {
                     return;
                 }
-                backup.restore(&self.work);
+                backup.restore(work);
                 self.hurt = true;
                 // What was under way then has come to its end, and is listed.
                 world.pause(LONGEST_FAULT * 2);
+                // Its journal may be of before a copy.
+                world.say_moved(true);
             }
             3 => {
                 world.lose_results();
                 self.hurt = true;
             }
-            4 => std::fs::remove_file(self.work.join("lock")).unwrap_or_default(),
+            4 => std::fs::remove_file(work.join("lock")).unwrap_or_default(),
             _ => {}
+        }
+    }
+}
+
+/// What a user does to a work directory between two starts, and takes nothing away for good.
+struct Moves {
+    lot: Lot,
+    copies: u64,
+    refused: u64,
+    removals: u64,
+}
+
+impl Moves {
+    fn of(seed: u64) -> Self {
+        Self { lot: Lot::new(seed ^ 0x90_7e5), copies: 0, refused: 0, removals: 0 }
+    }
+
+    fn make(&mut self, world: &mut World, golden: &Left) -> std::result::Result<(), String> {
+        let known = journal::read(&world.place.work).ok();
+        let work = world.place.work.clone();
+        match self.lot.turn() % 6 {
+            0 if work.exists() => {
+                self.copies += 1;
+                world.copy_away(self.copies);
+                let is_noticed = known.is_some_and(|state| state.place.is_some() && !state.jobs.is_empty());
+                if is_noticed && self.lot.turn().is_multiple_of(3) {
+                    self.refused += 1;
+                    refuse(world)?;
+                }
+                world.say_moved(true);
+            }
+            1 => self.remove_some(&work, "requests"),
+            2 => self.remove_some(&work, "rows"),
+            3 if self.lot.turn().is_multiple_of(2) => {
+                self.remove_some(&work, "requests");
+                self.remove_some(&work, "rows");
+            }
+            3 => self.removals += u64::from(std::fs::remove_file(work.join("lock")).is_ok()),
+            _ => {}
+        }
+        world.check(golden)
+    }
+
+    /// Some files of chunks, or their whole folder.
+    fn remove_some(&mut self, work: &Path, folder: &str) {
+        let folder = work.join(folder);
+        if self.lot.turn().is_multiple_of(3) {
+            self.removals += u64::from(std::fs::remove_dir_all(folder).is_ok());
+            return;
+        }
+        let mut all = files(&folder);
+        all.sort();
+        for file in all {
+            if self.lot.turn().is_multiple_of(2) {
+                std::fs::remove_file(file).expect("removed");
+                self.removals += 1;
+            }
+        }
+    }
+}
+
+/// A copy in which nobody says that it is one.
+fn refuse(world: &mut World) -> std::result::Result<(), String> {
+    world.say_moved(false);
+    let before = *world.calls.lock().expect("no panic");
+    match world.start(Fate::default()) {
+        Outcome::Failed(error) if error.kind().exit_code() == 65 => {}
+        other => return Err(format!("a copy was gone on with, and nobody said --moved: {other:?}")),
+    }
+    let after = *world.calls.lock().expect("no panic");
+    if after.by_name() != before.by_name() {
+        return Err(format!("calls were sent from a copy that was refused: {before:?}, {after:?}"));
+    }
+    Ok(())
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("made");
+    for entry in std::fs::read_dir(from).expect("listed") {
+        let (path, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).expect("an entry");
+        if path.is_dir() {
+            copy_all(&path, &to);
+        } else {
+            std::fs::copy(path, to).expect("copied");
         }
     }
 }
@@ -670,16 +808,16 @@ const GIVEN_TO_SOME: [&str; 5] =
     [" --base-url ", " --max-concurrent-tasks ", " --poll-interval ", " --settle ", " --on-ambiguous "];
 
 /// Removes what differs from run to run: times, the directory, excerpts (which show ids and times of the server).
-fn strip(value: &mut Value, dir: &str) {
+fn strip(value: &mut Value, paths: &[(&str, &str)]) {
     match value {
         Value::Object(map) => {
             map.remove("times");
             map.remove("excerpt");
-            map.values_mut().for_each(|value| strip(value, dir));
+            map.values_mut().for_each(|value| strip(value, paths));
         }
-        Value::Array(list) => list.iter_mut().for_each(|value| strip(value, dir)),
+        Value::Array(list) => list.iter_mut().for_each(|value| strip(value, paths)),
         Value::String(text) => {
-            *text = text.replace(dir, "DIR");
+            paths.iter().for_each(|(path, name)| *text = text.replace(path, name));
             // The next command names the server, over a socket its port, and repeats what only this run was given.
             for flag in GIVEN_TO_SOME {
                 if let Some((before, after)) = text.split_once(flag) {
@@ -744,6 +882,7 @@ pub fn simulate(seed: u64, loud: bool) -> std::result::Result<Count, String> {
     let mut world = World::new(job, seed, Some(schedule), loud);
     let mut count = Count::default();
     let mut hardships = Hardships::of(seed, job, &world);
+    let mut moves = Moves::of(seed);
     // Any number of faults: safety.
     for _ in 0..(lot.turn() % 8).max(1) {
         let fate = draw(&mut lot);
@@ -759,9 +898,14 @@ pub fn simulate(seed: u64, loud: bool) -> std::result::Result<Count, String> {
         world.check(&golden)?;
         world.pause(Duration::from_millis(lot.turn() % 300_000));
         if let Some(hardships) = &mut hardships {
-            hardships.strike(&world);
+            hardships.strike(&mut world);
+        }
+        moves.make(&mut world, &golden)?;
+        if loud {
+            eprintln!("    copies {}, refused {}, removals {}", moves.copies, moves.refused, moves.removals);
         }
     }
+    (count.copies, count.refused, count.removals) = (moves.copies, moves.refused, moves.removals);
     let is_hurt = hardships.is_some_and(|hardships| hardships.hurt);
     count.hardships = u64::from(is_hurt);
     // Faults that stop: liveness.
