@@ -395,17 +395,11 @@ fn remains(state: &State, tally: &Tally) -> bool {
     state.below(Step::Fetched) > 0 || tally.pending() > 0
 }
 
-/// The flags of `run` that the next round does not repeat as they were typed.
-pub const OF_A_ROUND: [&str; 11] = [
-    // It has a directory and files of its own.
-    "work_dir", "moved", "output", "force", "faults", "report",
-    // Repeated, and the faults of this round are added.
-    "skip",    // It is what makes a round.
-    "missing", // It moved away what this round was not begun with.
-    "new",     // It went on with a job that was cancelled.
-    "resume",  // In the emulator it would strike the same lines again.
-    "fault",
-];
+/// The flags of `run` that the next round does not repeat as they were typed. It has a directory and files of its own (`work_dir`
+/// to `report`), adds the faults of this round to `skip`, is a round by `missing`, has nothing to move away (`new`) or to go on
+/// with (`resume`), and must not strike the same lines in the emulator again (`fault`).
+pub const OF_A_ROUND: [&str; 11] =
+    ["work_dir", "moved", "output", "force", "faults", "report", "skip", "missing", "new", "resume", "fault"];
 
 /// The user knows which.
 const ANOTHER_MODEL: &str = "ANOTHER_MODEL";
