@@ -5,12 +5,16 @@ use std::{
     os::fd::AsFd as _,
     sync::mpsc::channel,
     thread::{Builder, JoinHandle, Scope, ScopedJoinHandle},
+    time::Duration,
 };
 
 use crate::error::{Error, Kind, Result};
 
 /// Open files that the async runtime and its first connections take.
 const FILES: usize = 12;
+/// Looks at whether threads have ended, and the pause between two.
+const LOOKS: u32 = 100;
+const LOOK: Duration = Duration::from_millis(1);
 
 pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     Builder::new().spawn(work).map_err(|e| no_thread(&e))
@@ -42,6 +46,7 @@ fn no_thread(e: &io::Error) -> Error {
 /// # Errors
 /// The limits of the process or its container are too low.
 pub fn check_room(threads: usize) -> Result<()> {
+    let before = running();
     let files = (0..FILES).map(|_| io::stderr().as_fd().try_clone_to_owned()).collect::<io::Result<Vec<_>>>();
     let files = files.map_err(|e| {
         Error::new(Kind::Io, format!("{FILES} more files cannot be opened: {e}"))
@@ -49,7 +54,7 @@ pub fn check_room(threads: usize) -> Result<()> {
     })?;
     drop(files);
     // All of them at once: each waits until the last has begun.
-    std::thread::scope(|scope| {
+    std::thread::scope(|scope| -> Result<()> {
         let mut held = Vec::new();
         for _ in 0..threads {
             let (hold, released) = channel::<()>();
@@ -57,5 +62,18 @@ pub fn check_room(threads: usize) -> Result<()> {
             held.push(hold);
         }
         Ok(())
-    })
+    })?;
+    // The system counts a thread for a moment longer than its end takes.
+    for _ in 0..LOOKS {
+        if running() <= before {
+            break;
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Threads of this process; 0 where the system does not tell.
+fn running() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
