@@ -327,9 +327,7 @@ impl Entry {
         let file = File::from(file.map_err(|e| self.failed("open", e))?);
         let stat = fstat(&file).map_err(|e| Error::io("look at", self.path(), &e.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(
-                Error::input(format!("{self} is not a regular file")).fix("remove it, or use another directory (-d)")
-            );
+            return Err(Error::input(format!("{self} is not a regular file")).fix("use another directory (-d)"));
         }
         Ok(file)
     }

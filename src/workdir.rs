@@ -160,6 +160,11 @@ impl WorkDir {
         self.check_place()?;
         // A link that leads to the directory stays, and leads to the new one.
         let real = std::fs::canonicalize(self.path()).map_err(|e| Error::io("look for", self.path(), &e))?;
+        // What is named by where this process is would follow the old contents.
+        if std::env::current_dir().is_ok_and(|here| here.starts_with(&real)) {
+            return Err(Error::usage(format!("--new moves {} away, and it is the current directory", real.display()))
+                .fix(format!("cd {}, and name it with -d", shell::path(directory(&real)))));
+        }
         let name = real.file_name().unwrap_or_default();
         let parent = Folder::open(directory(&real))?;
         let mut old = name.to_owned();

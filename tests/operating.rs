@@ -97,6 +97,17 @@ fn r11_9e_new_says_what_it_pays_again() {
     assert!(setup.work.exists("w.old-1"));
 }
 
+/// With `-d .` the old contents were gone on with, under their new name.
+#[test]
+fn r11_9e_new_does_not_move_the_current_directory_away() {
+    let setup = Setup::new(&[]);
+    let mut command = setup.work.command(&["gen", "-d", ".", "../posts.jsonl", ONE, "--max-lines", "4", "--new"]);
+    command.current_dir(setup.work.join("w"));
+    let ran = Ran::of(command.output().expect("it starts")).exits(64);
+    assert!(ran.stderr.contains("it is the current directory"), "{}", ran.stderr);
+    assert!(setup.work.exists("w/journal.jsonl") && !setup.work.exists("w.old-1"));
+}
+
 /// `cancel`, and the next `submit` of a cron job made all batches anew.
 #[test]
 fn r11_9e_cancel_holds_until_resume() {

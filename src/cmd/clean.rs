@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::faults::escape_control,
     folder::{Entry, Folder},
-    journal::{self, Event, FILE, Journal, State, Step},
+    journal::{self, Event, FILE, Job, Journal, State, Step},
     lines::output::Output,
     provider::{Batch, Client, FileId},
     shell,
@@ -173,8 +173,9 @@ fn clean_directory(work: &WorkDir, journal: &Journal, args: &CleanArgs, told: &m
     if args.compress && told.tell("write", &all_results.display().to_string())? {
         write_results(&all_results, work, &journal.state)?;
     }
-    // What no step needs any more.
-    jobs.iter().try_for_each(|job| told.remove(&work.request(&job.chunk.id)))?;
+    // What no step needs any more. A job that `cancel` holds may go on with its other chunks.
+    let is_over = |job: &&Job| args.all || args.compress || job.step >= Step::Created;
+    jobs.iter().filter(is_over).try_for_each(|job| told.remove(&work.request(&job.chunk.id)))?;
     if journal.state.config.as_ref().is_some_and(|config| config.emulate) {
         remove_emulator(work.folder(), told)?;
     }

@@ -332,6 +332,9 @@ impl Join<'_> {
                     Some(self.advice.get_or_init(|| command).clone())
                 }
                 (true, _) if state.stays_cancelled() => Some("the same command with --resume".to_owned()),
+                (true, _) if waits_for_the_user(state) => Some(
+                    "look at what is said of the held chunks; the same command alone brings nothing more".to_owned(),
+                ),
                 (true, _) => Some("the same command; batches are not done yet".to_owned()),
                 // Another round would pay for rows that the provider may have.
                 (false, true) if came_short => Some(format!(
@@ -388,6 +391,12 @@ impl Join<'_> {
             .flag("--multimodal-model", gone(&models.multimodal_model.value).then_some(ANOTHER_MODEL))
             .into_text()
     }
+}
+
+/// All chunks that are not fetched are held.
+fn waits_for_the_user(state: &State) -> bool {
+    let mut rest = state.jobs.iter().filter(|job| job.step < Step::Fetched).peekable();
+    rest.peek().is_some() && rest.all(|job| job.held)
 }
 
 /// The same command brings more. Also a chunk that was fetched a moment before a deadline, and read by nobody.
