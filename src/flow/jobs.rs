@@ -787,7 +787,13 @@ impl Driver<'_> {
         }
         let named: Vec<String> = first.iter().map(ToString::to_string).collect();
         let more = if first.len() as u64 == balance.absent { "" } else { ", …" };
-        let gone = gone.map(|gone| format!("; {gone}; `zbatch run --missing` asks for them again")).unwrap_or_default();
+        let gone = gone.map(|gone| {
+            format!(
+                "; {gone}; if another copy of this directory has fetched them, they are there; else `zbatch run --missing` \
+                 asks for them again"
+            )
+        });
+        let gone = gone.unwrap_or_default();
         let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
         let (id, named) = (&job.chunk.id, named.join(", "));
         self.progress.note(format_args!(
