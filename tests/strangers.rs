@@ -51,6 +51,16 @@ fn tree(work: &WorkDir) -> Vec<(String, u32, String)> {
     found
 }
 
+/// Starts an emulator on `state`. One that serves is ended, by its own process id.
+fn start_for_a_moment(work: &WorkDir) -> std::process::Output {
+    let mut command = work.command(&["emulate", "--state", "state"]);
+    let mut child =
+        command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().expect("starts");
+    std::thread::sleep(Duration::from_millis(700));
+    let _ended = child.kill();
+    child.wait_with_output().expect("ended")
+}
+
 /// Seen with `--state ~/project`: every file of `~/project/files` was deleted.
 #[test]
 fn r11_3_a_directory_that_no_emulator_made_is_not_touched() {
@@ -76,13 +86,7 @@ fn r11_3_a_directory_that_no_emulator_made_is_not_touched() {
         let work = WorkDir::new();
         prepare(&work);
         let before = tree(&work);
-        let mut command = work.command(&["emulate", "--state", "state"]);
-        let mut child =
-            command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().expect("starts");
-        std::thread::sleep(Duration::from_millis(700));
-        // One that serves is ended, by its own process id.
-        let _ended = child.kill();
-        let output = child.wait_with_output().expect("ended");
+        let output = start_for_a_moment(&work);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(tree(&work), before, "{name}: {said}");
         assert_eq!(output.status.code(), Some(65), "{name}: {said}");
@@ -143,12 +147,7 @@ fn r11_3_an_id_of_another_shape_is_refused() {
         let work = WorkDir::new();
         let lines: String = events.iter().map(|event: &Value| event.to_string() + "\n").collect();
         work.write("state/state.jsonl", opened.to_owned() + &lines).write("thesis.txt", "years");
-        let mut command = work.command(&["emulate", "--state", "state"]);
-        let mut child =
-            command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().expect("starts");
-        std::thread::sleep(Duration::from_millis(700));
-        let _ended = child.kill();
-        let output = child.wait_with_output().expect("ended");
+        let output = start_for_a_moment(&work);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(65) && said.contains(says), "{lines}: {said}");
         assert_eq!(work.read("thesis.txt"), "years");

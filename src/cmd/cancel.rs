@@ -23,7 +23,7 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
     let running: Vec<(ChunkId, String)> =
         running.filter_map(|job| Some((job.chunk.id.clone(), job.batch_id.clone()?))).collect();
     let (mut asked, mut trouble) = (0_u64, None);
-    // Before the first is asked: whatever becomes of this process, no other one makes new ones.
+    // The event comes before the first call: if this process dies, no other one creates batches.
     let holds = journal.state.posts.is_none() || journal.state.below(Step::Fetched) > 0;
     if holds && !journal.state.cancelled {
         journal.append(&Event::Cancelled {})?;

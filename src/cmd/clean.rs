@@ -1,4 +1,4 @@
-//! After a job: its leftovers at the provider, and what its work directory no longer needs.
+//! `clean` deletes a finished job's leftovers at the provider, and the files that its work directory no longer needs.
 //!
 //! The directory is verified first, as by `verify`. Nothing is deleted while a batch lives or rows remain to be fetched, at the
 //! provider nothing that does not carry this directory's mark or stands in its journal, and here nothing by another name
@@ -109,7 +109,7 @@ impl Told {
 
     fn remove(&mut self, entry: &Entry) -> Result<()> {
         let is_file = |stat: Stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
-        // A link is removed, and what it leads to stays.
+        // `remove` takes a link away and does not follow it.
         let is_there = entry.stat()?.is_some_and(is_file);
         if is_there && self.tell("remove", &entry.to_string())? { entry.remove() } else { Ok(()) }
     }

@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
         let upstream = upstream.map(|upstream| upstream.name().to_owned());
         let record = journal::Config { upstream, ..rendering.record(args.emulate) };
         let (work, mut journal) = claim(&dir, (args.new, args.work.moved), record, source.is_spooled(), console)?;
-        // What runs is still fetched, and what was finished is written.
+        // `run` still fetches the batches that run, and writes the rows that were finished.
         let is_held = stays_cancelled(&mut journal, args.spend.resume, &dir, console)?;
         let settings = JobSettings { goal: if is_held { Goal::Fetched } else { Goal::Done }, ..settings };
         let posts = source.settle(&work, &journal, console)?;

@@ -66,7 +66,7 @@ fn one(dir: &Path, args: &StatusArgs, console: &Console) -> Result<Ended> {
     }
 }
 
-/// One line a directory. One that cannot be read hides no other; it is told at the end too.
+/// Prints one line a directory. It goes on after a directory that cannot be read, and names that one at the end too.
 fn many(dirs: &[PathBuf], args: &StatusArgs, console: &Console) -> Result<Ended> {
     let mut stdout = Output::create(None)?;
     let (mut worst, mut unreadable) = (Ended::Finished, 0_u64);

@@ -247,8 +247,8 @@ impl Join<'_> {
         Ok(())
     }
 
-    /// One rule for every exit code: an output is whole when it appears, and what is there is replaced by nothing that may
-    /// hold less. A pipe cannot be kept back.
+    /// Says why the output does not take its name now. The exit code does not matter: an output that may hold less than the
+    /// file that is there never replaces it. A pipe cannot be kept back.
     fn why_aside(
         &self,
         tally: &Tally,

@@ -42,7 +42,7 @@ pub(super) fn mended(text: &str) -> String {
     out
 }
 
-/// The comment that the text begins with, and what follows it.
+/// Splits a text into the comment that it begins with and the rest.
 fn comment(text: &str) -> Option<(&str, &str)> {
     if let Some(rest) = text.strip_prefix("/*") {
         return Some(rest.split_once("*/").unwrap_or((rest, "")));
