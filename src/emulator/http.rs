@@ -313,9 +313,9 @@ async fn receive(api: &Api, form: &mut Multipart) -> Result<StoredFile, Refusal>
         return Err(Refusal::new(429, "1302", "too many uploads at one time"));
     };
     let upload = server.0.files.file(UPLOAD);
-    let made = blocking::run(move || Ok((upload.make_temp()?, upload))).await;
-    let ((mut disk, name), upload) = made.map_err(|e: Error| Refusal::disk(format!("write {e}")))?;
-    let part = Part(upload.sibling(&name));
+    // The guard is made with the file: a runtime that ends between the two would leave the file behind.
+    let made = blocking::run(move || upload.make_temp().map(|(disk, name)| (disk, Part(upload.sibling(&name))))).await;
+    let (mut disk, part) = made.map_err(|e| Refusal::disk(format!("write {e}")))?;
     let mut purpose = None;
     let mut file = None;
     while let Some(mut field) = form.next_field().await.map_err(bad_form)? {
