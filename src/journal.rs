@@ -893,7 +893,7 @@ fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     let mut damaged: Option<(String, State)> = None;
     while lines.fill(&mut block)? {
         for line in block.lines() {
-            let event = serde_json::from_slice(line.bytes).map_err(|e| e.to_string());
+            let event = serde_json::from_slice(line.bytes).map_err(|e| unreadable(&e));
             let state = damaged.as_mut().map_or(&mut read.state, |(_, beyond)| beyond);
             let followed = event.and_then(|Object(event): Object<Event>| state.apply(&event));
             if let Err(what) = followed
@@ -910,6 +910,15 @@ fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     }
     read.damage = damaged.map(|(what, beyond)| Error::input(what).fix(way_out(path, &read.state, &beyond)));
     Ok(read)
+}
+
+/// Without the list of all events there are.
+fn unreadable(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(", expected one of") {
+        Some((what, _)) => format!("{what}: this version knows no such event"),
+        None => text,
+    }
 }
 
 /// What can be done about a damaged journal, and what beginning again would cost. `beyond`: with what follows the damage.

@@ -231,6 +231,34 @@ fn r11_9a_results_that_another_copy_took_are_held_until_the_user_gives_them_up()
     assert_eq!(remote.creates(), [2, 2]);
 }
 
+/// A restored directory told one cause of eighteen chunks in eighteen paragraphs.
+#[test]
+fn r11_9a_one_cause_is_told_of_three_chunks_and_counted() {
+    let remote = Remote::new(&[]);
+    let posts: String = (0..6).map(|n| format!("{{\"content\":\"post {n}\"}}\n")).collect();
+    remote.dir.write("posts.jsonl", posts);
+    remote.dir.run(&["gen", "posts.jsonl", "-d", "w", "--only", "sentiment_polarity", "--max-lines", "1"]).exits(0);
+    restore(&remote.dir, "w", "backup");
+    remote.run(&["submit"]).exits(0);
+    remote.run(&["fetch"]).exits(0);
+    restore(&remote.dir, "backup", "w");
+    std::fs::remove_dir_all(remote.dir.join("w/results")).expect("removed");
+    remote.run(&["submit"]).exits(0);
+    let ran = remote.run(&["fetch", "--no-wait"]).exits(75);
+    assert_eq!(ran.stderr.matches("asked for again next time").count(), 3, "{}", ran.stderr);
+    pass_ten_minutes(&remote.dir);
+    let ran = remote.run(&["fetch"]).exits(75);
+    assert_eq!(
+        ran.stderr.matches("its results are gone from the provider").count(),
+        4,
+        "three, and the end: {}",
+        ran.stderr
+    );
+    assert_eq!(ran.stderr.matches("in other copies of this directory").count(), 2, "its advice: {}", ran.stderr);
+    assert!(ran.stderr.contains("3 more chunks were left in the same way"), "{}", ran.stderr);
+    assert_eq!(remote.run(&["fetch", "-v"]).exits(75).stderr.matches("its results are gone").count(), 7);
+}
+
 /// A batch that is gone at the provider: exit 69 each time, no more creates, and no way out.
 #[test]
 fn r11_9b_a_batch_that_is_gone_leaves_absent_rows_and_the_others_go_on() {

@@ -182,6 +182,9 @@ fn r11_9e_a_flipped_byte_is_repaired_from_the_providers_list() {
             );
             assert_eq!(job.dir.read("w/journal.jsonl"), flipped, "nothing was touched");
         }
+        let seen = job.dir.run(&["verify", "-d", "w"]).exits(65);
+        let told = String::from_utf8_lossy(&seen.stdout);
+        assert_eq!(told.lines().count(), 1, "no file is blamed for lines that were not read: {told}");
         let ran = job.dir.run(&["verify", "-d", "w", "--repair"]);
         assert!(ran.stderr.contains("journal.jsonl.bad-1"), "{}", ran.stderr);
         let now = job.dir.read("w/journal.jsonl");

@@ -62,11 +62,14 @@ pub fn check(path: &Path, console: &Console) -> Result<()> {
         ));
     }
     let is_whole = damage.is_none();
+    if !is_whole {
+        console.note("the journal is not read past its damaged line: only what it had fetched until then is checked");
+    }
     let mut problems: Vec<Error> = damage.into_iter().collect();
     problems.extend(check_beginning(dir, &state, is_whole)?);
     problems.extend(check_spool(dir, &state)?);
     let mut files = Files::default();
-    problems.extend(check_chunks(dir, &mut state, whole, &mut files)?);
+    problems.extend(check_chunks(dir, &mut state, whole, is_whole, &mut files)?);
     tell_what_is_left(dir, &state, is_whole, console)?;
     if journal::whole(path)? != whole {
         console.note("another process works there: what it did meanwhile is checked in part; run it again at the end");
@@ -133,10 +136,18 @@ impl Files {
 }
 
 /// What is wrong with the files of all chunks. `state` is brought up to date where it no longer holds; `whole` is the length of
-/// the journal that it was read from. After [`MOST`] problems no more are looked for.
-fn check_chunks(dir: &Folder, state: &mut State, mut whole: u64, files: &mut Files) -> Result<Vec<Error>> {
+/// the journal that it was read from. Past damage (`is_whole` is false) only what was fetched is sure: the lines that were not read may
+/// explain the rest. After [`MOST`] problems no more are looked for.
+fn check_chunks(
+    dir: &Folder,
+    state: &mut State,
+    mut whole: u64,
+    is_whole: bool,
+    files: &mut Files,
+) -> Result<Vec<Error>> {
     let mut problems = Vec::new();
-    let mut places: Vec<usize> = (0..state.jobs.len()).collect();
+    let is_sure = |(_, job): &(usize, &Job)| is_whole || job.step == Step::Fetched;
+    let mut places: Vec<usize> = state.jobs.iter().enumerate().filter(is_sure).map(|(place, _)| place).collect();
     loop {
         let mut suspects = Vec::new();
         for place in places {
@@ -415,7 +426,7 @@ mod tests {
         let (mut journal, chunk) = fetched(dir.path());
         let folder = Folder::open(dir.path()).expect("opened");
         let mut files = Files::default();
-        let mut look = |state: &mut State| check_chunks(&folder, state, 0, &mut files).expect("read").len();
+        let mut look = |state: &mut State| check_chunks(&folder, state, 0, true, &mut files).expect("read").len();
         let mut state = journal.state.clone();
         assert_eq!(look(&mut state), 0);
         // After we read the journal it was told to download again, and did.

@@ -13,6 +13,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet, VecDeque},
     convert::Infallible,
+    fmt,
     future::Future,
     ops::ControlFlow,
     sync::Mutex,
@@ -64,6 +65,8 @@ const LATE_FILE: [u64; 7] = [2, 5, 10, 20, 40, 80, 120];
 const LATEST_FILE: u64 = 600;
 /// From the pause of this length on the wait is told.
 const TOLD_FROM: u64 = 10;
+/// Chunks of which one kind of trouble is told in full. One cause may meet thousands of them.
+const TOLD_CHUNKS: u32 = 3;
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 /// Downloads of a file that came short.
 const DOWNLOADS: u32 = 3;
@@ -131,6 +134,8 @@ pub struct JobsEnd {
     pub stopped: Option<Stop>,
     /// A model that the provider does not take, or not any more.
     pub refused_model: Option<String>,
+    /// Chunks that were left behind.
+    pub left: u32,
     /// What calls still waited for.
     pub waits: Vec<Waiting>,
 }
@@ -212,6 +217,9 @@ struct Gate {
     /// What another copy of the directory made; `None`: it cannot be known now, and `untold` says why.
     strays: OnceCell<Option<Strays>>,
     untold: RefCell<Option<Error>>,
+    /// Chunks whose files come late, and chunks whose results are gone.
+    late: Cell<u32>,
+    gone: Cell<u32>,
 }
 
 /// The looks at one batch so far.
@@ -369,6 +377,12 @@ impl Driver<'_> {
         // The jobs may all have heard of it before this loop did.
         round.end.stopped = round.end.stopped.or(*self.stop.borrow());
         self.progress.finish();
+        let untold = round.end.left.saturating_sub(TOLD_CHUNKS);
+        if untold > 0 {
+            let (chunks, were) = (count(untold, "more chunk"), if untold == 1 { "was" } else { "were" });
+            self.progress
+                .always(format_args!("{chunks} {were} left in the same way; --verbose names each with its reason"));
+        }
         Ok(round.end)
     }
 
@@ -623,7 +637,7 @@ impl Driver<'_> {
             let batch = job.batch_id.as_deref().unwrap_or_default();
             let error = Error::from(error).fix(format!(
                 "no batch of this directory is known under this key: if {batch} was created with another one, use that. If \
-                 the provider has deleted all of them, `zbatch submit` or `zbatch run` with --on-ambiguous again gives them up"
+                 the provider has deleted all of them, `submit` or `run` of this directory with --on-ambiguous again gives them up"
             ));
             return Err(Gave::Up { place, scope: Scope::Chunk, error });
         }
@@ -675,7 +689,7 @@ impl Driver<'_> {
         loop {
             let Downloaded { mut balance, absent, missing } = self.download(place, &job).await?;
             let gone = match missing {
-                Some(error) => match self.wait_for_file(&job, &error, pauses.next())? {
+                Some(error) => match self.wait_for_file(&job, &error, pauses.next(), gate)? {
                     Late::NextTime => return Ok(Reached::Done),
                     Late::After(pause) => {
                         drop(turn);
@@ -702,7 +716,7 @@ impl Driver<'_> {
             if let Some(gone) = gone.as_ref().filter(|_| job.adopted) {
                 return Err(self.hold_gone(place, &job, gone)?);
             }
-            self.tell_absent(&job, &balance, &absent, gone.as_deref());
+            self.tell_absent(&job, &balance, &absent, gone.as_deref(), gate);
             if balance.textless {
                 self.progress.note(format_args!(
                     "{}: no line of its results has text where an answer stands; this looks like another format, not like \
@@ -724,12 +738,12 @@ impl Driver<'_> {
 
     /// Whether a file that the provider does not have may still come: a batch may say that it has ended before its files can be
     /// read.
-    fn wait_for_file(&self, job: &Job, error: &ApiError, pause: Option<&u64>) -> Result<Late> {
+    fn wait_for_file(&self, job: &Job, error: &ApiError, pause: Option<&u64>, gate: &Gate) -> Result<Late> {
         let (id, now) = (&job.chunk.id, now());
         let is_late = job.missing.is_some_and(|since| now.saturating_sub(since) > LATEST_FILE);
         if self.settings.no_wait && !is_late {
             self.append(&Event::Missing { chunk: id.clone(), why: error.to_string(), at: now })?;
-            self.progress.note(format_args!("{id}: {error}; it is asked for again next time"));
+            self.tell_few(&gate.late, format_args!("{id}: {error}; it is asked for again next time"));
             return Ok(Late::NextTime);
         }
         let Some(seconds) = pause.filter(|_| !self.settings.no_wait && !is_late && !job.held) else {
@@ -738,10 +752,20 @@ impl Driver<'_> {
         let pause = Duration::from_secs(*seconds);
         // The first pauses are short: a file that is late by seconds is nothing to tell.
         if *seconds == TOLD_FROM {
-            self.progress.note(format_args!("{id}: {error}; it is asked for again for some minutes"));
+            self.tell_few(&gate.late, format_args!("{id}: {error}; it is asked for again for some minutes"));
         }
         self.progress.detail(format_args!("{id}: {error}; asking again in {pause:?}"));
         Ok(Late::After(pause))
+    }
+
+    /// Says something of the first chunks that it is true of, and of the others only with `--verbose`.
+    fn tell_few(&self, told: &Cell<u32>, text: fmt::Arguments<'_>) {
+        told.set(told.get().saturating_add(1));
+        match told.get() {
+            ..TOLD_CHUNKS => self.progress.note(text),
+            TOLD_CHUNKS => self.progress.note(format_args!("{text} (more chunks like this are told with --verbose)")),
+            _ => self.progress.detail(text),
+        }
     }
 
     /// Gives up a chunk whose batch was found in a listing and whose results are gone. It is not created again until the user
@@ -759,7 +783,7 @@ impl Driver<'_> {
         );
         let error = Error::new(Kind::TryAgain, what).fix(format!(
             "look for results/{id}.output.jsonl in other copies of this directory, and go on in the one that has it. If there \
-             is none, `zbatch submit` or `zbatch run` with --on-ambiguous again creates it once more, and it is paid once more"
+             is none, `submit` or `run` of this directory with --on-ambiguous again creates it once more, and it is paid once more"
         ));
         Ok(Gave::Up { place, scope, error })
     }
@@ -781,19 +805,16 @@ impl Driver<'_> {
         Ok(job)
     }
 
-    fn tell_absent(&self, job: &Job, balance: &RowBalance, first: &[u64], gone: Option<&str>) {
+    fn tell_absent(&self, job: &Job, balance: &RowBalance, first: &[u64], gone: Option<&str>, gate: &Gate) {
         if balance.absent == 0 {
             return;
         }
         let named: Vec<String> = first.iter().map(ToString::to_string).collect();
         let more = if first.len() as u64 == balance.absent { "" } else { ", …" };
-        let gone = gone.map(|gone| {
-            format!(
-                "; {gone}; if another copy of this directory has fetched them, they are there; else `zbatch run --missing` \
-                 asks for them again"
-            )
-        });
-        let gone = gone.unwrap_or_default();
+        let is_first = gone.is_some() && gate.gone.replace(1) == 0;
+        let advice = "; if another copy of this directory has fetched them, they are there; else `zbatch run --missing` \
+                      asks for them again";
+        let gone = gone.map(|gone| format!("; {gone}{}", if is_first { advice } else { "" })).unwrap_or_default();
         let again = if balance.short { "; the next fetch or run tries once more" } else { "" };
         let (id, named) = (&job.chunk.id, named.join(", "));
         self.progress.note(format_args!(
@@ -889,6 +910,8 @@ impl Gate {
             sees_ours: Cell::new(false),
             strays: OnceCell::new(),
             untold: RefCell::default(),
+            late: Cell::new(0),
+            gone: Cell::new(0),
         }
     }
 
@@ -940,14 +963,17 @@ impl Pace {
 }
 
 impl JobsEnd {
-    /// A chunk is left behind. The first trouble is told again at the end.
+    /// A chunk is left behind. The first trouble is told again at the end, and there with its advice.
     fn give_up(&mut self, progress: &Progress, chunk: &Chunk, error: Error) {
         let id = chunk.id.to_string();
-        let told = error.line();
+        // Its advice is told once.
+        let told = if self.left == 0 { error.line() } else { error.parts().0 };
         let told = if told.starts_with(&id) { told } else { format!("{id}: {told}") };
-        match self.trouble {
-            None => progress.note(told),
-            Some(_) => progress.always(told),
+        self.left = self.left.saturating_add(1);
+        match self.left {
+            1 => progress.note(told),
+            2..=TOLD_CHUNKS => progress.always(told),
+            _ => progress.detail(told),
         }
         self.trouble.get_or_insert(error);
     }
