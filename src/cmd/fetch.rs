@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Ended, outputs,
-    remote::{Opened, client, command, conclude, job_settings, keep_to_server, open, runtime, watch_for_stops},
+    remote::{Opened, client, command, conclude, job_settings, keep_to_server, open, runtime},
 };
 use crate::{
     cli::FetchArgs,
@@ -24,7 +24,9 @@ use crate::{
     journal::{Event, Job, Journal, State, Step, locked},
     lines::{blocks::Block, output::Output},
     progress::Progress,
-    snapshots, threads,
+    snapshots,
+    stop::Stop,
+    threads,
     units::count,
     workdir::{ResultFile, WorkDir, results_file},
 };
@@ -66,11 +68,11 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
     let journal = Mutex::new(journal);
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
+    let stop = Stop::listen(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
     let (send, receive) = mpsc::channel(AHEAD);
     let fetched = args.output.is_some().then_some(send);
     let driver =
-        Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched };
+        Driver { client: &client, work: &work, journal: &journal, settings, stop: &stop, progress: &progress, fetched };
     let (_, none) = mpsc::channel(1);
     let (held, shared) = (&work, &journal);
     let (end, emitted) = std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! What the verbs that talk to a provider share: the client, signals and deadlines, and how their end is told.
+//! What the verbs that talk to a provider share: the client, the work directory, and how their end is told.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,11 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    runtime::{Builder, Runtime},
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-};
+use tokio::runtime::{Builder, Runtime};
 
 use super::{
     Ended,
@@ -23,13 +19,14 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         ChunkId,
-        jobs::{Goal, JobSettings, JobsEnd, Stop},
+        jobs::{Goal, JobSettings, JobsEnd},
     },
     journal::{Event, Journal, State, Step, locked},
-    lines::{input::read_small, output::stop_waiting},
     provider::{Client, ClientSettings, Dialect, Key, is_same_server},
     settings::Config,
-    shell, threads,
+    shell,
+    stop::StopReason,
+    threads,
     units::count,
     workdir::{WorkDir, settle_place},
 };
@@ -164,75 +161,6 @@ pub fn job_settings(
     }
 }
 
-/// Turns signals and the deadline into a [`Stop`]. The first signal asks; the second ends the process at once.
-pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<watch::Receiver<Option<Stop>>> {
-    let (tell, stop) = watch::channel(None);
-    let _context = runtime.enter();
-    let (mut int, mut term, mut hup) =
-        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
-    runtime.spawn(async move {
-        let mut asked = false;
-        let deadline = async {
-            match timeout {
-                Some(timeout) => tokio::time::sleep(timeout).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(deadline);
-        loop {
-            let number = tokio::select! {
-                () = heard(&mut int) => 2,
-                () = heard(&mut term) => 15,
-                () = heard(&mut hup) => 1,
-                () = &mut deadline, if !asked => {
-                    tell.send_replace(Some(Stop::TimedOut));
-                    asked = true;
-                    continue;
-                }
-            };
-            if matches!(*tell.borrow(), Some(Stop::Signal(_))) {
-                #[expect(clippy::exit, reason = "asked for twice; the journal is whole at any instant")]
-                std::process::exit(128 + number);
-            }
-            tell.send_replace(Some(Stop::Signal(number)));
-            stop_waiting(number);
-            asked = true;
-        }
-    });
-    Ok(stop)
-}
-
-/// Completes when a signal or the deadline tells the verb to stop.
-pub async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
-    let reason = stop.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
-    match reason {
-        Some(reason) => reason,
-        // Nobody is left who could stop us.
-        None => std::future::pending().await,
-    }
-}
-
-/// Within a runtime. `None`: what was ignored when we were started (`nohup`, a script's background job) stays ignored.
-pub fn listen(kind: SignalKind) -> Result<Option<Signal>> {
-    let is_heard = ignored_signals() & (1 << (kind.as_raw_value() - 1)) == 0;
-    let listened = is_heard.then(|| signal(kind)).transpose();
-    listened.map_err(|e| Error::new(Kind::Io, format!("listen for signals: {e}")))
-}
-
-pub async fn heard(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
-}
-
-/// The signals that this process ignores, one bit each from signal 1; none where the system does not tell.
-fn ignored_signals() -> u64 {
-    let status = read_small(Path::new("/proc/self/status"), 1 << 16).unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-}
-
 /// Says what the jobs will take before the first of them is created.
 pub fn announce(console: &Console, chunks: u64, requests: u64, bytes: u64, settings: &JobSettings) {
     /// More rounds than this are worth a hint.
@@ -261,7 +189,7 @@ pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str,
         }
         say_what_runs(state, again, console);
     }
-    if let Some(Stop::Signal(number)) = end.stopped {
+    if let Some(StopReason::Signal(number)) = end.stopped {
         return Err(Error::new(Kind::Interrupted(number), "interrupted; nothing is lost"));
     }
     match end.trouble {

@@ -13,10 +13,7 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, watch},
-};
+use tokio::{runtime::Runtime, sync::mpsc};
 
 pub use self::gather::Gathered;
 use self::{gather::read_results, join::Join};
@@ -26,7 +23,7 @@ use super::{
     fetch::{Lost, find_lost_results},
     r#gen::{Seen, cut, remake},
     outputs,
-    remote::{announce, client, conclude, job_settings, keep_to_server, runtime, watch_for_stops},
+    remote::{announce, client, conclude, job_settings, keep_to_server, runtime},
     setup::{Rendering, Step as Rendered, claim, forget_empty, stays_cancelled},
     source::{Posts, Source},
 };
@@ -39,7 +36,7 @@ use crate::{
         chunks::{Chunk, Limits},
         columns::Columns,
         faults::FaultLog,
-        jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
+        jobs::{Driver, Goal, JobSettings, JobsEnd, check_caps},
         posts::PostReader,
     },
     journal::{self, Event, Journal, Step, locked},
@@ -47,7 +44,9 @@ use crate::{
     progress::Progress,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
-    shell, snapshots, threads,
+    shell, snapshots,
+    stop::{Stop, StopReason},
+    threads,
     workdir::WorkDir,
 };
 
@@ -59,7 +58,7 @@ const FETCHED_AHEAD: usize = 16;
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let runtime = runtime()?;
     let run = Run::begin(args, None, console)?;
-    let stop = watch_for_stops(&runtime, run.timeout)?;
+    let stop = Stop::listen(&runtime, run.timeout)?;
     let overlapped = run.overlapped(&runtime, &stop);
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
@@ -166,7 +165,7 @@ impl<'a> Run<'a> {
     }
 
     /// Cuts, drives and gathers at the same time.
-    fn overlapped(&self, runtime: &Runtime, stop: &watch::Receiver<Option<Stop>>) -> Result<(JobsEnd, Gathered)> {
+    fn overlapped(&self, runtime: &Runtime, stop: &Stop) -> Result<(JobsEnd, Gathered)> {
         let store = self.store()?;
         std::thread::scope(|scope| {
             let (cut_send, cut_receive) = mpsc::channel(CUT_AHEAD);
@@ -215,13 +214,13 @@ impl<'a> Run<'a> {
     }
 
     /// Chunks → results files; the place of each that is here goes to `fetched`.
-    pub fn driver(&self, stop: &watch::Receiver<Option<Stop>>, fetched: Option<mpsc::Sender<usize>>) -> Driver<'_> {
+    pub fn driver<'r>(&'r self, stop: &'r Stop, fetched: Option<mpsc::Sender<usize>>) -> Driver<'r> {
         Driver {
             client: &self.client,
             work: &self.work,
             journal: &self.journal,
             settings: self.settings.clone(),
-            stop: stop.clone(),
+            stop,
             progress: &self.progress,
             fetched,
         }
@@ -244,7 +243,7 @@ impl<'a> Run<'a> {
     }
 
     /// Posts and answers → enhanced posts, faults, report.
-    pub fn join(&self, end: &JobsEnd, gathered: Gathered, stop: &watch::Receiver<Option<Stop>>) -> Result<Ended> {
+    pub fn join(&self, end: &JobsEnd, gathered: Gathered, stop: &Stop) -> Result<Ended> {
         let nothing_yet = {
             let state = &locked(&self.journal)?.state;
             let is_uncut = state.posts.is_none();
@@ -252,7 +251,7 @@ impl<'a> Run<'a> {
         };
         // On a disk that failed an output with gaps is no help, and may be the end of a better one.
         let disk_failed = end.trouble.as_ref().is_some_and(|trouble| trouble.kind() == Kind::Io);
-        if nothing_yet || disk_failed || matches!(end.stopped, Some(Stop::Signal(_))) {
+        if nothing_yet || disk_failed || matches!(end.stopped, Some(StopReason::Signal(_))) {
             return Ok(Ended::Finished);
         }
         let (args, console) = (self.args, self.console);

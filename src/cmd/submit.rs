@@ -6,9 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Ended,
-    remote::{
-        Opened, announce, client, command, conclude, job_settings, keep_to_server, open, runtime, watch_for_stops,
-    },
+    remote::{Opened, announce, client, command, conclude, job_settings, keep_to_server, open, runtime},
     setup::stays_cancelled,
 };
 use crate::{
@@ -19,6 +17,7 @@ use crate::{
     journal::{Step, locked},
     progress::Progress,
     snapshots,
+    stop::Stop,
     units::sum,
 };
 
@@ -51,9 +50,16 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
     let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
     let journal = Mutex::new(journal);
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
-    let driver =
-        Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched: None };
+    let stop = Stop::listen(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
+    let driver = Driver {
+        client: &client,
+        work: &work,
+        journal: &journal,
+        settings,
+        stop: &stop,
+        progress: &progress,
+        fetched: None,
+    };
     // All chunks are in the journal: none comes later.
     let (_, none) = mpsc::channel(1);
     let end = runtime.block_on(driver.drive(none));

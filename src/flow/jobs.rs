@@ -22,7 +22,7 @@ use std::{
 
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::{OnceCell, Semaphore, mpsc, watch},
+    sync::{OnceCell, Semaphore, mpsc},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -42,6 +42,7 @@ use crate::{
     journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
     progress::{Progress, Waiting},
     provider::{ApiError, Batch, BatchId, Class, Client, CreateError, FileId},
+    stop::{Stop, StopReason},
     units::count,
     workdir::{ResultFile, WorkDir},
 };
@@ -89,13 +90,6 @@ const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
 /// Between two lines that say that the job goes on.
 const HEARTBEAT: Duration = Duration::from_secs(600);
 
-/// Why to stop before the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    Signal(i32),
-    TimedOut,
-}
-
 /// How far to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
@@ -131,7 +125,7 @@ pub struct JobSettings {
 pub struct JobsEnd {
     /// The first thing that went wrong badly enough to leave chunks behind.
     pub trouble: Option<Error>,
-    pub stopped: Option<Stop>,
+    pub stopped: Option<StopReason>,
     /// A model that the provider does not take, or not any more.
     pub refused_model: Option<String>,
     /// Chunks that were left behind.
@@ -193,7 +187,7 @@ pub struct Driver<'a> {
     pub work: &'a WorkDir,
     pub journal: &'a Mutex<Journal>,
     pub settings: JobSettings,
-    pub stop: watch::Receiver<Option<Stop>>,
+    pub stop: &'a Stop,
     pub progress: &'a Progress,
     /// Gets the place of each chunk whose results are here; bounded, so that a slow reader slows the fetching.
     pub fetched: Option<mpsc::Sender<usize>>,
@@ -330,7 +324,6 @@ impl Driver<'_> {
         let goal = self.settings.goal;
         let gate = Gate::new(self.settings.spreads_polls.then_some(self.settings.poll_interval));
         let mut round = Round::new(&gate);
-        let mut stop = self.stop.clone();
         let mut more = true;
         let known = locked(self.journal)?.state.jobs.len();
         for place in 0..known {
@@ -349,8 +342,8 @@ impl Driver<'_> {
             }
             let reached = tokio::select! {
                 biased;
-                reason = stopped(&mut stop), if round.end.stopped.is_none() => {
-                    round.end.stopped = Some(reason);
+                () = self.stop.asked(), if round.end.stopped.is_none() => {
+                    round.end.stopped = self.stop.reason();
                     gate.halt();
                     cut.close();
                     continue;
@@ -375,7 +368,7 @@ impl Driver<'_> {
             }
         }
         // The jobs may all have heard of it before this loop did.
-        round.end.stopped = round.end.stopped.or(*self.stop.borrow());
+        round.end.stopped = round.end.stopped.or(self.stop.reason());
         self.progress.finish();
         let untold = round.end.left.saturating_sub(TOLD_CHUNKS);
         if untold > 0 {
@@ -883,12 +876,7 @@ impl Driver<'_> {
 
     /// Gives a call up when we are told to stop.
     async fn unless_stopped<T>(&self, call: impl Future<Output = T>) -> std::result::Result<T, Gave> {
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            _ = stopped(&mut stop) => Err(Gave::Stopped),
-            answer = call => Ok(answer),
-        }
+        self.stop.run(call).await.map_err(|_| Gave::Stopped)
     }
 }
 
@@ -990,18 +978,6 @@ pub fn check_caps(settings: &JobSettings, batches: u64, requests: u64) -> Option
     };
     over("batches", "--max-batches", batches, settings.max_batches)
         .or_else(|| over("requests", "--max-requests", requests, settings.max_requests))
-}
-
-async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
-    loop {
-        if let Some(reason) = *stop.borrow_and_update() {
-            return reason;
-        }
-        if stop.changed().await.is_err() {
-            // Nobody is left who could stop us.
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 fn file_id(job: &Job) -> Result<FileId> {

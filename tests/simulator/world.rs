@@ -17,10 +17,7 @@ use std::{
 
 use clap::Parser as _;
 use serde_json::{Value, json};
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, watch},
-};
+use tokio::{runtime::Runtime, sync::mpsc};
 use zbatch::{
     analysis::{AnalysisSet, Sources},
     cli::{Cli, Progress, RunArgs, Verb},
@@ -34,10 +31,11 @@ use zbatch::{
         schedule::Schedule,
     },
     error::{Error, Result},
-    flow::{jobs::Stop, rows::FileMark},
+    flow::rows::FileMark,
     folder::Entry,
     journal::{self, Step},
     provider::{Client, ClientSettings, Dialect, Key},
+    stop::{Stop, StopReason},
 };
 
 /// Virtual time at the start, in milliseconds since the epoch.
@@ -546,7 +544,7 @@ impl World {
         let (places, nobody) = mpsc::channel(1 << 10);
         run.cut(places)?;
         drop(nobody);
-        let (tell, stop) = watch::channel(None);
+        let stop = Stop::default();
         let driven = self.runtime.block_on(async {
             let driver = run.driver(&stop, None);
             let (no_more, cut) = mpsc::channel(1);
@@ -554,7 +552,8 @@ impl World {
             let stopper = async {
                 if let Some((after, is_signal)) = fate.stop {
                     tokio::time::sleep(after).await;
-                    tell.send_replace(Some(if is_signal { Stop::Signal(15) } else { Stop::TimedOut }));
+                    stop.ask(if is_signal { StopReason::Signal(15) } else { StopReason::TimedOut });
+                    stop.end_last_call().await;
                 }
                 std::future::pending::<()>().await;
             };

@@ -7,9 +7,6 @@ use std::{
     sync::{Mutex, OnceLock},
 };
 
-use serde_json::json;
-use tokio::sync::watch;
-
 use crate::{
     cli::{Format, RunArgs},
     cmd::{
@@ -27,7 +24,6 @@ use crate::{
         chunks::InputHash,
         enhanced::{write_enhanced, write_unreadable},
         faults::FaultLog,
-        jobs::Stop,
         posts::PostCounts,
         requests::Rendered,
         tally::Tally,
@@ -39,9 +35,11 @@ use crate::{
     },
     report::Report,
     shell,
+    stop::Stop,
     units::sum,
     workdir::{REPORT, WorkDir},
 };
+use serde_json::json;
 
 use super::gather::PENDING;
 
@@ -56,7 +54,7 @@ pub struct Join<'a> {
     pub advice: &'a OnceLock<String>,
     /// Chunks whose results neither this machine nor the provider has any more.
     pub gone: usize,
-    pub stop: &'a watch::Receiver<Option<Stop>>,
+    pub stop: &'a Stop,
     pub console: &'a Console,
 }
 
@@ -113,7 +111,7 @@ impl Join<'_> {
         let posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
         let counts = posts.for_each(|place| {
             input.add(place.bytes);
-            if let Some(Stop::Signal(number)) = *self.stop.borrow() {
+            if let Some(number) = self.stop.signal() {
                 let what = "interrupted while writing the posts; the same command writes them";
                 return Err(Error::new(Kind::Interrupted(number), what));
             }

@@ -9,7 +9,7 @@ use super::{
     Class, CreateError, Driver, Event, FileId, FileMark, Gate, Gave, Goal, Job, REFUSAL_PAUSE, Reached, RowSet, Scope,
     Step, check_caps, file_id, is_gone,
     listed::{CONTENT, Evidence, MARK, Sighted, StraySearch, Strays, best_first, mark},
-    scope_of, stopped,
+    scope_of,
 };
 use crate::{
     blocking,
@@ -30,8 +30,6 @@ const LOST_CREATES: u32 = 1;
 const REFUSALS: u32 = 30;
 const REFUSALS_NO_WAIT: u32 = 2;
 const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(60);
-/// A create in flight is waited for this long after a stop; what comes later is found in a listing next time.
-const LAST_CALL: Duration = Duration::from_secs(10);
 
 /// What became of a create.
 #[derive(PartialEq, Eq)]
@@ -63,7 +61,7 @@ impl Driver<'_> {
             let job = self.job(place)?;
             let may_create = self.settings.goal != Goal::Fetched && !gate.bars(&model);
             match job.step {
-                Step::Cut | Step::Uploaded if self.stop.borrow().is_some() => return Err(Gave::Stopped),
+                Step::Cut | Step::Uploaded if self.stop.reason().is_some() => return Err(Gave::Stopped),
                 Step::Cut | Step::Uploaded if !may_create => return Ok(Reached::Left(place)),
                 // Another chunk has just learned it. An upload that no batch can use now would only lie there.
                 Step::Cut | Step::Uploaded if gate.times_full(&model) > times_full => return Ok(Reached::Back(place)),
@@ -206,11 +204,8 @@ impl Driver<'_> {
             ("attempt", attempt.to_string()),
             (CONTENT, job.chunk.blake3.clone()),
         ];
-        let answer = tokio::select! {
-            biased;
-            answer = self.client.create(file_id, &metadata) => answer,
-            () = self.last_call() => return Err(Gave::Stopped),
-        };
+        let create = self.client.create(file_id, &metadata);
+        let answer = self.stop.run_last_call(create).await.map_err(|_| Gave::Stopped)?;
         if drill::without(Guard::Intent) {
             self.append(&intent)?;
         }
@@ -432,12 +427,6 @@ impl Driver<'_> {
     fn over_the_cap(&self, job: &Job) -> Result<Option<Error>> {
         let (batches, requests) = locked(self.journal)?.state.spent();
         Ok(check_caps(&self.settings, batches.saturating_add(1), requests.saturating_add(job.chunk.lines)))
-    }
-
-    async fn last_call(&self) {
-        let mut stop = self.stop.clone();
-        stopped(&mut stop).await;
-        sleep(LAST_CALL).await;
     }
 }
 

@@ -173,7 +173,7 @@ async fn drive_for(
     })
     .expect("a client");
     let progress = Progress::new(Console::new(true, 0, cli::Progress::None), None);
-    let (_tell, stop) = watch::channel(None);
+    let stop = Stop::default();
     let settings = change(JobSettings {
         goal: Goal::Done,
         max_concurrent: 3,
@@ -188,7 +188,7 @@ async fn drive_for(
         keep_requests: false,
         keep_remote: false,
     });
-    let driver = Driver { client: &client, work, journal, settings, stop, progress: &progress, fetched: None };
+    let driver = Driver { client: &client, work, journal, settings, stop: &stop, progress: &progress, fetched: None };
     let driven = tokio::time::timeout(most, driver.drive(cut)).await;
     driven.expect("it ends").expect("the disk holds")
 }
