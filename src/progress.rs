@@ -164,7 +164,7 @@ impl Progress {
     /// The job goes on, and nothing else may say so. A bar does.
     pub fn heartbeat(&self, state: &State, waits: &[Waiting]) {
         let all = sum(state.jobs.iter().map(|job| job.chunk.lines));
-        let done = sum(state.jobs.iter().filter(|job| job.step == Step::Fetched).map(|job| job.chunk.lines));
+        let done = sum(state.jobs.iter().filter(|job| job.step() == Step::Fetched).map(|job| job.chunk.lines));
         let counts = Counts::of(state);
         let (changed, next) = {
             let seen = self.seen();

@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Mutex,
     time::Duration,
 };
 
@@ -21,7 +20,7 @@ use crate::{
         ChunkId,
         jobs::{Goal, JobSettings, JobsEnd},
     },
-    journal::{Event, Journal, State, Step, locked},
+    journal::{Event, Journal, State, Step},
     provider::{Client, ClientSettings, Dialect, Key, is_same_server},
     settings::Config,
     shell,
@@ -71,11 +70,16 @@ pub fn client(config: &Config, provider: &ProviderArgs, remote: &RemoteArgs, con
 
 /// A directory goes on with the server that it began with: another one has none of its batches, and is sent none of its
 /// posts. Until a create is billed it may change.
-pub fn keep_to_server(journal: &mut Journal, client: &Client, dir: &Path) -> Result<()> {
+pub fn keep_to_server(journal: &Journal, client: &Client, dir: &Path) -> Result<()> {
     let Some(now) = client.origin() else { return Ok(()) };
-    match &journal.state.origin {
+    let (origin, spent, uploaded) = journal.read(|state| {
+        let uploaded = state.jobs.iter().filter(|job| job.step() == Step::Uploaded);
+        let uploaded: Vec<ChunkId> = uploaded.map(|job| job.chunk.id.clone()).collect();
+        (state.origin.clone(), state.spent().0, uploaded)
+    })?;
+    match &origin {
         Some(there) if is_same_server(there, &now) => return Ok(()),
-        Some(there) if journal.state.spent().0 > 0 => {
+        Some(there) if spent > 0 => {
             let what = format!(
                 "{} belongs to another job: its batches are at {there}; now the server is {now}",
                 dir.display()
@@ -85,8 +89,6 @@ pub fn keep_to_server(journal: &mut Journal, client: &Client, dir: &Path) -> Res
             );
         }
         Some(_) => {
-            let uploaded = journal.state.jobs.iter().filter(|job| job.step == Step::Uploaded);
-            let uploaded: Vec<ChunkId> = uploaded.map(|job| job.chunk.id.clone()).collect();
             let why = "it was uploaded to another server";
             uploaded.into_iter().try_for_each(|chunk| journal.append(&Event::Lost { chunk, why: why.to_owned() }))?;
         }
@@ -111,10 +113,11 @@ pub fn open(source: &SourceArgs, work: &WorkArgs, provider: &ProviderArgs, conso
     let dir = config.work_dir(work.work_dir.as_deref()).value;
     let moved = work.moved;
     let mut work = WorkDir::open(&dir)?;
-    let mut journal = open_journal(&mut work, console)?;
-    check_provider(&journal.state, &dir, &config.provider(provider)?.0.value)?;
-    settle_place(&work, &mut journal, moved)?;
-    recover_rows(&work, &journal.state, console)?;
+    let journal = open_journal(&mut work, console)?;
+    let provider = config.provider(provider)?.0.value;
+    journal.read(|state| check_provider(state, &dir, &provider))??;
+    settle_place(&work, &journal, moved)?;
+    journal.read(|state| recover_rows(&work, state, console))??;
     Ok(Opened { config, dir, work, journal })
 }
 
@@ -176,8 +179,7 @@ pub fn announce(console: &Console, chunks: u64, requests: u64, bytes: u64, setti
 }
 
 /// Turns the end of the jobs into that of the verb, and says what remains.
-pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str, console: &Console) -> Result<Ended> {
-    let state = &locked(journal)?.state;
+pub fn conclude(end: JobsEnd, state: &State, goal: Goal, again: &str, console: &Console) -> Result<Ended> {
     let unfinished = match goal {
         Goal::Submitted => state.below(Step::Created),
         Goal::Fetched | Goal::Done => state.below(Step::Fetched),
@@ -206,8 +208,8 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
     let running: Vec<String> = state
         .jobs
         .iter()
-        .filter(|job| job.step == Step::Created)
-        .filter_map(|job| Some(format!("{} ({})", job.batch_id.as_ref()?, job.chunk.id)))
+        .filter(|job| job.step() == Step::Created)
+        .filter_map(|job| Some(format!("{} ({})", job.batch()?, job.chunk.id)))
         .take(NAMED)
         .collect();
     let more = state.at(Step::Created).saturating_sub(running.len() as u64);
@@ -226,7 +228,7 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
             count(unclear, "create")
         ));
     }
-    let held = state.jobs.iter().filter(|job| job.held).count();
+    let held = state.jobs.iter().filter(|job| job.is_held()).count();
     if held > 0 {
         console.note(format_args!(
             "held: {}; each use of --on-ambiguous again creates them once more, so look at the provider's console before it",

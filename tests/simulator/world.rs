@@ -342,8 +342,8 @@ impl Place {
         }
         // Downloads may end anywhere, as the provider wrote them: the journal says how long they are, and their hash.
         let fetched = journal::read(work).map(|state| state.jobs).unwrap_or_default();
-        for job in fetched.iter().filter(|job| job.step == Step::Fetched) {
-            let marks = job.rows.as_ref().and_then(|rows| rows.files.as_ref()).ok_or("fetched, and no marks of it")?;
+        for job in fetched.iter().filter(|job| job.step() == Step::Fetched) {
+            let marks = job.rows().and_then(|rows| rows.files.as_ref()).ok_or("fetched, and no marks of it")?;
             for (mark, which) in marks.iter().zip(["output", "error"]) {
                 let path = work.join(format!("results/{}.{which}.jsonl", job.chunk.id));
                 if *mark != path.exists().then(|| FileMark::of(&Entry::of(&path).expect("opened")).expect("readable")) {
@@ -356,7 +356,7 @@ impl Place {
 
     /// A chunk waits for the user's word on its create.
     pub fn holds_any(&self) -> bool {
-        journal::read(&self.work).is_ok_and(|state| state.jobs.iter().any(|job| job.held))
+        journal::read(&self.work).is_ok_and(|state| state.jobs.iter().any(|job| job.is_held()))
     }
 
     /// No post has another one's answer.
@@ -510,7 +510,7 @@ impl World {
     pub fn start(&mut self, fate: Fate) -> Outcome {
         if self.run_args().work.moved {
             let here = std::fs::metadata(self.place.work.join(journal::FILE)).map(|journal| journal.ino()).ok();
-            let place = journal::read(&self.place.work).ok().and_then(|state| state.place);
+            let place = journal::read(&self.place.work).ok().and_then(|state| state.location);
             self.say_moved(place.is_none_or(|place| Some(place.inode) != here));
         }
         let names = fate.step.is_none().then(Vec::new);
@@ -726,7 +726,7 @@ impl Moves {
             0 if work.exists() => {
                 self.copies += 1;
                 world.copy_away(self.copies);
-                let is_noticed = known.is_some_and(|state| state.place.is_some() && !state.jobs.is_empty());
+                let is_noticed = known.is_some_and(|state| state.location.is_some() && !state.jobs.is_empty());
                 if is_noticed && self.lot.turn().is_multiple_of(3) {
                     self.refused += 1;
                     refuse(world)?;

@@ -113,8 +113,8 @@ impl Known {
             let state = journal::read(dir)?;
             known.runs.insert(state.run);
             for job in state.jobs {
-                known.batches.extend(job.batch_id);
-                known.files.extend(job.file_id);
+                known.batches.extend(job.batch().map(ToString::to_string));
+                known.files.extend(job.file().map(ToString::to_string));
             }
         }
         Ok(known)
