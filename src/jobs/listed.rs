@@ -6,8 +6,11 @@ use std::{
     collections::HashMap,
 };
 
-use super::{Chunk, State};
-use crate::provider::{Batch, BatchId, BatchStatus, FileId};
+use crate::{
+    flow::chunks::Chunk,
+    journal::State,
+    provider::{Batch, BatchId, BatchStatus, FileId},
+};
 
 /// Key of our mark in a batch's metadata.
 pub(super) const MARK: &str = "zbatch";
@@ -72,6 +75,7 @@ pub(super) fn best_first(found: &mut [Sighted]) {
 
 /// Whether a listing can show our batches: it does if it shows one that we know of with its input file or mark. Where we
 /// know of none yet, objects that have such fields are enough, and so is an empty listing.
+#[derive(Debug)]
 pub(super) struct Evidence {
     /// Input file and mark of each batch that we know of.
     known: HashMap<BatchId, (Option<FileId>, String)>,
@@ -127,6 +131,7 @@ impl Strays {
 }
 
 /// Gathers [`Strays`] from a listing, page by page.
+#[derive(Debug)]
 pub(super) struct StraySearch {
     pub evidence: Evidence,
     /// What the marks of this directory's batches begin with.
