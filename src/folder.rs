@@ -286,7 +286,7 @@ impl Entry {
     pub fn is_a_link(&self) -> Error {
         let dir = self.folder.path().display();
         Error::input(format!("{self} is a symbolic link, and zbatch follows none below {dir}"))
-            .fix("put the file or folder itself there, or use another directory (-d)")
+            .fix("put the file or folder itself there; another directory (-d) would begin, and pay, from the start")
     }
 
     /// What it is, a link itself included; `None` if it is not there.
@@ -327,7 +327,8 @@ impl Entry {
         let file = File::from(file.map_err(|e| self.failed("open", e))?);
         let stat = fstat(&file).map_err(|e| Error::io("look at", self.path(), &e.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::input(format!("{self} is not a regular file")).fix("use another directory (-d)"));
+            return Err(Error::input(format!("{self} is not a regular file"))
+                .fix("put the file itself there; another directory (-d) would begin, and pay, from the start"));
         }
         Ok(file)
     }

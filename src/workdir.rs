@@ -56,6 +56,8 @@ impl ResultFile {
 
 pub const FOLDERS: [&str; 3] = ["requests", "rows", "results"];
 pub const LOCK: &str = "lock";
+/// All results in one file: what `clean --compress` leaves.
+pub const ALL_RESULTS: &str = "results.jsonl.zst";
 /// The posts, where they cannot be read again from where they came, and the hash of what the spool holds.
 pub const SPOOL: &str = "input.zst";
 pub const SPOOL_HASH: &str = "input.blake3";
@@ -389,7 +391,7 @@ fn in_use(folder: &Folder) -> Error {
         holder => crate::flow::faults::escape_control(holder),
     };
     Error::new(Kind::TryAgain, format!("{} is in use by {holder}", folder.path().display()))
-        .fix("wait for it to end, or use another work directory (-d)")
+        .fix("wait for it to end; another work directory (-d) would pay for the same posts once more")
 }
 
 /// Refuses to go on with a journal that is not where it was: a copy of it does not know what the other one pays for.
@@ -408,7 +410,7 @@ pub fn settle_place(work: &WorkDir, journal: &mut Journal, moved: bool) -> Resul
         let dir = work.path().display();
         return Err(Error::input(format!(
             "{dir} was copied, restored or moved: its journal was file {} on {}, and is file {} on {} now. \
-             If another copy of it is used too, both pay for the same requests; what an older copy does not know of is paid again",
+             If another copy of it is used too, both may pay for the same requests",
             there.inode,
             crate::flow::faults::escape_control(&there.host),
             here.inode,

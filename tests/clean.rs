@@ -100,6 +100,25 @@ fn r11_9h_clean_removes_what_the_job_left_and_nothing_else() {
     }
 }
 
+/// The same command after `clean --compress` paid for all of it again, without a word.
+#[test]
+fn r11_9h_what_was_cleaned_is_not_paid_again() {
+    let work = WorkDir::new();
+    work.write("posts.jsonl", "{\"content\":\"one\"}\n{\"content\":\"two\"}\n");
+    let run =
+        |more: &[&str]| work.run(&[&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate"], more].concat());
+    run(&[]).exits(0);
+    let paid = work.read("out.jsonl");
+    work.run(&["clean", "-d", "w", "--compress"]).exits(0);
+    let again = run(&[]).exits(65);
+    assert!(again.stderr.contains("zbatch parse w/results.jsonl.zst | zbatch merge POSTS -"), "{}", again.stderr);
+    let answers = work.run(&["parse", "w/results.jsonl.zst"]).exits(0).text().to_owned();
+    work.write("answers.jsonl", answers);
+    assert!(work.run(&["merge", "posts.jsonl", "answers.jsonl"]).exits(0).text() == paid, "the way that it names");
+    run(&["--new"]).exits(0);
+    assert!(work.exists("w.old-1/results.jsonl.zst"));
+}
+
 /// A batch that a copy of the directory made carries its mark, and no journal here names it.
 #[test]
 fn r11_9h_clean_deletes_what_carries_the_mark() {

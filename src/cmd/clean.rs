@@ -28,11 +28,8 @@ use crate::{
     provider::{Batch, Client, FileId},
     shell,
     units::count,
-    workdir::{FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, settle_place},
+    workdir::{ALL_RESULTS, FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, settle_place},
 };
-
-/// The one file that holds all results, with --compress.
-const ALL_RESULTS: &str = "results.jsonl.zst";
 
 pub fn run(args: &CleanArgs, console: &Console) -> Result<Ended> {
     args.work_dirs.iter().try_for_each(|dir| clean(dir, args, console))?;
@@ -86,10 +83,14 @@ fn check_is_over(dir: &Path, state: &State) -> Result<()> {
         () if state.posts.is_none() => "the input is not cut to its end".to_owned(),
         () => return Ok(()),
     };
-    Err(Error::new(Kind::TryAgain, format!("{}: {what}; nothing is deleted", dir.display())).fix(format!(
-        "finish the job first: the command that began it, or `zbatch submit -d {dir}`, then `zbatch fetch -d {dir}`",
-        dir = shell::path(dir)
-    )))
+    let here = shell::path(dir);
+    let is_emulated = state.config.as_ref().is_some_and(|config| config.emulate);
+    Err(Error::new(Kind::TryAgain, format!("{}: {what}; nothing is deleted", dir.display())).fix(match is_emulated {
+        true => "finish the job first, by the same `zbatch run --emulate` command".to_owned(),
+        false => format!(
+            "finish the job first: the command that began it, or `zbatch submit -d {here}`, then `zbatch fetch -d {here}`"
+        ),
+    }))
 }
 
 /// Says each step on stdout, before it is taken or instead.

@@ -24,7 +24,7 @@ use crate::{
     settings::{Config, Models, Origin, PROVIDER},
     shell,
     units::count,
-    workdir::{WorkDir, settle_place},
+    workdir::{ALL_RESULTS, WorkDir, settle_place},
 };
 
 /// All that decides the requests of a post.
@@ -252,7 +252,14 @@ pub fn claim(
         ))
         .fix("put journal.jsonl back: without it all would be paid for again; --new does begin again"));
     }
-    if new && (journal.resumed || lost_journal || work.spool().exists()?) {
+    let was_cleaned = !journal.resumed && work.file(ALL_RESULTS).exists()?;
+    if was_cleaned && !new {
+        let results = shell::path(work.join(ALL_RESULTS));
+        return Err(Error::input(format!("{} was cleaned: of its job only the results are left", dir.display())).fix(format!(
+            "zbatch parse {results} | zbatch merge POSTS - gives its output again; --new begins again and pays again"
+        )));
+    }
+    if new && (journal.resumed || lost_journal || was_cleaned || work.spool().exists()?) {
         check_stake(&journal.state, dir, console)?;
         drop(journal);
         work = work.renew()?;

@@ -349,7 +349,8 @@ fn tell_what_is_left(dir: &Folder, state: &State, is_whole: bool, console: &Cons
         foreign.sort_unstable_by(|one, other| one.name().cmp(other.name()));
         let named: Vec<String> = foreign.iter().take(NAMED).map(|file| escape_control(&file.to_string())).collect();
         let more = if foreign.len() > named.len() { ", …" } else { "" };
-        console.note(format_args!("{} files are not this job's: {}{more}", foreign.len(), named.join(", ")));
+        let (files, are) = (count(foreign.len(), "file"), if foreign.len() == 1 { "is" } else { "are" });
+        console.note(format_args!("{files} {are} not this job's: {}{more}", named.join(", ")));
     }
     Ok(())
 }

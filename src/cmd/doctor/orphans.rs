@@ -21,7 +21,7 @@ use crate::{
     journal,
     lines::output::Output,
     provider::{Batch, Client, Dialect, FileId},
-    settings::Config,
+    settings::{Config, PROVIDER},
     shell,
     units::count,
 };
@@ -62,7 +62,10 @@ pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
     })?;
     found.print(args.json)?;
     let base = base_url.as_ref().map_or(dialect.base_url, |url| url.value.trim_end_matches('/'));
-    found.say_what_to_do(base, dialect, console);
+    let provider = (dialect.name != PROVIDER).then(|| format!("--provider {} ", dialect.name));
+    let url = base_url.as_ref().map(|url| format!("--base-url {} ", shell::word(&url.value)));
+    let server = provider.unwrap_or_default() + &url.unwrap_or_default();
+    found.say_what_to_do(base, &server, dialect, console);
     Ok(Ended::Finished)
 }
 
@@ -170,7 +173,8 @@ impl Orphans {
         stdout.commit()
     }
 
-    fn say_what_to_do(&self, base: &str, dialect: &Dialect, console: &Console) {
+    /// `server`: the flags that name it.
+    fn say_what_to_do(&self, base: &str, server: &str, dialect: &Dialect, console: &Console) {
         let (batches, files) = (self.batches.len(), self.files.len());
         console.note(format_args!(
             "of no work directory given: {}, and {} without a batch; nothing was deleted",
@@ -186,7 +190,7 @@ impl Orphans {
         console.table(
             "a job that runs elsewhere looks the same: be sure before you delete",
             &format!(
-                "  results of a batch:  zbatch fetch --batch ID -o -\n  \
+                "  results of a batch:  zbatch fetch --batch ID {server}-o -\n  \
                  cancel a batch:      {curl} POST {cancel}\n  \
                  delete a file:       {curl} DELETE {delete}"
             ),
