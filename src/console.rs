@@ -10,13 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{
-    cli::Progress,
-    error::Error,
-    flow::faults::{FaultLog, escape_control},
-    snapshots,
-    units::count,
-};
+use crate::{cli::Progress, error::Error, flow::faults::FaultLog, snapshots, text::escape_control, units::count};
 
 /// Where this process works, as JSON lines tell it: set once. `None`: its verb has no work directory.
 static DIR: OnceLock<Option<String>> = OnceLock::new();

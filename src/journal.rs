@@ -48,7 +48,6 @@ use crate::{
     flow::{
         ChunkId, Object,
         chunks::{Chunk, Cutter, InputMark, Kept, Limits},
-        faults::short,
         rows::RowBalance,
     },
     folder::Folder,
@@ -58,6 +57,7 @@ use crate::{
         output::AtomicFile,
     },
     shell,
+    text::short,
     units::{count, sum},
     workdir::{request_file, rows_file},
 };

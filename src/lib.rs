@@ -38,6 +38,7 @@
 //! | [`emulator`] | a provider of our own |
 //! | [`blocking`], [`threads`], [`drill`] | file work beside the async runtime; threads that may not be had; kills and missing guards, for tests |
 //! | [`error`], [`console`], [`progress`], [`units`], [`shell`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed; words of commands that are offered |
+//! | [`text`] | foreign text made safe to show |
 //!
 //! # Architecture of `run`
 //!
@@ -86,6 +87,7 @@ pub mod report;
 pub mod settings;
 pub mod shell;
 pub mod snapshots;
+pub mod text;
 pub mod threads;
 pub mod units;
 pub mod workdir;

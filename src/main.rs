@@ -17,7 +17,7 @@ use zbatch::{
     cmd,
     console::Console,
     error::{Error, Kind},
-    flow::faults::is_hostile,
+    text::is_hostile,
     units::nearest,
 };
 

@@ -386,7 +386,7 @@ fn in_use(folder: &Folder) -> Error {
     }
     let holder = match holder.trim() {
         "" => "another process".to_owned(),
-        holder => crate::flow::faults::escape_control(holder),
+        holder => crate::text::escape_control(holder),
     };
     Error::new(Kind::TryAgain, format!("{} is in use by {holder}", folder.path().display()))
         .fix("wait for it to end, or use another work directory (-d)")
@@ -410,9 +410,9 @@ pub fn settle_place(work: &WorkDir, journal: &mut Journal, moved: bool) -> Resul
             "{dir} was copied, restored or moved: its journal was file {} on {}, and is file {} on {} now. \
              If another copy of it is used too, both pay for the same requests; what an older copy does not know of is paid again",
             there.inode,
-            crate::flow::faults::escape_control(&there.host),
+            crate::text::escape_control(&there.host),
             here.inode,
-            crate::flow::faults::escape_control(&here.host),
+            crate::text::escape_control(&here.host),
         ))
         .fix(format!(
             "make sure that no other copy of {} is used any more, then add --moved to this command, once",

@@ -21,10 +21,8 @@ use texts::Root;
 
 use crate::{
     error::{Error, Result},
-    flow::{
-        faults::short,
-        posts::{Fields, Slot},
-    },
+    flow::posts::{Fields, Slot},
+    text::short,
     units::did_you_mean,
 };
 

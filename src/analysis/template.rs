@@ -12,10 +12,10 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use crate::{
     error::Error,
     flow::{
-        faults::short,
         posts::{Fields, Slot},
         requests::on_one_line,
     },
+    text::short,
     threads,
 };
 

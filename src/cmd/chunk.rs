@@ -18,7 +18,7 @@ use crate::{
     flow::{
         CustomId, Fault, FaultKind, FaultLine, Object,
         chunks::{Chunk, Pushed, write_behind},
-        faults::{FaultLog, excerpt, short},
+        faults::FaultLog,
         requests::{is_on_one_line, on_one_line},
         tally::Tally,
     },
@@ -31,6 +31,7 @@ use crate::{
     report::Report,
     settings::Config,
     snapshots,
+    text::{excerpt, short},
     units::count,
 };
 

@@ -21,12 +21,12 @@ use crate::{
     console::Console,
     emulator,
     error::{Error, Kind, Result},
-    flow::faults::escape_control,
     folder::{Entry, Folder},
     journal::{self, Event, FILE, Job, Journal, State, Step},
     lines::output::Output,
     provider::{Batch, Client, FileId},
     shell,
+    text::escape_control,
     units::count,
     workdir::{FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, settle_place},
 };

@@ -12,7 +12,7 @@ use crate::{
     flow::{
         Fault, FaultKind, FaultLine,
         enhanced::{parse_answer, write_enhanced, write_unreadable},
-        faults::{FaultLog, excerpt},
+        faults::FaultLog,
         posts::{PostCounts, PostReader},
         tally::Tally,
     },
@@ -24,6 +24,7 @@ use crate::{
     },
     report::Report,
     settings::Config,
+    text::excerpt,
     units::count,
 };
 

@@ -17,7 +17,7 @@ use crate::{
     flow::{
         Fault, FaultKind, FaultLine, PostIndex,
         answers::{AnswerReader, Outcome},
-        faults::{FaultLog, excerpt},
+        faults::FaultLog,
         results::Usage,
         tally::Tally,
     },
@@ -29,6 +29,7 @@ use crate::{
     },
     report::write_filter_report,
     settings::Config,
+    text::excerpt,
     units::count,
 };
 

@@ -15,13 +15,13 @@ use crate::{
     cli::StatusArgs,
     console::Console,
     error::{Error, Result},
-    flow::faults::escape_control,
     folder::Folder,
     journal::{self, FILE, Job, State, Step},
     lines::output::Output,
     provider::Dialect,
     settings::Config,
     shell,
+    text::escape_control,
     units::count,
 };
 

@@ -11,10 +11,7 @@ use crate::{
     cli::VerifyArgs,
     console::Console,
     error::{Error, Kind, Result},
-    flow::{
-        faults::escape_control,
-        rows::{FileMark, RowBalance, RowSet, verify},
-    },
+    flow::rows::{FileMark, RowBalance, RowSet, verify},
     folder::{Entry, Folder},
     journal::{self, BAD, FILE, Job, State, Step},
     lines::{
@@ -23,6 +20,7 @@ use crate::{
     },
     settings::Config,
     shell,
+    text::escape_control,
     units::count,
     workdir::{
         FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, is_part, list, request_file, results_file, rows_file,

@@ -23,9 +23,9 @@ use super::{
 use crate::{
     analysis::AnalysisSet,
     error::{Error, Result},
-    flow::faults::escape_control,
     folder::{Entry, Folder},
     lines::output::AtomicFile,
+    text::escape_control,
 };
 
 /// What there is to do for a batch.

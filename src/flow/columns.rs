@@ -11,11 +11,11 @@ use super::posts::{Place, Slot};
 use crate::{
     analysis::{Analysis, AnalysisSet},
     error::{Error, Result},
-    flow::faults::short,
     lines::{
         blocks::jq_command,
         form::{Form, LOOK_BYTES, jq_path},
     },
+    text::short,
 };
 
 /// Posts after which a filter says what none of them has. Only their columns are named.

@@ -82,7 +82,7 @@ impl FromStr for ChunkId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("`{}` is not a chunk name (NAME_batch_partN)", faults::short(text));
+        let bad = || format!("`{}` is not a chunk name (NAME_batch_partN)", crate::text::short(text));
         let (stem, part) = text.rsplit_once("_batch_part").ok_or_else(bad)?;
         let plain = !part.starts_with('0') && part.bytes().all(|b| b.is_ascii_digit());
         let part = part.parse().ok().filter(|_| plain).ok_or_else(bad)?;

@@ -6,11 +6,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{
-    Fault, FaultKind, FaultLine, PostIndex,
-    faults::{escape_control, excerpt},
-    results::word,
-};
+use super::{Fault, FaultKind, FaultLine, PostIndex, results::word};
 use crate::{
     console::Console,
     error::{Error, Result as Outcome},
@@ -19,6 +15,7 @@ use crate::{
         flaw::Flaw,
         input::Input,
     },
+    text::{escape_control, excerpt},
     units::count,
 };
 

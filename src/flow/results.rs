@@ -15,10 +15,10 @@ use serde_json::value::RawValue;
 
 use super::{
     Fault, FaultKind, Object,
-    faults::short,
     posts::JSON_SPACE,
     refusals::{error_kind, finish_kind},
 };
+use crate::text::short;
 
 /// Tokens that a request was billed for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

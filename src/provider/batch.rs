@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    flow::faults::escape_control,
+    text::escape_control,
 };
 
 const MAX_ID_BYTES: usize = 256;

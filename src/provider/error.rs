@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Dialect, Key, batch::says_full_queue};
 use crate::{
     error::{Error, Kind},
-    flow::faults::escape_control,
+    text::escape_control,
 };
 
 /// The call that may be redirected.

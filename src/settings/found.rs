@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::{PROVIDER, file::ConfigFile};
 use crate::{
     error::{Error, Result},
-    flow::faults::escape_control,
     lines::{output::directory, place::resolve},
     provider::{Dialect, host_of},
     shell,
+    text::escape_control,
 };
 
 /// # Errors

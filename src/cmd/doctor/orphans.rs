@@ -17,12 +17,13 @@ use crate::{
     },
     console::Console,
     error::{Error, Kind, Result},
-    flow::{ChunkId, faults::escape_control, jobs::Stop},
+    flow::{ChunkId, jobs::Stop},
     journal,
     lines::output::Output,
     provider::{Batch, Client, Dialect, FileId},
     settings::Config,
     shell,
+    text::escape_control,
     units::count,
 };
 

@@ -10,16 +10,16 @@ use crate::{
     cmd::setup::Rendering,
     drill::{self, Guard},
     error::Result,
-    flow::tally::Tally,
     flow::{
         ChunkId, Fault, FaultKind, FaultLine,
         answers::{AnswerReader, Outcome},
         chunks::Chunk,
-        faults::excerpt,
         rows::{self, RowSet},
+        tally::Tally,
     },
     journal::{Job, Journal, RefusedLine, Step, locked},
     lines::{blocks::Block, spill::AnswerStore},
+    text::excerpt,
     workdir::{ResultFile, WorkDir},
 };
 
