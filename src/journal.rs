@@ -46,11 +46,12 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::{
-        ChunkId, Object,
+        ChunkId,
         chunks::{Chunk, Cutter, InputMark, Kept, Limits},
         rows::RowBalance,
     },
     folder::Folder,
+    json::Object,
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,

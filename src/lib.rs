@@ -38,7 +38,7 @@
 //! | [`emulator`] | a provider of our own |
 //! | [`blocking`], [`threads`], [`drill`] | file work beside the async runtime; threads that may not be had; kills and missing guards, for tests |
 //! | [`error`], [`console`], [`progress`], [`units`], [`shell`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed; words of commands that are offered |
-//! | [`text`] | foreign text made safe to show |
+//! | [`text`], [`json`] | foreign text made safe to show; JSON as text: its escapes, its white space, what is wrong with it |
 //!
 //! # Architecture of `run`
 //!
@@ -80,6 +80,7 @@ pub mod error;
 pub mod flow;
 pub mod folder;
 pub mod journal;
+pub mod json;
 pub mod lines;
 pub mod progress;
 pub mod provider;

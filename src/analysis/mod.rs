@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Value, value::RawValue};
 
 pub use rule::{AnswerRule, LabelSet, LabelTree, fold};
-pub use template::{Piece, Template, escape_json};
+pub use template::{Piece, Template};
 use texts::Root;
 
 use crate::{

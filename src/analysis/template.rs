@@ -11,10 +11,8 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
 use crate::{
     error::Error,
-    flow::{
-        posts::{Fields, Slot},
-        requests::on_one_line,
-    },
+    flow::posts::{Fields, Slot},
+    json::escape_json,
     text::short,
     threads,
 };
@@ -222,12 +220,6 @@ fn marker(at: usize) -> String {
 
 fn is_marker(c: char) -> bool {
     matches!(c, '\u{f8e0}'..='\u{f8f1}')
-}
-
-/// Text as it stands inside a JSON string of a request line, without the quotes.
-pub fn escape_json(text: &str) -> String {
-    let quoted = serde_json::Value::from(text).to_string();
-    on_one_line(quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default())
 }
 
 fn describe(error: &minijinja::Error) -> String {

@@ -16,13 +16,13 @@ use crate::{
     console::Console,
     error::{Error, Result},
     flow::{
-        CustomId, Fault, FaultKind, FaultLine, Object,
+        CustomId, Fault, FaultKind, FaultLine,
         chunks::{Chunk, Pushed, write_behind},
         faults::FaultLog,
-        requests::{is_on_one_line, on_one_line},
         tally::Tally,
     },
     journal::{Event, locked},
+    json::{Object, is_on_one_line, on_one_line},
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::Input,

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 use self::data_dir::{DataDir, ImageFile};
 use super::{Fault, FaultKind};
 use crate::{
-    analysis::escape_json,
     cli::ImageUrls,
     error::{Error, Result},
+    json::escape_json,
     text::short,
 };
 

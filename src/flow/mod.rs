@@ -7,7 +7,6 @@ pub mod enhanced;
 pub mod faults;
 pub mod images;
 pub mod jobs;
-mod object;
 pub mod posts;
 pub mod refusals;
 pub mod requests;
@@ -18,7 +17,6 @@ pub mod tally;
 use std::{fmt, str::FromStr};
 
 pub use faults::{Fault, FaultKind, FaultLine};
-pub use object::Object;
 
 /// Place of a post in the input, from 0: the join key. Given in [`posts`] and nowhere else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

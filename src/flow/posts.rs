@@ -6,10 +6,11 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind, FaultLine, PostIndex, results::word};
+use super::{Fault, FaultKind, FaultLine, PostIndex};
 use crate::{
     console::Console,
     error::{Error, Result as Outcome},
+    json::{JSON_SPACE, word},
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         flaw::Flaw,
@@ -105,9 +106,6 @@ impl<'a> Post<'a> {
         (self.line.trim_end_matches(JSON_SPACE).len().saturating_sub(1), self.has_keys)
     }
 }
-
-/// JSON's own white space; Unicode has more.
-pub const JSON_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 /// Why a line is no post.
 #[derive(Clone, Debug, PartialEq, Eq)]

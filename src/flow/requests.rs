@@ -10,15 +10,16 @@ use std::{
 };
 
 use super::{
-    CustomId, Fault, FaultKind, FaultLine, Object, PostIndex,
+    CustomId, Fault, FaultKind, FaultLine, PostIndex,
     columns::is_empty,
     images::{Image, ImageFinder, Images},
     posts::{Post, Slot},
 };
 use crate::{
-    analysis::{Analysis, AnalysisSet, Piece, Template, escape_json},
+    analysis::{Analysis, AnalysisSet, Piece, Template},
     cli::ImageUrls,
     error::{Error, Result},
+    json::{Object, decode_unicode_escapes, ends_a_line, escape_json, on_one_line},
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
@@ -384,72 +385,6 @@ fn goes_as_it_is(text: &[u8]) -> bool {
     })
 }
 
-/// A request is one line for every reader: U+0085, U+2028 and U+2029 end one for Python's `splitlines`, and servers use that.
-/// In JSON they only stand in strings, so that escaping them changes no value.
-pub fn is_on_one_line(line: &[u8]) -> bool {
-    memchr::memchr2_iter(0xc2, 0xe2, line).all(|at| !ends_a_line(line.get(at..).unwrap_or_default()))
-}
-
-fn ends_a_line(bytes: &[u8]) -> bool {
-    matches!(bytes, [0xc2, 0x85, ..] | [0xe2, 0x80, 0xa8 | 0xa9, ..])
-}
-
-/// JSON with these characters escaped.
-pub fn on_one_line(json: &str) -> String {
-    if is_on_one_line(json.as_bytes()) {
-        // A long text is not copied three times.
-        return json.to_owned();
-    }
-    json.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
-}
-
-/// `\uXXXX` → UTF-8 in the body of a JSON string; what JSON must escape stays escaped, a lone surrogate becomes
-/// U+FFFD and is counted.
-fn decode_unicode_escapes(body: &str, surrogates: &mut u64) -> String {
-    let mut out = String::with_capacity(body.len());
-    let mut rest = body;
-    while let Some((before, escape)) = rest.split_once('\\') {
-        out.push_str(before);
-        let Some(unit) = unicode_escape(escape) else {
-            // Another escape: it and the character after it go through.
-            let mut chars = escape.chars();
-            out.push('\\');
-            out.extend(chars.next());
-            rest = chars.as_str();
-            continue;
-        };
-        rest = escape.get(5..).unwrap_or_default();
-        let decoded = match unit {
-            0xd800..=0xdbff => match rest.strip_prefix('\\').and_then(unicode_escape) {
-                Some(low @ 0xdc00..=0xdfff) => {
-                    rest = rest.get(6..).unwrap_or_default();
-                    char::from_u32(0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00))
-                }
-                _ => None,
-            },
-            unit => char::from_u32(unit),
-        };
-        match decoded {
-            Some('"') => out.push_str("\\\""),
-            Some('\\') => out.push_str("\\\\"),
-            Some(c) if (c as u32) < 0x20 => out.push_str(&format!("\\u{:04x}", c as u32)),
-            Some(c) => out.push(c),
-            None => {
-                *surrogates += 1;
-                out.push(char::REPLACEMENT_CHARACTER);
-            }
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
-/// The code unit of `uXXXX` at the start of what follows a backslash.
-fn unicode_escape(after_backslash: &str) -> Option<u32> {
-    let digits = after_backslash.strip_prefix('u')?.get(..4)?;
-    u32::from_str_radix(digits, 16).ok()
-}
-
 /// What faults files say of rows, for `--skip`.
 ///
 /// # Errors
@@ -568,17 +503,6 @@ mod tests {
         for line in render(&post, &[], 1 << 20).0 {
             assert!(prompt(&line).contains(hostile), "{}", prompt(&line));
         }
-    }
-
-    #[test]
-    fn unicode_escapes_become_text_and_the_rest_stays() {
-        let mut lone = 0;
-        let decode = |body: &str, lone: &mut u64| decode_unicode_escapes(body, lone);
-        assert_eq!(decode(r"\u597d\ud83d\ude00\n\\u0041\/", &mut lone), r"好😀\n\\u0041\/");
-        assert_eq!(decode(r"\u0022\u005c\u0007\u0041", &mut lone), r#"\"\\\u0007A"#);
-        assert_eq!(lone, 0);
-        assert_eq!(decode(r"\ud800x\udc00\ud83d\u0041\uD800", &mut lone), "\u{fffd}x\u{fffd}\u{fffd}A\u{fffd}");
-        assert_eq!(lone, 4);
     }
 
     #[test]
