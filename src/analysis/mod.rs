@@ -6,6 +6,7 @@
 mod bound;
 mod builtin;
 mod examples;
+mod fields;
 mod rule;
 mod template;
 mod texts;
@@ -15,13 +16,13 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Value, value::RawValue};
 
+pub use fields::{Fields, Slot};
 pub use rule::{AnswerRule, LabelSet, LabelTree, fold};
 pub use template::{Piece, Template};
 use texts::Root;
 
 use crate::{
     error::{Error, Result},
-    flow::posts::{Fields, Slot},
     text::short,
     units::did_you_mean,
 };

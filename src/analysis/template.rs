@@ -9,13 +9,8 @@ use std::{collections::BTreeMap, sync::mpsc, time::Duration};
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
-use crate::{
-    error::Error,
-    flow::posts::{Fields, Slot},
-    json::escape_json,
-    text::short,
-    threads,
-};
+use super::fields::{Fields, Slot};
+use crate::{error::Error, json::escape_json, text::short, threads};
 
 /// The markers are private-use characters, so no text has them.
 const OPEN: char = '\u{f8f0}';

@@ -10,6 +10,7 @@
 //! [`ledger::read`] tells from the directory alone what was paid for.
 
 mod answers;
+pub mod calls;
 mod dialect;
 pub mod faults;
 mod guess;

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
-use super::posts::{Place, Slot};
+use super::posts::Place;
 use crate::{
-    analysis::{Analysis, AnalysisSet},
+    analysis::{Analysis, AnalysisSet, Slot},
     error::{Error, Result},
     lines::{
         blocks::jq_command,

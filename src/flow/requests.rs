@@ -13,10 +13,10 @@ use super::{
     CustomId, Fault, FaultKind, FaultLine, PostIndex,
     columns::is_empty,
     images::{Image, ImageFinder, Images},
-    posts::{Post, Slot},
+    posts::Post,
 };
 use crate::{
-    analysis::{Analysis, AnalysisSet, Piece, Template},
+    analysis::{Analysis, AnalysisSet, Piece, Slot, Template},
     cli::ImageUrls,
     error::{Error, Result},
     json::{Object, decode_unicode_escapes, ends_a_line, escape_json, on_one_line},

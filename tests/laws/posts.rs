@@ -17,7 +17,8 @@ use zbatch::{
         requests::{Rendered, Renderer, Rows},
     },
     lines::{
-        blocks::{Block, HEAD_BYTES, LineReader, Shape},
+        array::HEAD_BYTES,
+        blocks::{Block, LineReader, Shape},
         input::Input,
         spill::AnswerStore,
     },
