@@ -154,17 +154,18 @@ impl Parser<'_> {
             job.lines += 1;
             let outcome = if line.too_long {
                 let fault = Fault::new(FaultKind::BadLine, "the line is longer than --max-line");
-                Outcome::Fault { index: None, analysis: None, name: None, fault, text: None }
+                Outcome::unplaced(fault)
             } else {
-                self.reader.read(line.bytes, &mut self.tally)
+                self.reader.read(line.bytes)
             };
+            self.tally.count(&outcome);
             match outcome {
-                Outcome::Answer { index, analysis, value, usage } => {
+                Outcome::Answer { index, analysis, value, usage, .. } => {
                     job.placed += 1;
                     let name = self.set.list.get(analysis).map_or("", |known| known.name.as_str());
                     write_answer(&mut job.answers, index, name, value, usage);
                 }
-                Outcome::Fault { index, analysis, name, fault, text } => {
+                Outcome::Fault { index, analysis, name, fault, text, .. } => {
                     job.placed += u64::from(index.is_some() || fault.kind != FaultKind::BadLine);
                     if let (Some(index), Some(name)) = (index, &name) {
                         write_fault(&mut job.answers, index, name, &fault);
