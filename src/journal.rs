@@ -47,7 +47,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         ChunkId,
-        chunks::{Chunk, Cutter, InputMark, Kept, Limits},
+        chunks::{Chunk, Cutter, InputMark, Kept, Limits, request_file, rows_file},
         rows::RowBalance,
     },
     folder::Folder,
@@ -60,7 +60,6 @@ use crate::{
     shell,
     text::short,
     units::{count, sum},
-    workdir::{request_file, rows_file},
 };
 
 pub const FILE: &str = "journal.jsonl";

@@ -18,8 +18,7 @@ use zbatch::{
     console::Console,
     emulator::faults,
     error::{Error, Kind},
-    text::is_hostile,
-    units::nearest,
+    text::{is_hostile, nearest},
 };
 
 fn main() -> ExitCode {

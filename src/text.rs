@@ -1,5 +1,5 @@
-//! Foreign text made safe to show: the bytes of a post, the message of a server, the name of a file. Nothing here imports from
-//! the crate.
+//! Foreign text made safe to show (the bytes of a post, the message of a server, the name of a file), and the word that a
+//! misspelt one was meant to be. Nothing here imports from the crate.
 
 /// Longest excerpt of a bad row that is kept, in characters.
 pub const EXCERPT_CHARS: usize = 120;
@@ -51,9 +51,39 @@ pub fn escape_control(text: &str) -> String {
     out
 }
 
+/// `did you mean …? ` for the candidate that `word` is a misspelling of; nothing if it is none of them.
+pub fn did_you_mean(word: &str, candidates: &[&str]) -> String {
+    nearest(word, candidates).map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default()
+}
+
+/// The candidate that `word` is a misspelling of: of three letters one may differ, and neither case nor `-` for `_` counts.
+pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let word = plain(word);
+    let far = |candidate: &str| strsim::damerau_levenshtein(&word, &plain(candidate));
+    let (best, edits) = candidates.iter().map(|candidate| (*candidate, far(candidate))).min_by_key(|(_, far)| *far)?;
+    (edits * 3 <= word.chars().count().max(best.chars().count())).then_some(best)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn r10_18_only_a_misspelling_is_near() {
+        let verbs = ["gen", "submit", "cancel", "config"];
+        for (word, meant) in [
+            ("gne", Some("gen")),
+            ("Submitt", Some("submit")),
+            ("conifg", Some("config")),
+            ("label", None),
+            ("export", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, &verbs), meant, "{word}");
+        }
+        assert_eq!(nearest("batch.max-lines", &["batch.max_lines"]), Some("batch.max_lines"));
+    }
 
     #[test]
     fn an_excerpt_is_short_and_harmless() {

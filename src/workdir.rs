@@ -27,10 +27,12 @@ use rustix::fs::{FileType, Stat, fstat};
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    flow::ChunkId,
-    folder::{Entry, Folder, Owner, is_same, is_shared},
+    flow::{
+        ChunkId,
+        chunks::{request_file, rows_file},
+    },
+    folder::{Entry, Folder, Owner, directory, is_same, is_shared},
     journal::{self, Journal, Place},
-    lines::output::directory,
     shell,
 };
 
@@ -81,16 +83,6 @@ pub const NAMES: [&str; 14] = [
     "batch_results.json",
     "download_info.json",
 ];
-
-/// A chunk's request lines, in a work directory.
-pub fn request_file(dir: &Folder, chunk: &ChunkId) -> Entry {
-    dir.file(chunk.path())
-}
-
-/// A chunk's rows.
-pub fn rows_file(dir: &Folder, chunk: &ChunkId) -> Entry {
-    dir.file(format!("rows/{chunk}.txt"))
-}
 
 /// A chunk's results.
 pub fn results_file(dir: &Folder, chunk: &ChunkId, file: ResultFile) -> Entry {

@@ -23,8 +23,7 @@ use texts::Root;
 
 use crate::{
     error::{Error, Result},
-    text::short,
-    units::did_you_mean,
+    text::{did_you_mean, short},
 };
 
 /// Analyses that may be in force at one time; each is asked about every post.

@@ -150,7 +150,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
         console.note(cap);
     }
     say_remade(cutter.remade(), console);
-    console.show_faults(&log);
+    log.show(console);
     if is_all_bad {
         return Err(Error::input(format!("{}: none of its {} is a request", reader.name(), count(lines, "line")))
             .fix("give it what `zbatch gen` writes, one request a line (`jq -c`); posts go to `zbatch gen -d`"));

@@ -71,7 +71,7 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
         report::write_filter_report(path, &rendering.set, &seen.tally)?;
     }
     seen.tell(&tally, console);
-    console.show_faults(&seen.log);
+    seen.log.show(console);
     counts.check(&name, console)?;
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), tally.requests + seen.log.total()))
 }

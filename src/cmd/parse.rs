@@ -70,7 +70,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     )?;
     readers.iter().for_each(|reader| tally.add(&reader.tally));
     if lines > 0 && placed == 0 {
-        let first = faults.first().first().map(FaultLine::describe).unwrap_or_default();
+        let first = faults.first().map(FaultLine::describe).unwrap_or_default();
         return Err(Error::input(format!(
             "none of {} has a custom_id that can be read; {first}",
             count(lines, "line")
@@ -82,7 +82,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     if let Some(path) = &args.faults.report {
         write_filter_report(path, &set, &tally)?;
     }
-    console.show_faults(&faults);
+    faults.show(console);
     Ok(Ended::judge(args.faults.max_faults, faults.total(), lines))
 }
 

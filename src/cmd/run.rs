@@ -48,6 +48,7 @@ use crate::{
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
     shell, snapshots, threads,
+    units::now,
     workdir::WorkDir,
 };
 
@@ -109,7 +110,7 @@ impl<'a> Run<'a> {
     /// All that comes before the first call: what can be refused is refused before anything is read or paid.
     /// `provider` takes the place of the one that the arguments name.
     pub fn begin(args: &'a RunArgs, provider: Option<Client>, console: &'a Console) -> Result<Self> {
-        let began = (Instant::now(), snapshots::now());
+        let began = (Instant::now(), now());
         let emulator = emulator_settings(args)?;
         let config = Config::load(args.source.config.as_deref(), console)?;
         let rendering =
@@ -269,7 +270,7 @@ impl<'a> Run<'a> {
         };
         let times = || {
             json!({
-                "started": self.began.1, "ended": snapshots::now(),
+                "started": self.began.1, "ended": now(),
                 "seconds": (self.began.0.elapsed().as_secs_f64() * 100.0).round() / 100.0,
             })
         };

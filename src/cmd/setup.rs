@@ -16,7 +16,6 @@ use crate::{
         chunks::{Chunk, Limits},
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
-        rows::RowSet,
     },
     journal::{self, Event, Job, Journal, State, locked},
     lines::output::Output,
@@ -377,7 +376,7 @@ pub fn recover_rows(work: &WorkDir, state: &State, console: &Console) -> Result<
     for Job { chunk, .. } in &state.jobs {
         let file = work.rows(&chunk.id);
         if !file.exists()?
-            && let Some(rows) = RowSet::recover(chunk, &work.request(&chunk.id))?
+            && let Some(rows) = chunk.recover_rows(&work.request(&chunk.id))?
         {
             file.write(rows.to_text().as_bytes())?;
             made += 1;

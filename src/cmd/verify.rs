@@ -11,7 +11,10 @@ use crate::{
     cli::VerifyArgs,
     console::Console,
     error::{Error, Kind, Result},
-    flow::rows::{FileMark, RowBalance, RowSet, verify},
+    flow::{
+        chunks::{request_file, rows_file},
+        rows::{FileMark, RowBalance, RowSet, verify},
+    },
     folder::{Entry, Folder},
     journal::{self, BAD, FILE, Job, State, Step},
     lines::{
@@ -22,9 +25,7 @@ use crate::{
     shell,
     text::escape_control,
     units::count,
-    workdir::{
-        FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, is_part, list, request_file, results_file, rows_file,
-    },
+    workdir::{FOLDERS, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, is_part, list, results_file},
 };
 
 /// Foreign files that are named.

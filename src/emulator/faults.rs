@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    units::{did_you_mean, parse_duration},
+    text::did_you_mean,
+    units::parse_duration,
 };
 
 /// How a fault is written after its name.

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Result, lines::output::Output, text::escape_control};
+use crate::{console::Console, error::Result, lines::output::Output, text::escape_control, units::count};
 
 /// The stable kinds of `docs/formats.md`. Scripts match on them: never rename one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -205,17 +205,33 @@ impl FaultLog {
         self.total
     }
 
-    pub fn first(&self) -> &[FaultLine] {
-        &self.first
-    }
-
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
-    }
-
     /// Makes the faults file appear. The counts stay readable.
     pub fn commit(&mut self) -> Result<()> {
         self.output.take().map_or(Ok(()), Output::commit)
+    }
+
+    /// The first fault, if there is one.
+    pub fn first(&self) -> Option<&FaultLine> {
+        self.first.first()
+    }
+
+    /// Notes on stderr where the faults are: the name of the faults file, or the first faults if no file was asked for.
+    pub fn show(&self, console: &Console) {
+        if self.total == 0 {
+            return;
+        }
+        if let Some(path) = &self.path {
+            console.note(format_args!("{}: {}", count(self.total, "fault"), path.display()));
+            return;
+        }
+        for fault in &self.first {
+            console.note(fault.describe());
+        }
+        let shown = self.first.len() as u64;
+        if self.total > shown {
+            console
+                .note(format_args!("… and {}; --faults FILE keeps them all", count(self.total - shown, "more fault")));
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::{PROVIDER, file::ConfigFile};
 use crate::{
     error::{Error, Result},
-    lines::{output::directory, place::resolve},
+    folder::directory,
+    lines::place::resolve,
     provider::{Dialect, host_of},
     shell,
     text::escape_control,

@@ -359,7 +359,7 @@ impl Join<'_> {
         let name = if output == Path::new("-") { Path::new("stdout") } else { output };
         self.console.table(name.display(), &report.table());
         self.console.note(format_args!("report: {}", path.display()));
-        self.console.show_faults(log);
+        log.show(self.console);
         let rows = tally.analyses.iter().map(|tally| tally.rows).sum::<u64>() + (counts.places - counts.posts);
         if pending > 0 {
             return Ok(Ended::Remains);
