@@ -44,7 +44,8 @@ fn render(bencher: Bencher) {
     let set = set();
     let models = Config::default().models(&Default::default()).expect("the defaults");
     let rows = Rows::default();
-    let mut renderer = Renderer::new(&set, &models, "/v4/chat/completions", None, &rows, u64::MAX).expect("a renderer");
+    let mut renderer =
+        Renderer::new(&set, models.of_requests(), "/v4/chat/completions", None, &rows, u64::MAX).expect("a renderer");
     let mut parser = PostParser::new(&set.fields);
     let post = parser.parse(PostIndex(7), POST.as_bytes()).expect("a post");
     let mut out = Vec::new();

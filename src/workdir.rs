@@ -15,6 +15,9 @@
 //! if one of these names is a symbolic link. What lies in it decides which batches are polled, cancelled and deleted with the
 //! user's key, so it must come from the user.
 
+pub mod check;
+pub mod results;
+
 use std::{
     ffi::OsStr,
     fs::{File, TryLockError},

@@ -5,10 +5,8 @@ use std::{borrow::Cow, sync::Mutex};
 use serde::Deserialize;
 
 use super::{
-    Ended,
-    r#gen::say_remade,
-    outputs,
-    setup::{ChunkRecords, cap_note, claim, forget_empty, record_models, resolve_limits},
+    Ended, outputs,
+    setup::{ChunkRecords, cap_note, claim, forget_empty, record_models, resolve_limits, say_remade},
 };
 use crate::{
     analysis,

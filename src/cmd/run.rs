@@ -22,8 +22,6 @@ pub use self::gather::Gathered;
 use self::{gather::read_results, join::Join};
 use super::{
     Ended,
-    emulate::settings,
-    fetch::{Lost, find_lost_results},
     r#gen::{Seen, cut, remake},
     outputs,
     remote::{announce, client, conclude, job_settings, keep_to_server, runtime, watch_for_stops},
@@ -49,7 +47,10 @@ use crate::{
     settings::Config,
     shell, snapshots, threads,
     units::now,
-    workdir::WorkDir,
+    workdir::{
+        WorkDir,
+        results::{Lost, find_lost_results},
+    },
 };
 
 /// Chunks that are cut and that the driver has not taken.
@@ -326,7 +327,7 @@ fn what_is_left(error: Error, dir: &Path) -> Error {
 /// How the embedded emulator is to behave, if it is wanted at all.
 fn emulator_settings(args: &RunArgs) -> Result<Option<emulator::Settings>> {
     if args.emulate {
-        return settings(&args.emulator).map(Some);
+        return emulator::Settings::of(&args.emulator).map(Some);
     }
     match args.emulator.typed() {
         None => Ok(None),

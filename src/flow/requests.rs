@@ -24,7 +24,6 @@ use crate::{
         blocks::{Block, LineReader, Shape},
         input::Input,
     },
-    settings::Models,
 };
 
 /// Which rows are asked for, and which images they show.
@@ -164,6 +163,16 @@ pub struct RenderTally {
     pub without_images: u64,
 }
 
+/// The models that requests name, and the temperature of an analysis that has none of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestModels<'m> {
+    /// For requests without images.
+    pub text: &'m str,
+    /// For requests with images.
+    pub vision: &'m str,
+    pub temperature: &'m serde_json::Number,
+}
+
 /// Renders the requests of one post after another, reusing its buffers.
 #[derive(Debug)]
 pub struct Renderer<'s> {
@@ -182,18 +191,14 @@ impl<'s> Renderer<'s> {
     /// `url` is the provider's line url; a line of more than `max_bytes` is a `too_large` fault.
     pub fn new(
         set: &'s AnalysisSet,
-        models: &Models,
+        models: RequestModels<'_>,
         url: &str,
         data_dir: Option<&Path>,
         rows: &'s Rows,
         max_bytes: u64,
     ) -> Result<Self> {
-        let (text, vision) = (&models.model.value, &models.multimodal_model.value);
-        let frames = set
-            .list
-            .iter()
-            .map(|analysis| Frame::new(analysis, text, vision, url, &models.temperature.value))
-            .collect();
+        let RequestModels { text, vision, temperature } = models;
+        let frames = set.list.iter().map(|analysis| Frame::new(analysis, text, vision, url, temperature)).collect();
         Ok(Self {
             set,
             frames,
@@ -432,21 +437,14 @@ const MAX_SKIPPED: usize = 2_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        analysis::Sources,
-        flow::posts::PostParser,
-        settings::{Origin, Sourced},
-    };
+    use crate::{analysis::Sources, flow::posts::PostParser};
 
-    fn models() -> Models {
-        let text = |value: &str| Sourced { value: value.to_owned(), origin: Origin::Default };
-        Models {
-            model: text("m"),
-            multimodal_model: text("v"),
-            provider: text("zhipu"),
-            base_url: None,
-            temperature: Sourced { value: serde_json::Number::from_f64(0.7).expect("finite"), origin: Origin::Default },
-        }
+    fn models(temperature: &serde_json::Number) -> RequestModels<'_> {
+        RequestModels { text: "m", vision: "v", temperature }
+    }
+
+    fn temperature() -> serde_json::Number {
+        serde_json::Number::from_f64(0.7).expect("finite")
     }
 
     /// The request lines and faults of one post under the built-in analyses named.
@@ -454,8 +452,8 @@ mod tests {
         let only = only.iter().map(|name| (*name).to_owned()).collect();
         let set = AnalysisSet::load(&Sources { only, ..Default::default() }).expect("a set");
         let rows = Rows::default();
-        let mut renderer =
-            Renderer::new(&set, &models(), "/v4/chat/completions", None, &rows, max_bytes).expect("a renderer");
+        let mut renderer = Renderer::new(&set, models(&temperature()), "/v4/chat/completions", None, &rows, max_bytes)
+            .expect("a renderer");
         let mut parser = PostParser::new(&set.fields);
         let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
         let (mut lines, mut faults) = (Vec::new(), Vec::new());
@@ -530,7 +528,7 @@ mod tests {
             let set = AnalysisSet::load(&Sources::default()).expect("a set");
             let rows = Rows::default();
             let mut renderer =
-                Renderer::new(&set, &models(), "/v4/chat/completions", None, &rows, 1 << 20).expect("ok");
+                Renderer::new(&set, models(&temperature()), "/v4/chat/completions", None, &rows, 1 << 20).expect("ok");
             let mut parser = PostParser::new(&set.fields);
             let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
             let mut bytes = 0;

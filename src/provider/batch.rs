@@ -16,6 +16,8 @@ use crate::{
 };
 
 const MAX_ID_BYTES: usize = 256;
+/// The metadata key under which a batch carries the mark of the work directory and the chunk that it was made for.
+pub const MARK: &str = "zbatch";
 /// Above this a time is in milliseconds; in seconds it would be the year 5138.
 const SECONDS_END: u64 = 100_000_000_000;
 /// Of the errors a batch may list.

@@ -30,7 +30,7 @@ use http::{HeaderMap, HeaderName, Method, header};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-pub use batch::{Batch, BatchId, BatchStatus, FileId, RequestCounts};
+pub use batch::{Batch, BatchId, BatchStatus, FileId, MARK, RequestCounts};
 pub use dialect::Dialect;
 pub use error::{ApiError, Class, CreateError};
 pub use key::{Key, Redactor};

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{MARK, is_lacking};
+use super::is_lacking;
 use crate::{
     cli::{DoctorArgs, RemoteArgs},
     cmd::{
@@ -20,7 +20,7 @@ use crate::{
     flow::{ChunkId, jobs::Stop},
     journal,
     lines::output::Output,
-    provider::{Batch, Client, Dialect, FileId},
+    provider::{Batch, Client, Dialect, FileId, MARK},
     settings::Config,
     shell,
     text::escape_control,
