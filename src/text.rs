@@ -51,6 +51,21 @@ pub fn escape_control(text: &str) -> String {
     out
 }
 
+/// An error and its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// `did you mean …? ` for the candidate that `word` is a misspelling of; nothing if it is none of them.
 pub fn did_you_mean(word: &str, candidates: &[&str]) -> String {
     nearest(word, candidates).map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default()
