@@ -8,7 +8,7 @@ use std::{
     ffi::{OsStr, OsString},
     fmt,
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
@@ -26,7 +26,6 @@ use rustix::{
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    lines::output::{AtomicFile, directory},
     shell,
 };
 
@@ -347,13 +346,6 @@ impl Entry {
         }
     }
 
-    /// Writes a small file whole, readable by the user alone.
-    pub fn write(&self, bytes: &[u8]) -> Result<()> {
-        let mut file = AtomicFile::within(self)?;
-        file.write_all(bytes).map_err(|e| Error::io("write", self.path(), &e))?;
-        file.commit()
-    }
-
     /// Removes it, if it is there. A link is removed, not where it leads.
     pub fn remove(&self) -> Result<()> {
         match self.at(|dir, name| unlinkat(dir, name, AtFlags::empty())) {
@@ -403,11 +395,23 @@ impl Entry {
     }
 }
 
+/// The directory a path is in.
+pub fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::{
+        io::Write as _,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    };
 
     use super::*;
+    use crate::lines::output::AtomicFile;
 
     fn set_mode(path: &Path, mode: u32) {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("set");

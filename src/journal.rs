@@ -46,20 +46,20 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::{
-        ChunkId, Object,
-        chunks::{Chunk, Cutter, InputMark, Kept, Limits},
-        faults::short,
+        ChunkId,
+        chunks::{Chunk, Cutter, InputMark, Kept, Limits, request_file, rows_file},
         rows::RowBalance,
     },
     folder::Folder,
+    json::Object,
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
         output::AtomicFile,
     },
     shell,
+    text::short,
     units::{count, sum},
-    workdir::{request_file, rows_file},
 };
 
 pub const FILE: &str = "journal.jsonl";
@@ -582,7 +582,29 @@ impl State {
     }
 }
 
+/// The rows of all chunks together.
+pub fn totals(jobs: &[Job]) -> RowBalance {
+    let mut sum = RowBalance::default();
+    for rows in jobs.iter().filter_map(|job| job.rows.as_ref()) {
+        let counts = [
+            (&mut sum.output, rows.output),
+            (&mut sum.error, rows.error),
+            (&mut sum.absent, rows.absent),
+            (&mut sum.foreign, rows.foreign),
+            (&mut sum.bad, rows.bad),
+        ];
+        counts.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
+        sum.short |= rows.short;
+    }
+    sum
+}
+
 impl Job {
+    /// Its download was cut short or failed, and the provider's copy was kept for another one.
+    pub fn came_short(&self) -> bool {
+        self.rows.as_ref().is_some_and(|rows| rows.short) && !self.cleaned
+    }
+
     /// Whether its files are there, as far as they are needed: the requests until there is a batch.
     pub fn kept(&self, dir: &Folder) -> Result<Kept> {
         let requests = self.step < Step::Created && !request_file(dir, &self.chunk.id).exists()?;

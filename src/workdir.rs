@@ -15,6 +15,9 @@
 //! if one of these names is a symbolic link. What lies in it decides which batches are polled, cancelled and deleted with the
 //! user's key, so it must come from the user.
 
+pub mod check;
+pub mod results;
+
 use std::{
     ffi::OsStr,
     fs::{File, TryLockError},
@@ -27,10 +30,12 @@ use rustix::fs::{FileType, Stat, fstat};
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    flow::ChunkId,
-    folder::{Entry, Folder, Owner, is_same, is_shared},
+    flow::{
+        ChunkId,
+        chunks::{request_file, rows_file},
+    },
+    folder::{Entry, Folder, Owner, directory, is_same, is_shared},
     journal::{self, Journal, Place},
-    lines::output::directory,
     shell,
 };
 
@@ -83,16 +88,6 @@ pub const NAMES: [&str; 14] = [
     "batch_results.json",
     "download_info.json",
 ];
-
-/// A chunk's request lines, in a work directory.
-pub fn request_file(dir: &Folder, chunk: &ChunkId) -> Entry {
-    dir.file(chunk.path())
-}
-
-/// A chunk's rows.
-pub fn rows_file(dir: &Folder, chunk: &ChunkId) -> Entry {
-    dir.file(format!("rows/{chunk}.txt"))
-}
 
 /// A chunk's results.
 pub fn results_file(dir: &Folder, chunk: &ChunkId, file: ResultFile) -> Entry {
@@ -388,7 +383,7 @@ fn in_use(folder: &Folder) -> Error {
     }
     let holder = match holder.trim() {
         "" => "another process".to_owned(),
-        holder => crate::flow::faults::escape_control(holder),
+        holder => crate::text::escape_control(holder),
     };
     Error::new(Kind::TryAgain, format!("{} is in use by {holder}", folder.path().display()))
         .fix("wait for it to end; another work directory (-d) would pay for the same posts once more")
@@ -412,9 +407,9 @@ pub fn settle_place(work: &WorkDir, journal: &mut Journal, moved: bool) -> Resul
             "{dir} was copied, restored or moved: its journal was file {} on {}, and is file {} on {} now. \
              If another copy of it is used too, both may pay for the same requests",
             there.inode,
-            crate::flow::faults::escape_control(&there.host),
+            crate::text::escape_control(&there.host),
             here.inode,
-            crate::flow::faults::escape_control(&here.host),
+            crate::text::escape_control(&here.host),
         ))
         .fix(format!(
             "make sure that no other copy of {} is used any more, then add --moved to this command, once",

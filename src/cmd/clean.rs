@@ -10,25 +10,25 @@ use rustix::fs::{FileType, Stat};
 
 use super::{
     Ended,
-    doctor::MARK,
-    fetch::{came_short, write_results},
     remote::{Opened, client, keep_to_server, open, runtime},
     setup::open_journal,
-    verify,
 };
 use crate::{
     cli::{CleanArgs, RemoteArgs, WorkArgs},
     console::Console,
     emulator,
     error::{Error, Kind, Result},
-    flow::faults::escape_control,
     folder::{Entry, Folder},
     journal::{self, Event, FILE, Job, Journal, State, Step},
     lines::output::Output,
-    provider::{Batch, Client, FileId},
+    provider::{Batch, Client, FileId, MARK},
     shell,
+    text::escape_control,
     units::count,
-    workdir::{ALL_RESULTS, FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, settle_place},
+    workdir::{
+        ALL_RESULTS, FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, check, list, results::write_results,
+        settle_place,
+    },
 };
 
 pub fn run(args: &CleanArgs, console: &Console) -> Result<Ended> {
@@ -49,7 +49,7 @@ fn clean(dir: &Path, args: &CleanArgs, console: &Console) -> Result<()> {
         settle_place(&work, &mut journal, args.moved)?;
         (None, work, journal)
     };
-    verify::check(dir, console)?;
+    check::check(dir, console)?;
     check_is_over(dir, &journal.state)?;
     let mut told = Told { dry: args.dry_run, stdout: Output::create(None)? };
     if let Some(config) = config {
@@ -74,7 +74,7 @@ fn check_is_over(dir: &Path, state: &State) -> Result<()> {
             format!("whether {} made a batch is not known", count(at(Step::Intended), "create"))
         }
         () if at(Step::Ended) > 0 => format!("the results of {} are not fetched", count(at(Step::Ended), "chunk")),
-        () if state.jobs.iter().any(came_short) => "some results came short".to_owned(),
+        () if state.jobs.iter().any(Job::came_short) => "some results came short".to_owned(),
         // What was cancelled before it had a batch stays so.
         () if state.stays_cancelled() => return Ok(()),
         () if state.below(Step::Intended) > 0 => {

@@ -32,13 +32,11 @@ use crate::{
     flow::{jobs::Stop, results::parse_result},
     folder::Entry,
     lines::{input::read_small, output::write_private},
-    provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId},
+    provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId, MARK},
     settings::Config,
     units::count,
 };
 
-/// The key of a mark, as in a job.
-pub const MARK: &str = "zbatch";
 /// A create that was sent is waited for this long after a stop; what comes later is found in a listing.
 const LAST_CALL: Duration = Duration::from_secs(10);
 /// What cleaning up may take.

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, Rendering, Step, claim, forget_empty},
+    setup::{ChunkRecords, Rendering, Step, claim, forget_empty, say_remade},
 };
 use crate::{
     analysis::Analysis,
@@ -28,7 +28,6 @@ use crate::{
     report,
     settings::Config,
     snapshots,
-    units::count,
     workdir::WorkDir,
 };
 
@@ -71,7 +70,7 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
         report::write_filter_report(path, &rendering.set, &seen.tally)?;
     }
     seen.tell(&tally, console);
-    console.show_faults(&seen.log);
+    seen.log.show(console);
     counts.check(&name, console)?;
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), tally.requests + seen.log.total()))
 }
@@ -347,10 +346,4 @@ pub fn remake<'r>(
     )?;
     say_remade(cutter.remade(), console);
     Ok(())
-}
-
-pub fn say_remade(chunks: u64, console: &Console) {
-    if chunks > 0 {
-        console.note(format_args!("files of {} were gone; they are made again from the input", count(chunks, "chunk")));
-    }
 }

@@ -16,7 +16,6 @@ use crate::{
         chunks::{Chunk, Limits},
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
-        rows::RowSet,
     },
     journal::{self, Event, Job, Journal, State, locked},
     lines::output::Output,
@@ -93,7 +92,14 @@ impl Rendering {
 
     pub fn renderer(&self) -> Result<Renderer<'_>> {
         let data_dir = self.data_dir.as_deref();
-        Renderer::new(&self.set, &self.models, self.dialect.line_url, data_dir, &self.rows, self.limits.bytes)
+        Renderer::new(
+            &self.set,
+            self.models.of_requests(),
+            self.dialect.line_url,
+            data_dir,
+            &self.rows,
+            self.limits.bytes,
+        )
     }
 
     /// Reads every post and renders it: for each place of the input first the place, then what comes of it.
@@ -384,7 +390,7 @@ pub fn recover_rows(work: &WorkDir, state: &State, console: &Console) -> Result<
     for Job { chunk, .. } in &state.jobs {
         let file = work.rows(&chunk.id);
         if !file.exists()?
-            && let Some(rows) = RowSet::recover(chunk, &work.request(&chunk.id))?
+            && let Some(rows) = chunk.recover_rows(&work.request(&chunk.id))?
         {
             file.write(rows.to_text().as_bytes())?;
             made += 1;
@@ -394,6 +400,13 @@ pub fn recover_rows(work: &WorkDir, state: &State, console: &Console) -> Result<
         console.note(format_args!("the rows of {} were gone; they are written again", count(made, "chunk")));
     }
     Ok(())
+}
+
+/// Notes that the cutter wrote request files again.
+pub fn say_remade(chunks: u64, console: &Console) {
+    if chunks > 0 {
+        console.note(format_args!("files of {} were gone; they are made again from the input", count(chunks, "chunk")));
+    }
 }
 
 /// Tells apart the batches of different directories in one account.

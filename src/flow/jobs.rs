@@ -40,9 +40,9 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
-    progress::{Progress, Waiting},
+    progress::{Counts, Progress, Waiting},
     provider::{ApiError, Batch, BatchId, Class, Client, CreateError, FileId},
-    units::count,
+    units::{count, sum},
     workdir::{ResultFile, WorkDir},
 };
 
@@ -321,7 +321,7 @@ impl Driver<'_> {
                 && let Ok(journal) = self.journal.lock()
             {
                 last = Instant::now();
-                self.progress.heartbeat(&journal.state, &self.client.waits());
+                self.progress.heartbeat(counts(&journal.state), &self.client.waits());
             }
         }
     }
@@ -535,7 +535,7 @@ impl Driver<'_> {
     fn append(&self, event: &Event) -> Result<()> {
         let mut journal = locked(self.journal)?;
         journal.append(event)?;
-        self.progress.update(&journal.state);
+        self.progress.update(counts(&journal.state));
         Ok(())
     }
 
@@ -1065,6 +1065,19 @@ fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
 }
 
 /// Seconds since 1970.
+fn counts(state: &State) -> Counts {
+    let fetched = state.jobs.iter().filter(|job| job.step == Step::Fetched);
+    Counts {
+        chunks: state.jobs.len() as u64,
+        waiting: state.below(Step::Created),
+        running: state.at(Step::Created),
+        ended: state.at(Step::Ended),
+        fetched: state.at(Step::Fetched),
+        rows: sum(state.jobs.iter().map(|job| job.chunk.lines)),
+        rows_fetched: sum(fetched.map(|job| job.chunk.lines)),
+    }
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -5,7 +5,7 @@
 use super::{Class, transport::origin_of};
 use crate::{
     error::{Error, Result},
-    units::did_you_mean,
+    text::did_you_mean,
 };
 
 /// One provider's API.

@@ -811,7 +811,7 @@ async fn no_body_is_too_strange() {
             for status in [200, 400] {
                 *body.lock().expect("unpoisoned") = (status, text.clone());
                 let error = client.batch(&batch_id()).await.expect_err("no batch").to_string();
-                assert_eq!(crate::flow::faults::escape_control(&error), error, "{}", path.display());
+                assert_eq!(crate::text::escape_control(&error), error, "{}", path.display());
                 let listing = client.find_batches(|_| true).await;
                 assert!(listing.is_err(), "{}", path.display());
             }
@@ -823,12 +823,12 @@ async fn no_body_is_too_strange() {
         let answer = json!({"error": {"code": text, "message": text}, "id": text, "status": text, "metadata": text});
         *body.lock().expect("unpoisoned") = (400, answer.to_string().into_bytes());
         let error = client.batch(&batch_id()).await.expect_err("refused").to_string();
-        assert_eq!(crate::flow::faults::escape_control(&error), error);
+        assert_eq!(crate::text::escape_control(&error), error);
         let answer =
             json!({"id": "b", "status": text, "metadata": {text: text}, "errors": [text], "output_file_id": text});
         *body.lock().expect("unpoisoned") = (200, answer.to_string().into_bytes());
         let batch = client.batch(&batch_id()).await.expect("a batch");
-        assert_eq!(crate::flow::faults::escape_control(batch.status.as_str()), batch.status.as_str());
+        assert_eq!(crate::text::escape_control(batch.status.as_str()), batch.status.as_str());
     }
     assert!(files >= 300 && naughty.len() >= 500, "{files} files, {} strings", naughty.len());
 }

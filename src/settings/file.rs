@@ -14,7 +14,8 @@ use crate::{
     error::{Error, Result},
     lines::input::read_small,
     provider::Dialect,
-    units::{did_you_mean, parse_bytes, parse_duration, parse_interval},
+    text::did_you_mean,
+    units::{parse_bytes, parse_duration, parse_interval},
 };
 
 const LARGEST: u64 = 1 << 20;

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{MARK, is_lacking};
+use super::is_lacking;
 use crate::{
     cli::{DoctorArgs, RemoteArgs},
     cmd::{
@@ -17,12 +17,13 @@ use crate::{
     },
     console::Console,
     error::{Error, Kind, Result},
-    flow::{ChunkId, faults::escape_control, jobs::Stop},
+    flow::{ChunkId, jobs::Stop},
     journal,
     lines::output::Output,
-    provider::{Batch, Client, Dialect, FileId},
+    provider::{Batch, Client, Dialect, FileId, MARK},
     settings::{Config, PROVIDER},
     shell,
+    text::escape_control,
     units::count,
 };
 

@@ -15,10 +15,10 @@ use crate::{
     console::Console,
     error::{Error, Kind, Result},
     flow::{jobs::Stop, rows::read_results},
-    folder::Entry,
+    folder::{Entry, directory},
     lines::{
         blocks::Block,
-        output::{Output, directory, is_stdout, is_stream},
+        output::{Output, is_stdout, is_stream},
     },
     provider::{Batch, BatchId, Client},
     settings::Config,

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::{
     Class, CreateError, Driver, Event, FileId, FileMark, Gate, Gave, Goal, Job, REFUSAL_PAUSE, Reached, RowSet, Scope,
     Step, check_caps, file_id, is_gone,
-    listed::{CONTENT, Evidence, MARK, Sighted, StraySearch, Strays, best_first, mark},
+    listed::{CONTENT, Evidence, Sighted, StraySearch, Strays, best_first, mark},
     scope_of, stopped,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::ChunkId,
     journal::locked,
-    provider::{ApiError, Batch},
+    provider::{ApiError, Batch, MARK},
 };
 
 /// Complete listings that must not show a batch before its create counts as lost.

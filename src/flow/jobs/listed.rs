@@ -7,10 +7,8 @@ use std::{
 };
 
 use super::{Chunk, State};
-use crate::provider::{Batch, BatchId, BatchStatus, FileId};
+use crate::provider::{Batch, BatchId, BatchStatus, FileId, MARK};
 
-/// Key of our mark in a batch's metadata.
-pub(super) const MARK: &str = "zbatch";
 /// Key of the hash of the chunk's content: another copy of the directory may have cut the same chunk from other posts.
 pub(super) const CONTENT: &str = "blake3";
 /// Batches of one directory that its journal lacks. A server that shows more makes them up.
