@@ -11,7 +11,7 @@ use zbatch::journal;
 
 use crate::{
     laws,
-    workdir::{Ran, WorkDir, shared},
+    workdir::{Ran, WorkDir, corpus},
 };
 
 /// A foreign text, and whether it is JSON; `None`: readers differ.
@@ -23,7 +23,7 @@ struct Foreign {
 
 #[expect(clippy::disallowed_methods, reason = "the files are small")]
 fn corpora() -> Option<Vec<Foreign>> {
-    let root = shared("corpora")?;
+    let root = corpus("")?;
     let mut texts = Vec::new();
     for folder in ["JSONTestSuite/test_parsing", "JSONTestSuite/test_transform"] {
         for entry in std::fs::read_dir(root.join(folder)).expect("listed") {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::workdir::{WorkDir, repository, shared};
+use crate::workdir::{WorkDir, corpus, repository};
 
 /// A result line as Zhipu writes it.
 fn good(custom_id: &str, content: &str) -> String {
@@ -145,8 +145,7 @@ fn a_closed_stdout_is_a_quiet_end() {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the files are small")]
 fn h1_foreign_corpora_are_read_or_refused() {
-    let (Some(parsing), Some(blns)) = (shared("corpora/JSONTestSuite/test_parsing"), shared("corpora/blns/blns.json"))
-    else {
+    let (Some(parsing), Some(blns)) = (corpus("JSONTestSuite/test_parsing"), corpus("blns/blns.json")) else {
         return;
     };
     let mut texts: Vec<Vec<u8>> = std::fs::read_dir(parsing)
