@@ -144,6 +144,13 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The text of a file in `fixtures`.
+#[expect(clippy::disallowed_methods, reason = "the repository's own small files")]
+pub fn fixture(name: &str) -> String {
+    let path = repository().join("fixtures").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
 /// A file or folder of the foreign corpora: below `$ZBATCH_CORPORA`, else below `../shared/corpora`.
 ///
 /// `None`, and a line on stderr, if it is not there. If `ZBATCH_CORPORA` is set, as in CI, it must be there.
