@@ -237,3 +237,26 @@ fn every_document_that_is_cited_is_here() {
     }
     assert!(missing.is_empty(), "{missing:#?}");
 }
+
+/// A path of the repository in backticks exists. `NAME` and `…` stand for a name.
+#[test]
+fn every_path_in_the_documents_exists() {
+    const FOLDERS: [&str; 6] = ["src/", "tests/", "docs/", "fixtures/", "examples/", "data/analyses/"];
+    let mut missing = BTreeSet::new();
+    let mut count = 0;
+    for document in DOCUMENTS.into_iter().chain(["docs/performance.md"]) {
+        for path in text(document).split(['`', ' ', '\n']) {
+            let is_path =
+                FOLDERS.iter().any(|folder| path.starts_with(folder)) && !path.contains("NAME") && path.is_ascii();
+            if is_path && !path.contains(['(', ')', '*', ':']) {
+                count += 1;
+                let here = repository().join(path.trim_end_matches([',', '.', ';']));
+                if !here.exists() {
+                    missing.insert(format!("{document}: {path}"));
+                }
+            }
+        }
+    }
+    assert!(count > 20, "{count} paths");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
