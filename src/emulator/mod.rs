@@ -1,4 +1,4 @@
-//! A faithful local server of the Batch API (`zhipu-batch-api.md` §8): accountant and adversary of our tests, a way
+//! A faithful local server of the Batch API (`docs/providers.md`): accountant and adversary of our tests, a way
 //! to run without key and network, and with `--upstream` a Batch API in front of any chat server.
 //!
 //! In the middle is a pure machine ([`state`]) that is told the time; around it a log that makes each step durable

@@ -17,7 +17,7 @@ use crate::{
     text::short,
 };
 
-/// Zhipu's limits (`zhipu-batch-api.md` §2): images in one request, and bytes of one image.
+/// Zhipu's limits (`docs/providers.md`, Images): images in one request, and bytes of one image.
 pub const MAX_IMAGES: usize = 5;
 pub const MAX_IMAGE_BYTES: u64 = 5_000_000;
 /// Of the images of one post that are refused, so many are told.

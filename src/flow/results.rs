@@ -1,6 +1,6 @@
 //! Results file → result lines: which row a line answers, and the text the model wrote or why there is none.
 //!
-//! Reads what Zhipu and OpenAI write, output and error files alike (`zhipu-batch-api.md` §5). A line whose
+//! Reads what Zhipu and OpenAI write, output and error files alike (`docs/providers.md`). A line whose
 //! custom_id can be read belongs to that row whatever else is in it; only one without is a fault of no row.
 //! Everything is borrowed from the line; the usual line is read in one pass, an odd one level by level, and one that is
 //! not quite JSON after it was repaired.

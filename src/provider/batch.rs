@@ -1,4 +1,4 @@
-//! What a server says about a batch, read as tolerantly as `zhipu-batch-api.md` §4 asks: only id and status are
+//! What a server says about a batch, read as tolerantly as `docs/providers.md` asks: only id and status are
 //! needed, null, `""` and absent are alike, times come in seconds or milliseconds.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};

@@ -777,9 +777,11 @@ fn say(text: &str) {
 
 /// Bad inputs that others wrote; not part of the project, read where they are.
 fn corpora() -> Option<PathBuf> {
-    let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpora"));
-    let dir = std::env::var_os("ZBATCH_CORPORA").map_or_else(beside, PathBuf::from);
+    let named = std::env::var_os("ZBATCH_CORPORA").map(PathBuf::from);
+    let is_required = named.is_some();
+    let dir = named.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpora")));
     if !dir.is_dir() {
+        assert!(!is_required, "ZBATCH_CORPORA is set, and {} is not there", dir.display());
         say(&format!("skipped: no corpora at {}; ZBATCH_CORPORA names another place", dir.display()));
         return None;
     }

@@ -1,6 +1,6 @@
 """A long job whose client is killed every few seconds, and now and then its server. Standard library only; Linux.
 
-    python3 tests/soak.py --zbatch target/release/zbatch --posts 1000000
+    python3 tests/system/soak.py --zbatch target/release/zbatch --posts 1000000
 
 The posts are made here from a seed. First the golden run: the same faults of lines (blocked, missing, duplicate,
 invalid: they depend on seed and line only), no faults of calls, nobody killed. Then the same job against an emulator
