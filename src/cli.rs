@@ -810,7 +810,7 @@ pub struct DoctorArgs {
 ///
 /// Memory: at most 64 MiB; files are on disk (--state).
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment, after_long_help = crate::emulator::faults::help())]
+#[command(verbatim_doc_comment)]
 pub struct EmulateArgs {
     /// Port on 127.0.0.1; 0 picks a free one
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_count::<u16>)]

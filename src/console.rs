@@ -10,13 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{
-    cli::Progress,
-    error::Error,
-    flow::faults::{FaultLog, escape_control},
-    snapshots,
-    units::count,
-};
+use crate::{cli::Progress, error::Error, text::escape_control, units::now};
 
 /// Where this process works, as JSON lines tell it: set once. `None`: its verb has no work directory.
 static DIR: OnceLock<Option<String>> = OnceLock::new();
@@ -99,7 +93,7 @@ impl Console {
     /// A line for a program that reads stderr (`--progress json`), with the fields that `more` holds.
     pub fn event(&self, name: &str, more: &Value) {
         let dir = DIR.get().cloned().flatten();
-        let mut line = json!({"time": snapshots::now(), "dir": dir, "event": name});
+        let mut line = json!({"time": now(), "dir": dir, "event": name});
         if let (Some(line), Some(more)) = (line.as_object_mut(), more.as_object()) {
             line.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
@@ -133,23 +127,5 @@ impl Console {
     /// Bars are drawn.
     pub fn has_bars(&self) -> bool {
         !self.quiet && self.progress == Progress::Auto && std::io::stderr().is_terminal()
-    }
-
-    /// The first faults, when no faults file was asked for.
-    pub fn show_faults(&self, log: &FaultLog) {
-        if log.total() == 0 || self.quiet {
-            return;
-        }
-        if let Some(path) = log.path() {
-            self.note(format_args!("{}: {}", count(log.total(), "fault"), path.display()));
-            return;
-        }
-        for fault in log.first() {
-            self.note(fault.describe());
-        }
-        let shown = log.first().len() as u64;
-        if log.total() > shown {
-            self.note(format_args!("… and {}; --faults FILE keeps them all", count(log.total() - shown, "more fault")));
-        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{fmt, io, path::Path};
 
-use crate::flow::faults::escape_control;
+use crate::text::escape_control;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -8,7 +8,7 @@ use std::{
     ffi::{OsStr, OsString},
     fmt,
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
@@ -26,7 +26,6 @@ use rustix::{
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    lines::output::{AtomicFile, directory},
     shell,
 };
 
@@ -286,7 +285,7 @@ impl Entry {
     pub fn is_a_link(&self) -> Error {
         let dir = self.folder.path().display();
         Error::input(format!("{self} is a symbolic link, and zbatch follows none below {dir}"))
-            .fix("put the file or folder itself there, or use another directory (-d)")
+            .fix("put the file or folder itself there; another directory (-d) would begin, and pay, from the start")
     }
 
     /// What it is, a link itself included; `None` if it is not there.
@@ -327,7 +326,8 @@ impl Entry {
         let file = File::from(file.map_err(|e| self.failed("open", e))?);
         let stat = fstat(&file).map_err(|e| Error::io("look at", self.path(), &e.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::input(format!("{self} is not a regular file")).fix("use another directory (-d)"));
+            return Err(Error::input(format!("{self} is not a regular file"))
+                .fix("put the file itself there; another directory (-d) would begin, and pay, from the start"));
         }
         Ok(file)
     }
@@ -344,13 +344,6 @@ impl Entry {
             true => Err(Error::input(format!("{self} is larger than {limit} bytes"))),
             false => Ok(text),
         }
-    }
-
-    /// Writes a small file whole, readable by the user alone.
-    pub fn write(&self, bytes: &[u8]) -> Result<()> {
-        let mut file = AtomicFile::within(self)?;
-        file.write_all(bytes).map_err(|e| Error::io("write", self.path(), &e))?;
-        file.commit()
     }
 
     /// Removes it, if it is there. A link is removed, not where it leads.
@@ -402,11 +395,23 @@ impl Entry {
     }
 }
 
+/// The directory a path is in.
+pub fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::{
+        io::Write as _,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    };
 
     use super::*;
+    use crate::lines::output::AtomicFile;
 
     fn set_mode(path: &Path, mode: u32) {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("set");

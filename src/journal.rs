@@ -43,13 +43,13 @@ use std::{
 
 pub use self::{
     events::{BatchEnd, Config, Event, Location, RefusedLine, start},
-    fold::{ChunkPlace, Job, JobStatus, Made, State, Step, Unclear},
+    fold::{ChunkPlace, Job, JobStatus, Made, State, Step, Unclear, totals},
 };
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    flow::Object,
     folder::Folder,
+    json::Object,
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,

@@ -22,7 +22,7 @@
 //! | module | yields |
 //! |---|---|
 //! | [`cli`], [`settings`] | what was typed; what is in force, and from where |
-//! | [`analysis`] | the questions: prompts made ready, rules with their labels |
+//! | [`analysis`] | the questions: prompts made ready, rules with their labels, the names of the post's fields that they use |
 //! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`], which maps blocks on threads in order, [`lines::spill`], where answers wait, and [`lines::form`] and [`lines::flaw`], which say what is wrong with an input |
 //! | [`flow::posts`], [`flow::columns`] | posts with their index, given here and nowhere else; which fields of the prompts any post has |
 //! | [`flow::requests`], [`flow::images`] | request lines |
@@ -32,13 +32,17 @@
 //! | [`flow::answers`] | a value that its rule accepts, or a fault |
 //! | [`flow::enhanced`] | a post with its fields |
 //! | [`flow::faults`], [`flow::tally`], [`report`] | what went wrong with rows, line by line and counted |
-//! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, its log, copies for older tools |
+//! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, with the check of all its files ([`mod@workdir::check`]) and its results ([`mod@workdir::results`]); its log; copies for older tools |
 //! | [`folder`] | a directory that is held open: files below it by name, no link followed |
 //! | [`cmd`] | the verbs: one file each, made of the above |
 //! | [`emulator`] | a provider of our own |
 //! | [`blocking`], [`threads`], [`drill`] | file work beside the async runtime; threads that may not be had; kills and missing guards, for tests |
 //! | [`stop`] | signals and the deadline |
 //! | [`error`], [`console`], [`progress`], [`units`], [`shell`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed; words of commands that are offered |
+//! | [`text`], [`json`] | foreign text made safe to show, the nearest word; JSON as text: its escapes, its white space, what is wrong with it |
+//!
+//! Imports go downwards: `tests/structure.rs` names the rooms in their order, and fails on a circle between two files, on an
+//! import from a room above, and on a verb that imports from a verb.
 //!
 //! # Architecture of `run`
 //!
@@ -80,6 +84,7 @@ pub mod flow;
 pub mod folder;
 pub mod jobs;
 pub mod journal;
+pub mod json;
 pub mod lines;
 pub mod progress;
 pub mod provider;
@@ -88,6 +93,7 @@ pub mod settings;
 pub mod shell;
 pub mod snapshots;
 pub mod stop;
+pub mod text;
 pub mod threads;
 pub mod units;
 pub mod workdir;

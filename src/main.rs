@@ -3,7 +3,7 @@
 use std::{io::Write, process::ExitCode, sync::Arc};
 
 use clap::{
-    CommandFactory as _, Parser as _,
+    CommandFactory as _, FromArgMatches as _,
     error::{ContextKind, ContextValue},
 };
 use serde_json::json;
@@ -16,14 +16,14 @@ use zbatch::{
     cli::{Cli, Progress, Verbosity},
     cmd,
     console::Console,
+    emulator::faults,
     error::{Error, Kind},
-    flow::faults::is_hostile,
-    units::nearest,
+    text::{is_hostile, nearest},
 };
 
 fn main() -> ExitCode {
     hear_of_full_files();
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(mut error) => {
             keep_near_hints(&mut error);
@@ -56,6 +56,13 @@ fn main() -> ExitCode {
         }
         Err(error) => fail(&error, cli.output.progress),
     }
+}
+
+/// The command line. The help of `emulate` ends with the emulator's own list of its faults.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command().mut_subcommand("emulate", |emulate| emulate.after_long_help(faults::help()));
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|e| e.format(&mut command))
 }
 
 /// Under `ulimit -f` a write that goes too far ends the process, unless it has a handler for the signal: then the write fails,

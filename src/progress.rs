@@ -10,12 +10,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use crate::{
-    cli,
-    console::Console,
-    journal::{State, Step},
-    units::{count, sum},
-};
+use crate::{cli, console::Console, units::count};
 
 /// Between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
@@ -37,31 +32,22 @@ struct Seen {
     next_poll: Instant,
 }
 
-/// Chunks by state.
+/// Chunks by state, and rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    chunks: u64,
-    waiting: u64,
-    running: u64,
-    ended: u64,
-    fetched: u64,
-}
-
-impl Counts {
-    fn of(state: &State) -> Self {
-        Self {
-            chunks: state.jobs.len() as u64,
-            waiting: state.below(Step::Created),
-            running: state.at(Step::Created),
-            ended: state.at(Step::Ended),
-            fetched: state.at(Step::Fetched),
-        }
-    }
+pub struct Counts {
+    pub chunks: u64,
+    pub waiting: u64,
+    pub running: u64,
+    pub ended: u64,
+    pub fetched: u64,
+    pub rows: u64,
+    /// Rows of fetched chunks.
+    pub rows_fetched: u64,
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { chunks, waiting, running, ended, fetched } = self;
+        let Self { chunks, waiting, running, ended, fetched, .. } = self;
         let chunks = count(*chunks, "chunk");
         write!(f, "{chunks}: {waiting} waiting, {running} running, {ended} ended, {fetched} fetched")
     }
@@ -126,13 +112,12 @@ impl Progress {
     }
 
     /// Something happened to a chunk.
-    pub fn update(&self, state: &State) {
-        let counts = Counts::of(state);
+    pub fn update(&self, counts: Counts) {
         let mut seen = self.seen();
         if counts != seen.counts {
             (seen.counts, seen.changed) = (counts, Instant::now());
         }
-        let Counts { chunks, waiting, running, ended, fetched } = counts;
+        let Counts { chunks, waiting, running, ended, fetched, .. } = counts;
         if let Some(bar) = &self.bar {
             if bar.length().is_none_or(|len| len < chunks) {
                 bar.set_length(chunks);
@@ -162,29 +147,27 @@ impl Progress {
     }
 
     /// The job goes on, and nothing else may say so. A bar does.
-    pub fn heartbeat(&self, state: &State, waits: &[Waiting]) {
-        let all = sum(state.jobs.iter().map(|job| job.chunk.lines));
-        let done = sum(state.jobs.iter().filter(|job| job.step() == Step::Fetched).map(|job| job.chunk.lines));
-        let counts = Counts::of(state);
+    pub fn heartbeat(&self, counts: Counts, waits: &[Waiting]) {
         let (changed, next) = {
             let seen = self.seen();
             (seen.changed.elapsed(), seen.next_poll.saturating_duration_since(Instant::now()).as_secs())
         };
         if self.console.is_json() {
-            let Counts { chunks, waiting, running, ended, fetched } = counts;
+            let Counts { chunks, waiting, running, ended, fetched, rows, rows_fetched } = counts;
             let waits: Vec<_> =
                 waits.iter().map(|wait| json!({"what": wait.what, "seconds": wait.since.as_secs()})).collect();
             let told = json!({
                 "chunks": chunks, "waiting": waiting, "running": running, "ended": ended, "fetched": fetched,
-                "rows": all, "rows_done": done, "unchanged_seconds": changed.as_secs(), "next_poll_seconds": next,
+                "rows": rows, "rows_done": rows_fetched, "unchanged_seconds": changed.as_secs(), "next_poll_seconds": next,
                 "waits": waits,
             });
             self.console.event("heartbeat", &told);
         } else if self.bar.is_none() && self.console.progress != cli::Progress::None {
             let waits: String = waits.iter().map(|wait| format!("; still waiting {wait}")).collect();
             self.console.note(format_args!(
-                "{done} of {} done; {counts}; nothing has changed for {}; next look in {}{waits}",
-                count(all, "row"),
+                "{} of {} done; {counts}; nothing has changed for {}; next look in {}{waits}",
+                counts.rows_fetched,
+                count(counts.rows, "row"),
                 lasting(changed),
                 count(next, "second")
             ));

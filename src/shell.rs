@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::flow::faults::is_hostile;
+use crate::text::is_hostile;
 
 /// A value as one word: bare if it is plain, in single quotes, or as `$'…'` where single quotes could not show it.
 pub fn word(value: impl AsRef<OsStr>) -> String {

@@ -228,11 +228,6 @@ fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// RFC 3339, UTC.
-pub fn now() -> String {
-    jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string()
-}
-
 fn write(work: &WorkDir, name: &str, snapshot: &impl Serialize, console: &Console) -> Result<()> {
     let entry = work.file(name);
     let path = entry.path();

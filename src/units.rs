@@ -1,4 +1,4 @@
-//! Sizes, times, shares and names as people type them.
+//! Sizes, times, shares and numbers as people type and read them.
 
 use std::time::Duration;
 
@@ -70,6 +70,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(count * seconds).map_err(|_| "that is no time".to_owned())
 }
 
+/// The time now: RFC 3339, UTC, whole seconds.
+pub fn now() -> String {
+    jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string()
+}
+
 /// The sum of numbers that others wrote: one that is too large stays too large.
 pub fn sum(numbers: impl IntoIterator<Item = u64>) -> u64 {
     numbers.into_iter().fold(0, u64::saturating_add)
@@ -100,20 +105,6 @@ pub fn parse_count<T: std::str::FromStr>(text: &str) -> Result<T, String> {
         let meant = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(factor)).filter(|meant| *meant > 0);
         format!("a whole number in digits is wanted, e.g. {}", meant.unwrap_or(10_000))
     })
-}
-
-/// `did you mean …? ` for the candidate that `word` is a misspelling of; nothing if it is none of them.
-pub fn did_you_mean(word: &str, candidates: &[&str]) -> String {
-    nearest(word, candidates).map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default()
-}
-
-/// The candidate that `word` is a misspelling of: of three letters one may differ, and neither case nor `-` for `_` counts.
-pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    let plain = |text: &str| text.to_lowercase().replace('-', "_");
-    let word = plain(word);
-    let far = |candidate: &str| strsim::damerau_levenshtein(&word, &plain(candidate));
-    let (best, edits) = candidates.iter().map(|candidate| (*candidate, far(candidate))).min_by_key(|(_, far)| *far)?;
-    (edits * 3 <= word.chars().count().max(best.chars().count())).then_some(best)
 }
 
 #[cfg(test)]
@@ -149,22 +140,6 @@ mod tests {
         assert!(!percent.exceeded(1, 100) && percent.exceeded(2, 100));
         assert!(!MaxFaults::Rows(0).exceeded(0, 5) && MaxFaults::Rows(0).exceeded(1, 5));
         assert!(parse_max_faults("101%").is_err() && parse_max_faults("x").is_err());
-    }
-
-    #[test]
-    fn r10_18_only_a_misspelling_is_near() {
-        let verbs = ["gen", "submit", "cancel", "config"];
-        for (word, meant) in [
-            ("gne", Some("gen")),
-            ("Submitt", Some("submit")),
-            ("conifg", Some("config")),
-            ("label", None),
-            ("export", None),
-            ("", None),
-        ] {
-            assert_eq!(nearest(word, &verbs), meant, "{word}");
-        }
-        assert_eq!(nearest("batch.max-lines", &["batch.max_lines"]), Some("batch.max_lines"));
     }
 
     #[test]

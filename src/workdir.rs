@@ -15,6 +15,9 @@
 //! if one of these names is a symbolic link. What lies in it decides which batches are polled, cancelled and deleted with the
 //! user's key, so it must come from the user.
 
+pub mod check;
+pub mod results;
+
 use std::{
     ffi::OsStr,
     fs::{File, TryLockError},
@@ -27,10 +30,12 @@ use rustix::fs::{FileType, Stat, fstat};
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    flow::ChunkId,
-    folder::{Entry, Folder, Owner, is_same, is_shared},
+    flow::{
+        ChunkId,
+        chunks::{request_file, rows_file},
+    },
+    folder::{Entry, Folder, Owner, directory, is_same, is_shared},
     journal::{self, Journal, Location},
-    lines::output::directory,
     shell,
 };
 
@@ -56,6 +61,8 @@ impl ResultFile {
 
 pub const FOLDERS: [&str; 3] = ["requests", "rows", "results"];
 pub const LOCK: &str = "lock";
+/// All results in one file: what `clean --compress` leaves.
+pub const ALL_RESULTS: &str = "results.jsonl.zst";
 /// The posts, where they cannot be read again from where they came, and the hash of what the spool holds.
 pub const SPOOL: &str = "input.zst";
 pub const SPOOL_HASH: &str = "input.blake3";
@@ -81,16 +88,6 @@ pub const NAMES: [&str; 14] = [
     "batch_results.json",
     "download_info.json",
 ];
-
-/// A chunk's request lines, in a work directory.
-pub fn request_file(dir: &Folder, chunk: &ChunkId) -> Entry {
-    dir.file(chunk.path())
-}
-
-/// A chunk's rows.
-pub fn rows_file(dir: &Folder, chunk: &ChunkId) -> Entry {
-    dir.file(format!("rows/{chunk}.txt"))
-}
 
 /// A chunk's results.
 pub fn results_file(dir: &Folder, chunk: &ChunkId, file: ResultFile) -> Entry {
@@ -386,10 +383,10 @@ fn in_use(folder: &Folder) -> Error {
     }
     let holder = match holder.trim() {
         "" => "another process".to_owned(),
-        holder => crate::flow::faults::escape_control(holder),
+        holder => crate::text::escape_control(holder),
     };
     Error::new(Kind::TryAgain, format!("{} is in use by {holder}", folder.path().display()))
-        .fix("wait for it to end, or use another work directory (-d)")
+        .fix("wait for it to end; another work directory (-d) would pay for the same posts once more")
 }
 
 /// Refuses to go on with a journal that is not where it was: a copy of it does not know what the other one pays for.
@@ -409,11 +406,11 @@ pub fn settle_place(work: &WorkDir, journal: &Journal, moved: bool) -> Result<()
         let dir = work.path().display();
         return Err(Error::input(format!(
             "{dir} was copied, restored or moved: its journal was file {} on {}, and is file {} on {} now. \
-             If another copy of it is used too, both pay for the same requests; what an older copy does not know of is paid again",
+             If another copy of it is used too, both may pay for the same requests",
             there.inode,
-            crate::flow::faults::escape_control(&there.host),
+            crate::text::escape_control(&there.host),
             here.inode,
-            crate::flow::faults::escape_control(&here.host),
+            crate::text::escape_control(&here.host),
         ))
         .fix(format!(
             "make sure that no other copy of {} is used any more, then add --moved to this command, once",

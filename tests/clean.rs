@@ -62,7 +62,7 @@ fn r11_9h_clean_removes_what_the_job_left_and_nothing_else() {
     setup.submit();
     setup.run(&["fetch", "--keep-remote", "--keep-requests", "-o", "all.jsonl"]).exits(0);
     let all = setup.work.read("all.jsonl");
-    setup.work.write("w/mine.txt", "mine").write("w/results/notes.md", "mine").write("outside.jsonl", "mine");
+    setup.work.write("w/mine.txt", "mine").write("w/results/notes.txt", "mine").write("outside.jsonl", "mine");
     let before = remote_files(&setup);
     assert!(before >= 6, "{before} inputs are there");
 
@@ -70,7 +70,7 @@ fn r11_9h_clean_removes_what_the_job_left_and_nothing_else() {
     assert!(
         ran.text().contains("would delete at the provider: file ") && ran.text().contains("would remove w/requests/")
     );
-    assert!(ran.stderr.contains("2 files are not this job's: w/mine.txt, w/results/notes.md"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("2 files are not this job's: w/mine.txt, w/results/notes.txt"), "{}", ran.stderr);
     assert!(setup.work.exists("w/requests/topic_analysis_batch_part1.jsonl"));
     assert_eq!(remote_files(&setup), before);
 
@@ -95,9 +95,28 @@ fn r11_9h_clean_removes_what_the_job_left_and_nothing_else() {
     assert!(!setup.work.exists("w/journal.jsonl") && !setup.work.exists("w/rows"));
     let parse = |file: &str| setup.work.run(&["parse", file]).exits(0).text().to_owned();
     assert!(sorted(&parse("w/results.jsonl.zst")) == sorted(&parse("all.jsonl")));
-    for mine in ["w/mine.txt", "w/results/notes.md", "outside.jsonl"] {
+    for mine in ["w/mine.txt", "w/results/notes.txt", "outside.jsonl"] {
         assert_eq!(setup.work.read(mine), "mine");
     }
+}
+
+/// The same command after `clean --compress` paid for all of it again, without a word.
+#[test]
+fn r11_9h_what_was_cleaned_is_not_paid_again() {
+    let work = WorkDir::new();
+    work.write("posts.jsonl", "{\"content\":\"one\"}\n{\"content\":\"two\"}\n");
+    let run =
+        |more: &[&str]| work.run(&[&["run", "posts.jsonl", "-o", "out.jsonl", "-d", "w", "--emulate"], more].concat());
+    run(&[]).exits(0);
+    let paid = work.read("out.jsonl");
+    work.run(&["clean", "-d", "w", "--compress"]).exits(0);
+    let again = run(&[]).exits(65);
+    assert!(again.stderr.contains("zbatch parse w/results.jsonl.zst | zbatch merge POSTS -"), "{}", again.stderr);
+    let answers = work.run(&["parse", "w/results.jsonl.zst"]).exits(0).text().to_owned();
+    work.write("answers.jsonl", answers);
+    assert!(work.run(&["merge", "posts.jsonl", "answers.jsonl"]).exits(0).text() == paid, "the way that it names");
+    run(&["--new"]).exits(0);
+    assert!(work.exists("w.old-1/results.jsonl.zst"));
 }
 
 /// A batch that a copy of the directory made carries its mark, and no journal here names it.

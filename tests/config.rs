@@ -113,6 +113,18 @@ fn which_file_is_read() {
     assert!(dir.run(&["config", "--config", "nosuch.json"]).exits(65).stderr.contains("nosuch.json"));
 }
 
+/// It was passed over without a word, and the defaults were paid for.
+#[test]
+fn r11_1_a_config_of_ours_that_is_broken_is_not_passed_over() {
+    let dir = WorkDir::new();
+    dir.write("config.json", r#"{"batch": {"model": "glm-4-flash"},}"#);
+    let ran = dir.run(&["config"]).exits(65);
+    assert!(ran.stderr.contains("config config.json: trailing comma at line 1 column 36"), "{}", ran.stderr);
+    // Another program's, with comments as some write them.
+    dir.write("config.json", "// of something else\n{\"port\": 80}");
+    dir.run(&["config"]).exits(0);
+}
+
 #[test]
 fn a_config_of_the_scripts_works_as_it_is() {
     let dir = WorkDir::new();

@@ -1,14 +1,26 @@
 //! What the documents tell people to type exists, and what they link to is there.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use clap::CommandFactory as _;
-use zbatch::{cli::Cli, flow::FaultKind};
+use zbatch::{cli::Cli, flow::FaultKind, provider::Dialect};
 
 use crate::workdir::{WorkDir, repository};
 
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "README.zh-CN.md", "docs/formats.md", "docs/reliability.md", "examples/pocketflow/README.md"];
+const DOCUMENTS: [&str; 9] = [
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/formats.md",
+    "docs/providers.md",
+    "docs/reliability.md",
+    "examples/pocketflow/README.md",
+    "fixtures/README.md",
+];
 
 #[expect(clippy::disallowed_methods, reason = "the repository's own small files")]
 pub fn text(name: &str) -> String {
@@ -156,4 +168,95 @@ fn the_shown_analysis_is_the_one_in_examples() {
     for readme in ["README.md", "README.zh-CN.md"] {
         assert!(text(readme).contains(&analysis), "{readme}");
     }
+}
+
+/// Every value that differs between providers is on the page about them, with its source.
+#[test]
+fn the_page_on_providers_has_their_values() {
+    let page = text("docs/providers.md");
+    let grouped = |number: u64| {
+        let digits = number.to_string();
+        let groups: Vec<&str> =
+            digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).expect("digits")).collect();
+        groups.join(",")
+    };
+    for dialect in Dialect::ALL {
+        let row = page.lines().find(|line| line.starts_with(&format!("| `{}` |", dialect.name))).expect(dialect.name);
+        let values = [dialect.base_url.to_owned(), grouped(dialect.max_lines), grouped(dialect.max_bytes)];
+        let words = dialect.key_variables.iter().chain(&dialect.completion_window).map(|word| format!("`{word}`"));
+        for value in values.into_iter().chain(words) {
+            assert!(row.contains(&value), "{}: {value}", dialect.name);
+        }
+        for word in dialect.running_words.iter().chain([&dialect.line_url]).chain(dialect.other_base_urls) {
+            assert!(page.contains(&format!("`{word}`")), "{}: {word}", dialect.name);
+        }
+    }
+}
+
+/// The files of the repository that hold text: without what Git, Cargo and the demo keep here.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    const NOT_OURS: [&str; 6] = [".git", "target", "batch", "corpus", "node_modules", "__pycache__"];
+    const TEXTS: [&str; 7] = ["md", "rs", "py", "toml", "json", "txt", "yml"];
+    for entry in std::fs::read_dir(folder).expect("listed") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+        let is_demo = name == "work" || name == "demo" && folder == repository();
+        if path.is_dir() {
+            if !NOT_OURS.contains(&name) && !is_demo {
+                sources(&path, found);
+            }
+        } else if matches!(name, "Makefile" | "run") || path.extension().is_some_and(|e| TEXTS.iter().any(|t| e == *t))
+        {
+            found.push(path);
+        }
+    }
+}
+
+/// A Markdown document that a comment, a test or a page names is a file of the repository: its path begins at the root, or in the
+/// folder of the file that names it.
+#[test]
+fn every_document_that_is_cited_is_here() {
+    let mut files = Vec::new();
+    sources(repository(), &mut files);
+    assert!(files.len() > 100, "{} files", files.len());
+    let mut missing = BTreeSet::new();
+    for file in files {
+        let shown = file.strip_prefix(repository()).expect("below it").display().to_string();
+        let folder = file.parent().expect("in a folder");
+        let text = text(&shown);
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "./_-:".contains(c)));
+        for word in words.filter_map(|word| {
+            word.trim_end_matches(['.', ':', '-']).strip_suffix(".md").filter(|name| !name.is_empty())
+        }) {
+            let cited = format!("{word}.md");
+            let is_here = [repository(), folder].iter().any(|from| from.join(&cited).is_file());
+            if !is_here && !cited.contains("://") {
+                missing.insert(format!("{shown} cites {cited}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// A path of the repository in backticks exists. `NAME` and `…` stand for a name.
+#[test]
+fn every_path_in_the_documents_exists() {
+    const FOLDERS: [&str; 6] = ["src/", "tests/", "docs/", "fixtures/", "examples/", "data/analyses/"];
+    let mut missing = BTreeSet::new();
+    let mut count = 0;
+    for document in DOCUMENTS.into_iter().chain(["docs/performance.md"]) {
+        for path in text(document).split(['`', ' ', '\n']) {
+            let is_path =
+                FOLDERS.iter().any(|folder| path.starts_with(folder)) && !path.contains("NAME") && path.is_ascii();
+            if is_path && !path.contains(['(', ')', '*', ':']) {
+                count += 1;
+                let here = repository().join(path.trim_end_matches([',', '.', ';']));
+                if !here.exists() {
+                    missing.insert(format!("{document}: {path}"));
+                }
+            }
+        }
+    }
+    assert!(count > 20, "{count} paths");
+    assert!(missing.is_empty(), "{missing:#?}");
 }

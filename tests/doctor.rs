@@ -294,8 +294,12 @@ fn r10_5c_orphans_are_what_no_directory_given_knows() {
     }
     let files: Vec<&Value> = told.iter().filter(|it| it["orphan"] == "file").collect();
     assert_eq!((files.len(), &files[0]["id"]), (1, &lost["id"]), "{}", ran.text());
-    for told in ["nothing was deleted", "zbatch fetch --batch ID -o -", "DELETE http://127.0.0.1:", "$ZHIPUAI_API_KEY"]
-    {
+    for told in [
+        "nothing was deleted",
+        "zbatch fetch --batch ID --base-url http://127.0.0.1:",
+        "DELETE http://127.0.0.1:",
+        "$ZHIPUAI_API_KEY",
+    ] {
         assert!(ran.stderr.contains(told), "{told}: {}", ran.stderr);
     }
     // The directory that has them is there after all.

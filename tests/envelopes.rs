@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{jobs::Setup, workdir::WorkDir};
+use crate::{
+    jobs::Setup,
+    workdir::{WorkDir, fixture},
+};
 
 /// The line, and its verdict: `1/sentiment_polarity = 3`, `1/sentiment_polarity: empty`, or `bad_line`.
 struct Case {
@@ -72,35 +75,12 @@ fn cases() -> Vec<Case> {
 }
 
 fn usual() -> Vec<Case> {
+    let line = |name: &str| fixture(&format!("replies/{name}.jsonl")).trim_end().to_owned();
     vec![
-        case(
-            "Zhipu's success",
-            format!(
-                r#"{{"response":{{"status_code":200,"body":{{"created":1,"usage":{{"completion_tokens":1,"prompt_tokens":2,"total_tokens":3}},"model":"glm-4-air","choices":[{{"finish_reason":"stop","index":0,"message":{{"role":"assistant","content":"3"}}}}],"request_id":"42"}}}},"custom_id":"{ID}","id":"batch_1"}}"#
-            ),
-            "",
-        ),
-        case(
-            "Zhipu's failure",
-            format!(
-                r#"{{"response":{{"status_code":400,"body":{{"error":{{"code":"1301","message":"unsafe"}}}}}},"custom_id":"{ID}","error":{{"code":"1301","message":"unsafe"}}}}"#
-            ),
-            "1/sentiment_polarity: blocked",
-        ),
-        case(
-            "OpenAI's success",
-            format!(
-                r#"{{"id":"batch_req_1","custom_id":"{ID}","response":{{"status_code":200,"request_id":"r","body":{{"id":"c","choices":[{{"index":0,"message":{{"role":"assistant","content":"3","refusal":null}},"logprobs":null,"finish_reason":"stop"}}],"usage":{{"prompt_tokens":22,"completion_tokens":2,"total_tokens":24,"prompt_tokens_details":{{"cached_tokens":0}}}}}}}},"error":null}}"#
-            ),
-            "",
-        ),
-        case(
-            "OpenAI's failure",
-            format!(
-                r#"{{"id":"r","custom_id":"{ID}","response":{{"status_code":429,"body":{{"error":{{"message":"slow down","type":"rate_limit","param":null,"code":null}}}}}},"error":null}}"#
-            ),
-            "1/sentiment_polarity: provider",
-        ),
+        case("Zhipu's success", line("zhipu_success"), ""),
+        case("Zhipu's failure", line("zhipu_failure"), "1/sentiment_polarity: blocked"),
+        case("OpenAI's success", line("openai_success"), ""),
+        case("OpenAI's failure", line("openai_failure"), "1/sentiment_polarity: provider"),
         case("a thinking model", message(r#"{"content":"3","reasoning_content":"1? 2? 4!"}"#), ""),
         case("fields that are new", message(r#"{"content":"3","audio":{"a":[1e999,{}]},"tool_calls":[]}"#), ""),
     ]
@@ -725,63 +705,10 @@ fn r10_7_the_files_of_another_format_are_kept() {
 /// One table of codes and phrases, from public bug reports and the providers' pages of error codes.
 #[test]
 fn r10_8_kinds_come_from_one_table() {
-    let refused =
-        |status: u16, error: &str| response(&format!(r#"{{"status_code":{status},"body":{{"error":{error}}}}}"#));
-    let rows = [
-        (400, r#"{"code":"data_inspection_failed","message":"m"}"#, "blocked"),
-        (400, r#"{"code":"DataInspectionFailed","message":"m"}"#, "blocked"),
-        (400, r#"{"code":"content_filter","message":"m"}"#, "blocked"),
-        (400, r#"{"code":"invalid_prompt","type":"invalid_request_error","message":"m"}"#, "blocked"),
-        (400, r#"{"type":"invalid_request_error","message":"Content Exists Risk"}"#, "blocked"),
-        (451, r#"{"message":"m"}"#, "blocked"),
-        (400, r#"{"code":1301}"#, "blocked"),
-        (400, r#"{"code":"context_length_exceeded"}"#, "prompt_too_long"),
-        (
-            400,
-            r#"{"code":400,"type":"BadRequestError","message":"This model's maximum context length is 4096 tokens."}"#,
-            "prompt_too_long",
-        ),
-        (
-            400,
-            r#"{"code":"InvalidParameter","message":"Range of input length should be [1, 6000]"}"#,
-            "prompt_too_long",
-        ),
-        (
-            400,
-            r#"{"code":20015,"message":"length of prompt_tokens (68957) must be less than max_seq_len (65536)."}"#,
-            "prompt_too_long",
-        ),
-        (
-            400,
-            r#"{"type":"invalid_request_error","message":"Invalid request: Your request exceeded model token limit: 8192"}"#,
-            "prompt_too_long",
-        ),
-        (
-            400,
-            r#"{"code":400,"type":"exceed_context_size_error","message":"the request exceeds the available context size"}"#,
-            "prompt_too_long",
-        ),
-        (400, r#"{"code":"1210","message":"图片输入格式/解析错误"}"#, "image"),
-        (
-            400,
-            r#"{"code":"invalid_image_url","type":"invalid_request_error","message":"Timeout while downloading a.jpg."}"#,
-            "image",
-        ),
-        (
-            400,
-            r#"{"code":"InvalidParameter","message":"Timeout while downloading url: http://a/b","param":"image_url"}"#,
-            "image",
-        ),
-        (400, r#"{"code":"1214","message":"m"}"#, "bad_request"),
-        (400, r#"{"code":null,"type":"invalid_request_error","message":"m"}"#, "bad_request"),
-        (422, r#"{"type":"invalid_request_error","message":"m"}"#, "bad_request"),
-        (404, r#"{"code":"model_not_found","type":"invalid_request_error","message":"m"}"#, "provider"),
-        (401, r#"{"code":"invalid_api_key","type":"invalid_request_error","message":"m"}"#, "provider"),
-        (429, r#"{"code":"rate_limit_exceeded","message":"m"}"#, "provider"),
-        (500, r#"{"code":"500","message":"m"}"#, "provider"),
-    ];
-    for (status, error, kind) in rows {
-        assert_eq!(of(&fault_of(&refused(status, error)), "kind"), kind, "{status} {error}");
+    for row in fixture("replies/refused_rows.jsonl").lines() {
+        let row: Value = serde_json::from_str(row).expect("a row of the table");
+        let line = response(&json!({"status_code": row["status"], "body": {"error": row["error"]}}).to_string());
+        assert_eq!(fault_of(&line)["kind"], row["kind"], "{row}");
     }
     assert_eq!(of(&fault_of(&response(r#"{"status_code":451,"body":null}"#)), "kind"), "blocked");
 }

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::{Value, json};
 
-use crate::workdir::{Ran, WorkDir, repository, shared};
+use crate::workdir::{Ran, WorkDir, corpus, repository};
 
 /// One request a post.
 const ONE: &str = "--only=sentiment_polarity";
@@ -494,8 +494,7 @@ fn splitting_and_joining_changes_nothing() {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the files are small")]
 fn h1_foreign_corpora_as_posts() {
-    let (Some(parsing), Some(blns)) = (shared("corpora/JSONTestSuite/test_parsing"), shared("corpora/blns/blns.json"))
-    else {
+    let (Some(parsing), Some(blns)) = (corpus("JSONTestSuite/test_parsing"), corpus("blns/blns.json")) else {
         return;
     };
     let dir = WorkDir::new();

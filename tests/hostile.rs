@@ -11,7 +11,7 @@ use zbatch::journal;
 
 use crate::{
     laws,
-    workdir::{Ran, WorkDir, shared},
+    workdir::{Ran, WorkDir, corpus, fixture},
 };
 
 /// A foreign text, and whether it is JSON; `None`: readers differ.
@@ -23,7 +23,7 @@ struct Foreign {
 
 #[expect(clippy::disallowed_methods, reason = "the files are small")]
 fn corpora() -> Option<Vec<Foreign>> {
-    let root = shared("corpora")?;
+    let root = corpus("")?;
     let mut texts = Vec::new();
     for folder in ["JSONTestSuite/test_parsing", "JSONTestSuite/test_transform"] {
         for entry in std::fs::read_dir(root.join(folder)).expect("listed") {
@@ -86,10 +86,9 @@ fn h1_foreign_texts_break_no_law_in_any_role() {
     }
 }
 
+/// The first line of a journal.
 fn start_event() -> String {
-    r#"{"event":"start","version":1,"run":"r","spooled":false,"config":{"input":"posts","analyses":[["a","f"]],"model":"m","multimodal_model":"v","temperature":"0.7","provider":"zhipu","emulate":false,"max_lines":10,"max_bytes":1000,"start_index":0,"missing":false,"skip":null}}"#
-        .to_owned()
-        + "\n"
+    fixture("journals/start.jsonl")
 }
 
 /// Spliced into a good line: a sound piece leaves it sound, and whatever comes of it belongs to the row that it names.

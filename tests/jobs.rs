@@ -499,31 +499,6 @@ fn a_signal_that_is_ignored_stays_ignored() {
 }
 
 #[test]
-fn m1_s1_killed_at_any_instant() {
-    let setup = Setup::new(&["--latency", "30ms"]);
-    for round in 0..14 {
-        let mut child = setup.spawn(&["submit", "--settle", "40ms", "--max-concurrent-tasks", "2"]);
-        std::thread::sleep(Duration::from_millis(15 + 9 * round));
-        child.kill().expect("killed");
-        child.wait().expect("gone");
-    }
-    setup.submit();
-    setup.paid_once();
-    for round in 0..10 {
-        let mut child = setup.spawn(&["fetch"]);
-        std::thread::sleep(Duration::from_millis(15 + 9 * round));
-        child.kill().expect("killed");
-        child.wait().expect("gone");
-    }
-    let answers = setup.answers();
-    assert_eq!(setup.rows()["output"], 24);
-    assert_eq!((setup.files("batch_output"), answers.len()), (0, 24));
-    let smooth = Setup::new(&[]);
-    smooth.submit();
-    assert_eq!(answers, smooth.answers());
-}
-
-#[test]
 fn a_chunk_that_was_changed_does_not_stop_the_others() {
     let setup = Setup::new(&[]);
     setup.work.write("w/requests/topic_analysis_batch_part2.jsonl", "{}\n");

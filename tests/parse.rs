@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::workdir::{WorkDir, repository, shared};
+use crate::workdir::{WorkDir, corpus, fixture, repository};
 
 /// A result line as Zhipu writes it.
 fn good(custom_id: &str, content: &str) -> String {
@@ -18,9 +18,6 @@ fn good(custom_id: &str, content: &str) -> String {
         + "\n"
 }
 
-const BLOCKED: &str = r#"{"response":{"status_code":400,"body":{"error":{"code":"1301","message":"unsafe"}}},"custom_id":"sentiment_polarity_0002","error":{"code":"1301","message":"unsafe"}}
-"#;
-
 fn data_dir() -> String {
     repository().join("data").display().to_string()
 }
@@ -28,20 +25,9 @@ fn data_dir() -> String {
 #[test]
 fn results_become_answers_one_for_one_in_order() {
     let dir = WorkDir::new();
-    let results = good("sentiment_polarity_0001", "3")
-        + &good("topic_analysis_0000", "```json\n[{\"parent_topic\": \"教育\", \"sub_topic\": \"课业负担\"}]\n```")
-        + BLOCKED
-        + "\n"
-        + r#"{"custom_id":"sentiment_attribute_12345","response":{"status_code":200,"body":{"choices":[{"finish_reason":"stop","message":{"content":"[\"火星\"]"}}]}}}"#;
+    let results = fixture("golden/results.jsonl");
     let ran = dir.pipe(results, &["parse", "--faults", "faults.jsonl", "--report", "report.json"]).exits(1);
-    assert_eq!(
-        ran.text(),
-        r#"{"index":1,"analysis":"sentiment_polarity","value":3,"usage":{"prompt_tokens":40,"completion_tokens":2,"total_tokens":42}}
-{"index":0,"analysis":"topic_analysis","value":[{"parent_topic":"教育","sub_topic":"课业负担"}],"usage":{"prompt_tokens":40,"completion_tokens":2,"total_tokens":42}}
-{"index":2,"analysis":"sentiment_polarity","fault":{"kind":"blocked","detail":"error 1301 (HTTP status 400): unsafe"}}
-{"index":12345,"analysis":"sentiment_attribute","fault":{"kind":"not_accepted","detail":"not in the list: `火星`"}}
-"#
-    );
+    assert_eq!(ran.text(), fixture("golden/answers.jsonl"));
     let faults: Vec<Value> =
         dir.read("faults.jsonl").lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
     assert_eq!(faults.len(), 2);
@@ -145,8 +131,7 @@ fn a_closed_stdout_is_a_quiet_end() {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the files are small")]
 fn h1_foreign_corpora_are_read_or_refused() {
-    let (Some(parsing), Some(blns)) = (shared("corpora/JSONTestSuite/test_parsing"), shared("corpora/blns/blns.json"))
-    else {
+    let (Some(parsing), Some(blns)) = (corpus("JSONTestSuite/test_parsing"), corpus("blns/blns.json")) else {
         return;
     };
     let mut texts: Vec<Vec<u8>> = std::fs::read_dir(parsing)

@@ -100,39 +100,6 @@ fn s1_a_second_run_does_nothing_new_and_writes_the_same() {
     assert_eq!(creates(&dir, "w"), paid);
 }
 
-/// kill -9 at any moment, the same command again: the same bytes, and one create a chunk.
-#[test]
-fn m1_s1_killed_at_random_moments_it_pays_once_and_writes_the_same() {
-    let input = posts(300);
-    let bad = "{\"content\":5}\nnonsense\n{\"content\":\"x\",\"image_urls\":[\"none.png\"]}\n";
-    let input = format!("{input}{bad}");
-    let more = ["--max-lines", "40", "--poll-interval", "20ms", "--fault", "blocked=3%", "--fault", "missing=2%"];
-    let golden = WorkDir::new();
-    golden.write("posts.jsonl", &input);
-    golden.run(&job(&more)).exits(1);
-    let chunks = creates(&golden, "w");
-
-    let dir = WorkDir::new();
-    dir.write("posts.jsonl", &input);
-    let (mut kills, mut wait) = (0, 17);
-    while kills < 10 {
-        let mut child =
-            dir.command(&job(&more)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        std::thread::sleep(Duration::from_millis(wait));
-        child.kill().expect("killed");
-        child.wait().expect("gone");
-        kills += 1;
-        // Not random, but no two alike, and some before the first create.
-        wait = 30 + wait * 7 % 190;
-    }
-    dir.run(&job(&more)).exits(1);
-    assert_eq!(creates(&dir, "w"), chunks, "one create for each chunk");
-    for name in ["out.jsonl", "faults.jsonl"] {
-        assert_eq!(dir.read(name), golden.read(name), "{name}");
-    }
-    assert_eq!(report(&dir, "w/integration_report.json"), report(&golden, "w/integration_report.json"));
-}
-
 /// A write comes short and the next one is refused: one line, nothing half-visible, and then the same command finishes.
 #[test]
 fn s7_a_journal_that_may_not_grow_is_told_and_the_same_command_finishes() {

@@ -36,6 +36,7 @@ mod secrets;
 mod server;
 mod signals;
 mod strangers;
+mod structure;
 mod trust;
 mod verify;
 mod workdir;

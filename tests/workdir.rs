@@ -144,13 +144,25 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Foreign test inputs beside the repository, where they exist; says so aloud where they do not.
-pub fn shared(name: &str) -> Option<PathBuf> {
-    let path = repository().join("../shared").join(name);
+/// The text of a file in `fixtures`.
+#[expect(clippy::disallowed_methods, reason = "the repository's own small files")]
+pub fn fixture(name: &str) -> String {
+    let path = repository().join("fixtures").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A file or folder of the foreign corpora: below `$ZBATCH_CORPORA`, else below `../shared/corpora`.
+///
+/// `None`, and a line on stderr, if it is not there. If `ZBATCH_CORPORA` is set, as in CI, it must be there.
+pub fn corpus(name: &str) -> Option<PathBuf> {
+    let named = std::env::var_os("ZBATCH_CORPORA").map(PathBuf::from);
+    let is_required = named.is_some();
+    let path = named.unwrap_or_else(|| repository().join("../shared/corpora")).join(name);
     if path.exists() {
         return Some(path);
     }
-    skipped(format_args!("{} is not here", path.display()));
+    assert!(!is_required, "ZBATCH_CORPORA is set, and {} is not there", path.display());
+    skipped(format_args!("{} is not here; ZBATCH_CORPORA names the folder of the corpora", path.display()));
     None
 }
 

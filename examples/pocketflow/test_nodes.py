@@ -338,7 +338,8 @@ class WithTheProgram(Case):
 
         async def cancel_once_a_batch_runs():
             task = asyncio.create_task(AsyncZbatchNode().run_async(shared))
-            while '"event":"created"' not in ((work / "journal.jsonl").read_text() if work.exists() else ""):
+            journal = work / "journal.jsonl"
+            while '"event":"created"' not in (journal.read_text() if journal.exists() else ""):
                 await asyncio.sleep(0.02)
             task.cancel()
             with self.assertRaises(asyncio.CancelledError):

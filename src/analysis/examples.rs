@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::AnswerRule;
-use crate::flow::{answers::judge, faults::short};
+use crate::{flow::answers::judge, text::short};
 
 #[derive(Debug)]
 pub struct Example {

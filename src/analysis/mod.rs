@@ -6,6 +6,7 @@
 mod bound;
 mod builtin;
 mod examples;
+mod fields;
 mod rule;
 mod template;
 mod texts;
@@ -15,17 +16,14 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Value, value::RawValue};
 
+pub use fields::{Fields, Slot};
 pub use rule::{AnswerRule, LabelSet, LabelTree, fold};
-pub use template::{Piece, Template, escape_json};
+pub use template::{Piece, Template};
 use texts::Root;
 
 use crate::{
     error::{Error, Result},
-    flow::{
-        faults::short,
-        posts::{Fields, Slot},
-    },
-    units::did_you_mean,
+    text::{did_you_mean, short},
 };
 
 /// Analyses that may be in force at one time; each is asked about every post.

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use crate::flow::faults::short;
+use crate::text::short;
 
 /// Labels of one list; a parent's children are a list.
 const MOST_LABELS: usize = 100_000;

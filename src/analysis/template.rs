@@ -9,15 +9,8 @@ use std::{collections::BTreeMap, sync::mpsc, time::Duration};
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
-use crate::{
-    error::Error,
-    flow::{
-        faults::short,
-        posts::{Fields, Slot},
-        requests::on_one_line,
-    },
-    threads,
-};
+use super::fields::{Fields, Slot};
+use crate::{error::Error, json::escape_json, text::short, threads};
 
 /// The markers are private-use characters, so no text has them.
 const OPEN: char = '\u{f8f0}';
@@ -222,12 +215,6 @@ fn marker(at: usize) -> String {
 
 fn is_marker(c: char) -> bool {
     matches!(c, '\u{f8e0}'..='\u{f8f1}')
-}
-
-/// Text as it stands inside a JSON string of a request line, without the quotes.
-pub fn escape_json(text: &str) -> String {
-    let quoted = serde_json::Value::from(text).to_string();
-    on_one_line(quoted.strip_prefix('"').and_then(|q| q.strip_suffix('"')).unwrap_or_default())
 }
 
 fn describe(error: &minijinja::Error) -> String {

@@ -5,10 +5,8 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::{
-    Ended,
-    r#gen::say_remade,
-    outputs,
-    setup::{ChunkRecords, cap_note, claim, cutter, forget_empty, record_models, resolve_limits},
+    Ended, outputs,
+    setup::{ChunkRecords, cap_note, claim, cutter, forget_empty, record_models, resolve_limits, say_remade},
 };
 use crate::{
     analysis,
@@ -16,13 +14,13 @@ use crate::{
     console::Console,
     error::{Error, Result},
     flow::{
-        CustomId, Fault, FaultKind, FaultLine, Object,
+        CustomId, Fault, FaultKind, FaultLine,
         chunks::{Chunk, Pushed, write_behind},
-        faults::{FaultLog, excerpt, short},
-        requests::{is_on_one_line, on_one_line},
+        faults::FaultLog,
         tally::Tally,
     },
     journal::Event,
+    json::{Object, is_on_one_line, on_one_line},
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::Input,
@@ -31,6 +29,7 @@ use crate::{
     report::Report,
     settings::Config,
     snapshots,
+    text::{excerpt, short},
     units::count,
 };
 
@@ -145,7 +144,7 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
         console.note(cap);
     }
     say_remade(cutter.remade(), console);
-    console.show_faults(&log);
+    log.show(console);
     if is_all_bad {
         return Err(Error::input(format!("{}: none of its {} is a request", reader.name(), count(lines, "line")))
             .fix("give it what `zbatch gen` writes, one request a line (`jq -c`); posts go to `zbatch gen -d`"));

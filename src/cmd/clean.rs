@@ -10,29 +10,26 @@ use rustix::fs::{FileType, Stat};
 
 use super::{
     Ended,
-    doctor::MARK,
-    fetch::{came_short, write_results},
     remote::{Opened, client, keep_to_server, open, runtime},
     setup::open_journal,
-    verify,
 };
 use crate::{
     cli::{CleanArgs, RemoteArgs, WorkArgs},
     console::Console,
     emulator,
     error::{Error, Kind, Result},
-    flow::faults::escape_control,
     folder::{Entry, Folder},
     journal::{self, Event, FILE, Job, Journal, State, Step},
     lines::output::Output,
-    provider::{Batch, BatchId, Client, FileId},
+    provider::{Batch, BatchId, Client, FileId, MARK},
     shell,
+    text::escape_control,
     units::count,
-    workdir::{FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, list, settle_place},
+    workdir::{
+        ALL_RESULTS, FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, check, list, results::write_results,
+        settle_place,
+    },
 };
-
-/// The one file that holds all results, with --compress.
-const ALL_RESULTS: &str = "results.jsonl.zst";
 
 pub fn run(args: &CleanArgs, console: &Console) -> Result<Ended> {
     args.work_dirs.iter().try_for_each(|dir| clean(dir, args, console))?;
@@ -52,7 +49,7 @@ fn clean(dir: &Path, args: &CleanArgs, console: &Console) -> Result<()> {
         settle_place(&work, &journal, args.moved)?;
         (None, work, journal)
     };
-    verify::check(dir, console)?;
+    check::check(dir, console)?;
     journal.read(|state| check_is_over(dir, state))??;
     let mut told = Told { dry: args.dry_run, stdout: Output::create(None)? };
     if let Some(config) = config {
@@ -77,7 +74,7 @@ fn check_is_over(dir: &Path, state: &State) -> Result<()> {
             format!("whether {} made a batch is not known", count(at(Step::Intended), "create"))
         }
         () if at(Step::Ended) > 0 => format!("the results of {} are not fetched", count(at(Step::Ended), "chunk")),
-        () if state.jobs.iter().any(came_short) => "some results came short".to_owned(),
+        () if state.jobs.iter().any(Job::came_short) => "some results came short".to_owned(),
         // What was cancelled before it had a batch stays so.
         () if state.stays_cancelled() => return Ok(()),
         () if state.below(Step::Intended) > 0 => {
@@ -86,10 +83,14 @@ fn check_is_over(dir: &Path, state: &State) -> Result<()> {
         () if state.posts.is_none() => "the input is not cut to its end".to_owned(),
         () => return Ok(()),
     };
-    Err(Error::new(Kind::TryAgain, format!("{}: {what}; nothing is deleted", dir.display())).fix(format!(
-        "finish the job first: the command that began it, or `zbatch submit -d {dir}`, then `zbatch fetch -d {dir}`",
-        dir = shell::path(dir)
-    )))
+    let here = shell::path(dir);
+    let is_emulated = state.config.as_ref().is_some_and(|config| config.emulate);
+    Err(Error::new(Kind::TryAgain, format!("{}: {what}; nothing is deleted", dir.display())).fix(match is_emulated {
+        true => "finish the job first, by the same `zbatch run --emulate` command".to_owned(),
+        false => format!(
+            "finish the job first: the command that began it, or `zbatch submit -d {here}`, then `zbatch fetch -d {here}`"
+        ),
+    }))
 }
 
 /// Says each step on stdout, before it is taken or instead.

@@ -5,10 +5,10 @@ use crate::{
     cli::ConfigArgs,
     console::Console,
     error::Result,
-    flow::faults::escape_control,
     lines::output::Output,
     provider::Dialect,
     settings::{Config, Origin, PROVIDER, Sourced},
+    text::escape_control,
 };
 
 pub fn run(args: &ConfigArgs, console: &Console) -> Result<Ended> {

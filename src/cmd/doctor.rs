@@ -29,14 +29,12 @@ use crate::{
     flow::results::parse_result,
     folder::Entry,
     lines::{input::read_small, output::write_private},
-    provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId},
+    provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId, MARK},
     settings::Config,
     stop::{Stop, StopReason},
     units::count,
 };
 
-/// The key of a mark, as in a job.
-pub const MARK: &str = "zbatch";
 /// What cleaning up may take.
 const CLEAN_UP: Duration = Duration::from_secs(60);
 /// A results file of one line.

@@ -7,9 +7,9 @@ use tokio::net::TcpListener;
 
 use super::{Ended, remote::runtime};
 use crate::{
-    cli::{EmulateArgs, EmulatorArgs},
+    cli::EmulateArgs,
     console::Console,
-    emulator::{self, Clock, Dialect, Emulator, Limits, Upstream, faults::FaultPlan},
+    emulator::{self, Dialect, Emulator},
     error::{Error, Kind, Result},
     settings::Config,
     stop::Signals,
@@ -19,7 +19,7 @@ use crate::{
 const GRACE: Duration = Duration::from_millis(500);
 
 pub fn run(args: &EmulateArgs, console: &Console) -> Result<Ended> {
-    let mut settings = settings(&args.emulator)?;
+    let mut settings = emulator::Settings::of(&args.emulator)?;
     let token = settings.upstream.as_ref().map(|_| token()).transpose()?;
     settings.token = token.as_ref().map(|token| blake3::hash(token.as_bytes()));
     let analyses = Arc::new(Config::load(args.source.config.as_deref(), console)?.analyses(&args.source)?);
@@ -72,18 +72,4 @@ fn token() -> Result<String> {
 
 fn ended_by(number: i32) -> Error {
     Error::new(Kind::Interrupted(number), "the emulator was stopped")
-}
-
-/// # Errors
-/// [`Kind::Usage`] for a fault or an upstream that cannot be.
-pub fn settings(args: &EmulatorArgs) -> Result<emulator::Settings> {
-    Ok(emulator::Settings {
-        latency: args.latency.unwrap_or_default(),
-        seed: args.seed.unwrap_or_default(),
-        faults: FaultPlan::parse(&args.fault)?,
-        upstream: args.upstream.as_deref().map(Upstream::resolve).transpose()?,
-        token: None,
-        limits: Limits::default(),
-        clock: Clock::System,
-    })
 }

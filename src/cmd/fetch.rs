@@ -15,21 +15,19 @@ use crate::{
     cli::FetchArgs,
     console::Console,
     error::{Error, Result},
-    flow::{
-        ChunkId, CustomId,
-        results::read_custom_id,
-        rows::{RowBalance, RowSet, read_results},
-    },
-    folder::Folder,
+    flow::ChunkId,
     jobs::{Fetched, Goal, Jobs, UNREAD, drive, hand_over},
-    journal::{Event, Job, Journal, State, Step},
-    lines::{blocks::Block, output::Output},
+    journal::{Event, Journal, State, Step, totals},
+    lines::output::Output,
     progress::Progress,
     snapshots,
     stop::Stop,
     threads,
     units::count,
-    workdir::{ResultFile, WorkDir, results_file},
+    workdir::{
+        WorkDir,
+        results::{Lost, append_results, find_lost_results},
+    },
 };
 
 pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
@@ -127,29 +125,12 @@ fn tell(state: &State, gone: usize, console: &Console) -> Ended {
     if rows.absent > 0 || rows.foreign > 0 || rows.bad > 0 || gone > 0 { Ended::WithFaults } else { Ended::Finished }
 }
 
-/// The rows of all chunks together.
-pub fn totals(jobs: &[Job]) -> RowBalance {
-    let mut sum = RowBalance::default();
-    for rows in jobs.iter().filter_map(Job::rows) {
-        let counts = [
-            (&mut sum.output, rows.output),
-            (&mut sum.error, rows.error),
-            (&mut sum.absent, rows.absent),
-            (&mut sum.foreign, rows.foreign),
-            (&mut sum.bad, rows.bad),
-        ];
-        counts.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
-        sum.short |= rows.short;
-    }
-    sum
-}
-
 /// The chunks that `--again` names.
 fn named_again(names: &[String], state: &State) -> Result<Vec<ChunkId>> {
     let mut chunks = Vec::new();
     for name in names {
         if name == "failed" {
-            chunks.extend(state.jobs.iter().filter(|job| came_short(job)).map(|job| job.chunk.id.clone()));
+            chunks.extend(state.jobs.iter().filter(|job| job.came_short()).map(|job| job.chunk.id.clone()));
             continue;
         }
         let id: ChunkId = name.parse().map_err(Error::usage)?;
@@ -167,112 +148,19 @@ fn named_again(names: &[String], state: &State) -> Result<Vec<ChunkId>> {
     Ok(chunks)
 }
 
-/// Its download was cut short or failed, and the provider's copy was kept for that.
-pub fn came_short(job: &Job) -> bool {
-    job.rows().is_some_and(|rows| rows.short) && !job.is_cleaned()
-}
-
-/// Results that are not here as they came.
-#[derive(Debug, Default)]
-pub struct Lost {
-    /// The chunks whose results are to be downloaded once more; those that came short are among them.
-    pub again: Vec<ChunkId>,
-    /// How many the provider does not have either.
-    pub gone: usize,
-}
-
-/// Looks for results that came short or are lost, and says which.
-pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Lost {
-    let mut lost = Lost::default();
-    for job in &state.jobs {
-        let id = &job.chunk.id;
-        match what_is_lost(job, work.folder()) {
-            Some(what) if job.is_cleaned() => {
-                lost.gone += 1;
-                console.always(format_args!("{what}, and {NO_COPY}: rows that are not in it will be absent"));
-            }
-            Some(what) => {
-                console.note(format_args!("{what}; it is downloaded again"));
-                lost.again.push(id.clone());
-            }
-            None if came_short(job) => {
-                console.note(format_args!("{id}: its results came short; they are downloaded again"));
-                lost.again.push(id.clone());
-            }
-            None => {}
-        }
-    }
-    lost
-}
-
-/// Of results that are deleted there.
-pub const NO_COPY: &str = "the provider's copy is deleted";
-
-/// What is no longer as it was fetched, told by names and lengths alone; `zbatch verify` reads the files.
-pub fn what_is_lost(job: &Job, dir: &Folder) -> Option<String> {
-    let rows = job.rows()?;
-    ResultFile::BOTH.into_iter().enumerate().find_map(|(at, file)| {
-        let path = results_file(dir, &job.chunk.id, file);
-        let now = path.len().ok().flatten();
-        let Some(marks) = &rows.files else {
-            let counted = [rows.output, rows.error].get(at).copied();
-            return (now.is_none() && counted > Some(0)).then(|| format!("{path} is gone"));
-        };
-        let then = marks.get(at)?.as_ref().map(|mark| mark.bytes);
-        match (then, now) {
-            _ if then == now => None,
-            (_, None) => Some(format!("{path} is gone")),
-            (None, Some(_)) => Some(format!("{path} is not what was downloaded: there was no such file")),
-            (Some(then), Some(now)) => Some(format!("{path} has {now} bytes, and {then} were downloaded")),
-        }
-    })
-}
-
-/// The results of every chunk in one file, which appears whole.
-pub fn write_results(path: &Path, work: &WorkDir, state: &State) -> Result<()> {
-    let mut output = Output::create(Some(path))?;
-    state.jobs.iter().try_for_each(|job| emit(job, work, &mut output))?;
-    output.commit()
-}
-
 /// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as
 /// they come. Whether that was all, and the output may appear, the caller knows.
 fn emit_all(path: &Path, work: &WorkDir, journal: &Journal, mut fetched: mpsc::Receiver<Fetched>) -> Result<Output> {
     let mut output = Output::create(Some(path))?;
     let here = journal.read(|state| state.fetched())?;
     for place in &here {
-        emit(&journal.job(*place)?, work, &mut output)?;
+        append_results(&journal.job(*place)?, work, &mut output)?;
     }
     while let Some(chunk) = fetched.blocking_recv() {
         // It may have come before the journal was read.
         if here.binary_search(&chunk.place).is_err() {
-            emit(&journal.job(chunk.place)?, work, &mut output)?;
+            append_results(&journal.job(chunk.place)?, work, &mut output)?;
         }
     }
     Ok(output)
-}
-
-/// A line of another chunk's row stays behind: behind a pipe nobody could tell.
-fn emit(job: &Job, work: &WorkDir, output: &mut Output) -> Result<()> {
-    let rows = RowSet::read(&work.rows(&job.chunk.id))?;
-    let mut block = Block::default();
-    for path in ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file)) {
-        if !path.exists()? {
-            continue;
-        }
-        let mut reader = read_results(&path)?;
-        while reader.fill(&mut block)? {
-            for line in block.lines() {
-                let id = read_custom_id(line.bytes);
-                let id = id.as_deref().map(CustomId::parse);
-                let foreign = matches!(id, Some(None))
-                    || matches!(id, Some(Some(id)) if id.analysis != job.chunk.analysis || !rows.contains(id.index.0));
-                if !foreign && !line.too_long {
-                    output.put(line.bytes)?;
-                    output.put(b"\n")?;
-                }
-            }
-        }
-    }
-    output.flush()
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, Rendering, Step, claim, cutter, forget_empty},
+    setup::{ChunkRecords, Rendering, Step, claim, cutter, forget_empty, say_remade},
 };
 use crate::{
     analysis::Analysis,
@@ -27,7 +27,6 @@ use crate::{
     report,
     settings::Config,
     snapshots,
-    units::count,
     workdir::WorkDir,
 };
 
@@ -69,7 +68,7 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
         report::write_filter_report(path, &rendering.set, &seen.tally)?;
     }
     seen.tell(&tally, console);
-    console.show_faults(&seen.log);
+    seen.log.show(console);
     counts.check(&name, console)?;
     Ok(Ended::judge(args.faults.max_faults, seen.log.total(), tally.requests + seen.log.total()))
 }
@@ -344,10 +343,4 @@ pub fn remake<'r>(
     )?;
     say_remade(cutter.remade(), console);
     Ok(())
-}
-
-pub fn say_remade(chunks: u64, console: &Console) {
-    if chunks > 0 {
-        console.note(format_args!("files of {} were gone; they are made again from the input", count(chunks, "chunk")));
-    }
 }

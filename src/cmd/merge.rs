@@ -12,7 +12,7 @@ use crate::{
     flow::{
         Fault, FaultKind, FaultLine,
         enhanced::{parse_answer, write_enhanced, write_unreadable},
-        faults::{FaultLog, excerpt},
+        faults::FaultLog,
         posts::{PostCounts, PostReader},
         tally::Tally,
     },
@@ -24,6 +24,7 @@ use crate::{
     },
     report::Report,
     settings::Config,
+    text::excerpt,
     units::count,
 };
 
@@ -62,7 +63,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     }
     let bad = seen.tally.unplaced.count(FaultKind::BadLine);
     if rank > 0 && bad == rank {
-        let first = seen.log.first().first().map(FaultLine::describe).unwrap_or_default();
+        let first = seen.log.first().map(FaultLine::describe).unwrap_or_default();
         return Err(Error::input(format!("none of {} is an answer; {first}", count(rank, "line"))).fix(
             "results go through `zbatch parse` first: zbatch parse results/*.jsonl | zbatch merge posts.jsonl -",
         ));
@@ -80,7 +81,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     seen.log.commit()?;
     write_report(args, &set, &seen.tally, counts, written)?;
     summarize(args, &set, &seen.tally, counts, written, console);
-    console.show_faults(&seen.log);
+    seen.log.show(console);
     if let Some((output, aside)) = output.zip(aside.as_deref()) {
         let fix = "mend what could not be read and run the same command again, or name another file with -o";
         return Err(outputs::kept_posts(output, aside, counts, fix));

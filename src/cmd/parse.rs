@@ -17,7 +17,7 @@ use crate::{
     flow::{
         Fault, FaultKind, FaultLine, PostIndex,
         answers::{AnswerReader, Outcome},
-        faults::{FaultLog, excerpt},
+        faults::FaultLog,
         results::Usage,
         tally::Tally,
     },
@@ -29,6 +29,7 @@ use crate::{
     },
     report::write_filter_report,
     settings::Config,
+    text::excerpt,
     units::count,
 };
 
@@ -69,7 +70,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     )?;
     readers.iter().for_each(|reader| tally.add(&reader.tally));
     if lines > 0 && placed == 0 {
-        let first = faults.first().first().map(FaultLine::describe).unwrap_or_default();
+        let first = faults.first().map(FaultLine::describe).unwrap_or_default();
         return Err(Error::input(format!(
             "none of {} has a custom_id that can be read; {first}",
             count(lines, "line")
@@ -81,7 +82,7 @@ pub fn run(args: &ParseArgs, console: &Console) -> Result<Ended> {
     if let Some(path) = &args.faults.report {
         write_filter_report(path, &set, &tally)?;
     }
-    console.show_faults(&faults);
+    faults.show(console);
     Ok(Ended::judge(args.faults.max_faults, faults.total(), lines))
 }
 
@@ -153,17 +154,18 @@ impl Parser<'_> {
             job.lines += 1;
             let outcome = if line.too_long {
                 let fault = Fault::new(FaultKind::BadLine, "the line is longer than --max-line");
-                Outcome::Fault { index: None, analysis: None, name: None, fault, text: None }
+                Outcome::unplaced(fault)
             } else {
-                self.reader.read(line.bytes, &mut self.tally)
+                self.reader.read(line.bytes)
             };
+            self.tally.count(&outcome);
             match outcome {
-                Outcome::Answer { index, analysis, value, usage } => {
+                Outcome::Answer { index, analysis, value, usage, .. } => {
                     job.placed += 1;
                     let name = self.set.list.get(analysis).map_or("", |known| known.name.as_str());
                     write_answer(&mut job.answers, index, name, value, usage);
                 }
-                Outcome::Fault { index, analysis, name, fault, text } => {
+                Outcome::Fault { index, analysis, name, fault, text, .. } => {
                     job.placed += u64::from(index.is_some() || fault.kind != FaultKind::BadLine);
                     if let (Some(index), Some(name)) = (index, &name) {
                         write_fault(&mut job.answers, index, name, &fault);

@@ -21,8 +21,6 @@ pub use self::gather::Gathered;
 use self::{gather::read_results, join::Join};
 use super::{
     Ended,
-    emulate::settings,
-    fetch::{Lost, find_lost_results},
     r#gen::{Seen, cut, remake},
     outputs,
     remote::{announce, client, conclude, job_settings, keep_to_server, runtime},
@@ -49,7 +47,11 @@ use crate::{
     shell, snapshots,
     stop::{Stop, StopReason},
     threads,
-    workdir::WorkDir,
+    units::now,
+    workdir::{
+        WorkDir,
+        results::{Lost, find_lost_results},
+    },
 };
 
 /// Chunks that are cut and that the driver has not taken.
@@ -108,7 +110,7 @@ impl<'a> Run<'a> {
     /// All that comes before the first call: what can be refused is refused before anything is read or paid.
     /// `provider` takes the place of the one that the arguments name.
     pub fn begin(args: &'a RunArgs, provider: Option<Client>, console: &'a Console) -> Result<Self> {
-        let began = (Instant::now(), snapshots::now());
+        let began = (Instant::now(), now());
         let emulator = emulator_settings(args)?;
         let config = Config::load(args.source.config.as_deref(), console)?;
         let rendering =
@@ -264,7 +266,7 @@ impl<'a> Run<'a> {
         };
         let times = || {
             json!({
-                "started": self.began.1, "ended": snapshots::now(),
+                "started": self.began.1, "ended": now(),
                 "seconds": (self.began.0.elapsed().as_secs_f64() * 100.0).round() / 100.0,
             })
         };
@@ -320,7 +322,7 @@ fn what_is_left(error: Error, dir: &Path) -> Error {
 /// How the embedded emulator is to behave, if it is wanted at all.
 fn emulator_settings(args: &RunArgs) -> Result<Option<emulator::Settings>> {
     if args.emulate {
-        return settings(&args.emulator).map(Some);
+        return emulator::Settings::of(&args.emulator).map(Some);
     }
     match args.emulator.typed() {
         None => Ok(None),

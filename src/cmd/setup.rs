@@ -13,10 +13,9 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         FaultKind, FaultLine,
-        chunks::{Chunk, Cutter, Kept, Limits},
+        chunks::{Chunk, Cutter, Kept, Limits, request_file, rows_file},
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
-        rows::RowSet,
     },
     folder::Folder,
     journal::{self, Event, Job, Journal, State},
@@ -25,7 +24,7 @@ use crate::{
     settings::{Config, Models, Origin, PROVIDER},
     shell,
     units::count,
-    workdir::{WorkDir, request_file, rows_file, settle_place},
+    workdir::{ALL_RESULTS, WorkDir, settle_place},
 };
 
 /// All that decides the requests of a post.
@@ -94,7 +93,14 @@ impl Rendering {
 
     pub fn renderer(&self) -> Result<Renderer<'_>> {
         let data_dir = self.data_dir.as_deref();
-        Renderer::new(&self.set, &self.models, self.dialect.line_url, data_dir, &self.rows, self.limits.bytes)
+        Renderer::new(
+            &self.set,
+            self.models.of_requests(),
+            self.dialect.line_url,
+            data_dir,
+            &self.rows,
+            self.limits.bytes,
+        )
     }
 
     /// Reads every post and renders it: for each place of the input first the place, then what comes of it.
@@ -253,7 +259,14 @@ pub fn claim(
         ))
         .fix("put journal.jsonl back: without it all would be paid for again; --new does begin again"));
     }
-    if new && (journal.resumed || lost_journal || work.spool().exists()?) {
+    let was_cleaned = !journal.resumed && work.file(ALL_RESULTS).exists()?;
+    if was_cleaned && !new {
+        let results = shell::path(work.join(ALL_RESULTS));
+        return Err(Error::input(format!("{} was cleaned: of its job only the results are left", dir.display())).fix(format!(
+            "zbatch parse {results} | zbatch merge POSTS - gives its output again; --new begins again and pays again"
+        )));
+    }
+    if new && (journal.resumed || lost_journal || was_cleaned || work.spool().exists()?) {
         journal.read(|state| check_stake(state, dir, console))??;
         drop(journal);
         work = work.renew()?;
@@ -404,7 +417,7 @@ pub fn recover_rows(work: &WorkDir, state: &State, console: &Console) -> Result<
     for Job { chunk, .. } in &state.jobs {
         let file = work.rows(&chunk.id);
         if !file.exists()?
-            && let Some(rows) = RowSet::recover(chunk, &work.request(&chunk.id))?
+            && let Some(rows) = chunk.recover_rows(&work.request(&chunk.id))?
         {
             file.write(rows.to_text().as_bytes())?;
             made += 1;
@@ -414,6 +427,13 @@ pub fn recover_rows(work: &WorkDir, state: &State, console: &Console) -> Result<
         console.note(format_args!("the rows of {} were gone; they are written again", count(made, "chunk")));
     }
     Ok(())
+}
+
+/// Notes that the cutter wrote request files again.
+pub fn say_remade(chunks: u64, console: &Console) {
+    if chunks > 0 {
+        console.note(format_args!("files of {} were gone; they are made again from the input", count(chunks, "chunk")));
+    }
 }
 
 /// Tells apart the batches of different directories in one account.

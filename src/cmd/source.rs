@@ -109,7 +109,7 @@ impl Source {
         let (spool, sum) = (work.spool(), work.spool_hash());
         let others = || {
             Error::input(format!("{} was made from other posts", work.path().display()))
-                .fix("pipe in the same ones (or nothing, to go on), use another directory (-d), or --new")
+                .fix("pipe in the same ones, or nothing, to go on; other posts need another directory (-d), or --new")
         };
         let is_kept = spool.exists()?;
         let go_on = || {

@@ -7,22 +7,20 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    Ended,
-    fetch::{NO_COPY, totals, what_is_lost},
-};
+use super::Ended;
 use crate::{
     cli::StatusArgs,
     console::Console,
     error::{Error, Result},
-    flow::faults::escape_control,
     folder::Folder,
-    journal::{self, FILE, Job, State, Step},
+    journal::{self, FILE, Job, State, Step, totals},
     lines::output::Output,
     provider::{BatchId, Dialect},
     settings::Config,
     shell,
+    text::escape_control,
     units::count,
+    workdir::results::{NO_COPY, what_is_lost},
 };
 
 /// Between two looks of `--watch`.

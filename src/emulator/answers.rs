@@ -5,10 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::{
-    faults::{LineKey, Lot},
-    guess::Guess,
-};
+use super::{faults::LineKey, guess::Guess};
 use crate::analysis::{Analysis, AnalysisSet, AnswerRule};
 
 /// What our prompts put around the post.
@@ -101,7 +98,7 @@ fn value(rule: &AnswerRule, post: &str, line: &LineKey) -> String {
         }
         AnswerRule::Pairs { parent, child, child_list, tree, min, max } => {
             let mut pairs: Vec<(f64, u64, &str, &str)> = Vec::new();
-            let mut lot = Lot::draw(line);
+            let mut lot = line.lot();
             for (name, children) in tree.parents.names().iter().zip(&tree.children) {
                 let family = likeness(name, post) / 2.0;
                 pairs.extend(
@@ -167,7 +164,7 @@ fn how_many(line: &LineKey, min: usize, max: usize) -> usize {
 
 /// The labels most like the post, a draw among equals.
 fn best<'a>(labels: &'a [String], post: &str, line: &LineKey, count: usize) -> Vec<&'a str> {
-    let mut lot = Lot::draw(line);
+    let mut lot = line.lot();
     let mut ranked: Vec<(f64, u64, &str)> =
         labels.iter().map(|label| (likeness(label, post), lot.turn(), label.as_str())).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));

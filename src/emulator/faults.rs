@@ -10,12 +10,14 @@ use std::{
 };
 
 use super::{
+    calls::{Call, Effect, Lot, Point},
     schedule::Schedule,
     state::{Fate, WHOLE},
 };
 use crate::{
     error::{Error, Result},
-    units::{did_you_mean, parse_duration},
+    text::did_you_mean,
+    units::parse_duration,
 };
 
 /// How a fault is written after its name.
@@ -108,51 +110,6 @@ impl LineFault {
     }
 }
 
-/// What a client calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
-    Upload,
-    ListFiles,
-    Download,
-    DeleteFile,
-    Create,
-    Poll,
-    ListBatches,
-    Cancel,
-}
-
-/// When a fault strikes: before the server did what was asked, or after, with the reply not yet sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Point {
-    Before,
-    After,
-}
-
-/// What a fault of a call does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// HTTP status, business code (may be none), message, `Retry-After` in seconds.
-    Refuse { status: u16, code: &'static str, message: &'static str, after: Option<u64> },
-    /// A gateway's page.
-    Html,
-    /// No reply: a socket is closed; in one process the body of the reply is an I/O error.
-    Break,
-    /// 200 and something that is no JSON.
-    Nonsense,
-    /// 200 and nothing.
-    Empty,
-    /// 200 and an error object.
-    ErrorIn200,
-    /// The true reply, cut in the middle.
-    CutReply,
-    /// A page, or nothing, under a status that says no.
-    Deny { status: u16, page: bool },
-    /// 200 and a batch without its id.
-    NoId,
-    /// Nothing for this long, then what would have been.
-    Stall(Duration),
-}
-
 /// The identity of a request line under a seed: every decision about the line is drawn from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LineKey(blake3::Hash);
@@ -174,31 +131,14 @@ impl LineKey {
         hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
+    /// A sequence of numbers that belongs to the line.
+    pub fn lot(&self) -> Lot {
+        Lot::new(self.draw("lot"))
+    }
+
     /// True for this share of all lines, in parts per million.
     pub fn within(&self, purpose: &str, share: u32) -> bool {
         share > 0 && self.draw(purpose) % u64::from(WHOLE) < u64::from(share)
-    }
-}
-
-/// A sequence of numbers, the same everywhere: splitmix64.
-#[derive(Debug)]
-pub struct Lot(u64);
-
-impl Lot {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn draw(key: &LineKey) -> Self {
-        Self(key.draw("lot"))
-    }
-
-    pub fn turn(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
     }
 }
 

@@ -25,8 +25,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Emulator, Part, UPLOAD,
+    calls::{Call, Effect, Point},
     dialect::{Dialect, Refusal},
-    faults::{Call, Effect, Point},
     input::{self, Refused, Rules},
     schedule::{Mirage, Schedule, Spoiled},
     state::{Look, Metadata, Purpose, StoredFile},

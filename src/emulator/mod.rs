@@ -1,4 +1,4 @@
-//! A faithful local server of the Batch API (`zhipu-batch-api.md` §8): accountant and adversary of our tests, a way
+//! A faithful local server of the Batch API (`docs/providers.md`): accountant and adversary of our tests, a way
 //! to run without key and network, and with `--upstream` a Batch API in front of any chat server.
 //!
 //! In the middle is a pure machine ([`state`]) that is told the time; around it a log that makes each step durable
@@ -10,6 +10,7 @@
 //! [`ledger::read`] tells from the directory alone what was paid for.
 
 mod answers;
+pub mod calls;
 mod dialect;
 pub mod faults;
 mod guess;
@@ -50,7 +51,9 @@ use self::{
 };
 use crate::{
     analysis::AnalysisSet,
-    blocking, drill,
+    blocking,
+    cli::EmulatorArgs,
+    drill,
     error::{Error, Result},
     folder::{Entry, Folder},
     units::count,
@@ -97,6 +100,22 @@ pub struct Settings {
     pub token: Option<blake3::Hash>,
     pub limits: Limits,
     pub clock: Clock,
+}
+
+impl Settings {
+    /// The settings that the flags ask for.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`] for a fault that does not exist, or an upstream that is no URL.
+    pub fn of(args: &EmulatorArgs) -> Result<Self> {
+        Ok(Self {
+            latency: args.latency.unwrap_or_default(),
+            seed: args.seed.unwrap_or_default(),
+            faults: FaultPlan::parse(&args.fault)?,
+            upstream: args.upstream.as_deref().map(Upstream::resolve).transpose()?,
+            ..Self::default()
+        })
+    }
 }
 
 /// What a server holds at most. An upload or a create beyond it is refused; what is there already goes on.

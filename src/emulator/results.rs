@@ -16,16 +16,16 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     answers,
     dialect::Dialect,
-    faults::{FaultPlan, LineFault, LineKey, Lot},
+    faults::{FaultPlan, LineFault, LineKey},
     input::{self, LineFile, Question, Span},
     state::{Millis, Purpose, Status, StoredFile, WHOLE, Work},
 };
 use crate::{
     analysis::AnalysisSet,
     error::{Error, Result},
-    flow::faults::escape_control,
     folder::{Entry, Folder},
     lines::output::AtomicFile,
+    text::escape_control,
 };
 
 /// What there is to do for a batch.
@@ -89,7 +89,7 @@ pub enum Outcome<'a> {
 pub fn shuffled(input: &Entry, seed: u64, content: &str) -> Result<Vec<Span>> {
     let mut spans = input::spans(input.open()?).map_err(|e| Error::io("read", input.path(), &e))?;
     let key = LineKey::finish(LineKey::hasher(seed).update(content.as_bytes()));
-    let mut lot = Lot::draw(&key);
+    let mut lot = key.lot();
     for left in (1..spans.len()).rev() {
         let other = lot.turn() % (left as u64 + 1);
         spans.swap(left, usize::try_from(other).unwrap_or(left));

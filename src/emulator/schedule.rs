@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::faults::{Call, Effect, Lot, Point};
+use super::calls::{Call, Effect, Lot, Point};
 
 /// How often a call goes wrong, in thousandths; a seed has one of these.
 const RATES: [u64; 6] = [2, 10, 30, 80, 200, 400];

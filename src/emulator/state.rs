@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::flow::faults::short;
+use crate::text::short;
 
 /// Version of the state log.
 pub const VERSION: u32 = 1;

@@ -27,10 +27,7 @@ use super::{
     CustomId, Fault, FaultKind, PostIndex,
     results::{Usage, find_custom_id, parse_result},
 };
-use crate::{
-    analysis::{Analysis, AnalysisSet, AnswerRule},
-    flow::tally::Tally,
-};
+use crate::analysis::{Analysis, AnalysisSet, AnswerRule};
 
 /// How an answer had to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -121,7 +118,7 @@ impl Judge {
     }
 }
 
-/// What one line of a results file came to.
+/// A line of a results file as [`AnswerReader::read`] found it.
 #[derive(Debug, PartialEq)]
 pub enum Outcome<'a> {
     Answer {
@@ -130,7 +127,10 @@ pub enum Outcome<'a> {
         analysis: usize,
         /// Compact JSON.
         value: &'a [u8],
+        judged: Judged,
         usage: Option<Usage>,
+        /// Lone surrogates in the text that became U+FFFD.
+        surrogates: u64,
     },
     Fault {
         /// `None`: the row is not known.
@@ -140,9 +140,19 @@ pub enum Outcome<'a> {
         /// The name in the custom_id, known or not.
         name: Option<Cow<'a, str>>,
         fault: Fault,
-        /// What the model wrote, if it can be read.
+        /// The model's text, if it can be read.
         text: Option<&'a str>,
+        /// Tokens that the row was billed for; `None` also if the analysis is not known.
+        usage: Option<Usage>,
+        surrogates: u64,
     },
+}
+
+impl Outcome<'_> {
+    /// A fault of a line that belongs to no row.
+    pub fn unplaced(fault: Fault) -> Self {
+        Self::Fault { index: None, analysis: None, name: None, fault, text: None, usage: None, surrogates: 0 }
+    }
 }
 
 /// Reads result lines one after another, reusing its buffers; each thread has its own.
@@ -164,8 +174,8 @@ impl<'s> AnswerReader<'s> {
         Self { set, judge: Judge::default(), text: String::new(), value: Vec::new() }
     }
 
-    /// Counts rows, answers and tokens into `tally`; a fault is for the caller to count, who knows its place.
-    pub fn read<'a>(&'a mut self, line: &'a [u8], tally: &mut Tally) -> Outcome<'a> {
+    /// Reads one line. It counts nothing: the caller does, with [`Tally::count`](super::tally::Tally::count).
+    pub fn read<'a>(&'a mut self, line: &'a [u8]) -> Outcome<'a> {
         let read = parse_result(line);
         let custom_id = match &read {
             Ok(line) => Some(line.custom_id.as_ref()),
@@ -176,8 +186,8 @@ impl<'s> AnswerReader<'s> {
         };
         let id = custom_id.and_then(CustomId::parse).filter(|id| id.analysis.len() <= LONGEST_NAME);
         let analysis = id.and_then(|id| self.set.find(id.analysis));
-        let known = analysis.and_then(|at| Some((at, self.set.list.get(at)?, tally.analyses.get_mut(at)?)));
-        let (Some(id), Some((analysis, known, counts))) = (id, known) else {
+        let known = analysis.and_then(|at| Some((at, self.set.list.get(at)?)));
+        let (Some(id), Some((analysis, known))) = (id, known) else {
             let form = custom_id.is_some_and(|id| CustomId::parse(id).is_none());
             let why = if form { "not of the form ANALYSIS_INDEX" } else { "no such analysis in force" };
             let fault = read.as_ref().map_or_else(Clone::clone, |_| unknown(why));
@@ -189,44 +199,34 @@ impl<'s> AnswerReader<'s> {
                 name: id.map(|id| Cow::Owned(id.analysis.to_owned())),
                 fault,
                 text: None,
+                usage: None,
+                surrogates: 0,
             };
         };
         let index = id.index;
-        counts.rows += 1;
         if self.text.capacity() > KEPT_BUFFER {
             self.text = String::new();
         }
         self.value.clear();
-        let surrogates = &mut tally.surrogates;
+        let mut surrogates = 0;
         let (judged, text, usage) = match read {
             Err(fault) => (Err(fault), None, None),
-            Ok(line) => {
-                // What went wrong was billed, too.
-                line.usage.into_iter().for_each(|usage| counts.usage.add(usage));
-                match line.content {
-                    Ok(content) => {
-                        let text = content.decode(&mut self.text, surrogates);
-                        (self.judge.judge(known.into(), text, &mut self.value), Some(text), line.usage)
-                    }
-                    Err(fault) => {
-                        let text = line.shown.map(|shown| shown.decode(&mut self.text, surrogates));
-                        (Err(fault), text, line.usage)
-                    }
+            Ok(line) => match line.content {
+                Ok(content) => {
+                    let text = content.decode(&mut self.text, &mut surrogates);
+                    (self.judge.judge(known.into(), text, &mut self.value), Some(text), line.usage)
                 }
-            }
+                Err(fault) => {
+                    let text = line.shown.map(|shown| shown.decode(&mut self.text, &mut surrogates));
+                    (Err(fault), text, line.usage)
+                }
+            },
         };
         match judged {
-            Ok(judged) => {
-                counts.answers += 1;
-                if let Some(count) = counts.rungs.get_mut(judged.rung as usize) {
-                    *count += 1;
-                }
-                counts.unknown_labels += u64::from(judged.unknown_labels);
-                Outcome::Answer { index, analysis, value: &self.value, usage }
-            }
+            Ok(judged) => Outcome::Answer { index, analysis, value: &self.value, judged, usage, surrogates },
             Err(fault) => {
                 let name = Some(Cow::Borrowed(known.name.as_str()));
-                Outcome::Fault { index: Some(index), analysis: Some(analysis), name, fault, text }
+                Outcome::Fault { index: Some(index), analysis: Some(analysis), name, fault, text, usage, surrogates }
             }
         }
     }

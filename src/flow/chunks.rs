@@ -16,13 +16,14 @@ use serde::{Deserialize, Serialize};
 use self::writer::Closing;
 pub use self::writer::{ChunkWriter, write_behind};
 use super::{
-    ChunkId,
-    rows::{MOST_ROWS, RowSet},
+    ChunkId, CustomId,
+    results::read_custom_id,
+    rows::{FileMark, MOST_ROWS, RowSet, read_results},
 };
 use crate::{
     error::{Error, Result},
-    folder::Folder,
-    workdir::rows_file,
+    folder::{Entry, Folder},
+    lines::blocks::Block,
 };
 
 /// A chunk file that is on disk, whole and synced. Printed as one line by `gen -d`, kept in the journal.
@@ -57,6 +58,38 @@ impl Chunk {
         }
         Ok(())
     }
+
+    /// The rows of a chunk whose rows file is gone, if the journal or the chunk's request lines still say which they are.
+    pub fn recover_rows(&self, requests: &Entry) -> Result<Option<RowSet>> {
+        if self.last_index.checked_sub(self.first_index).is_some_and(|more| more + 1 == self.lines) {
+            return Ok(Some(RowSet::range(self.first_index, self.last_index)));
+        }
+        if !requests.exists()? || FileMark::of(requests)?.blake3 != self.blake3 {
+            return Ok(None);
+        }
+        let mut rows = RowSet::default();
+        let mut lines = read_results(requests)?;
+        let mut block = Block::default();
+        while lines.fill(&mut block)? {
+            for line in block.lines() {
+                let id = read_custom_id(line.bytes);
+                let Some(id) = id.as_deref().and_then(CustomId::parse) else { return Ok(None) };
+                rows.insert(id.index.0);
+            }
+        }
+        let is_whole = (rows.len(), rows.ends()) == (self.lines, Some((self.first_index, self.last_index)));
+        Ok(is_whole.then_some(rows))
+    }
+}
+
+/// The file of a chunk's request lines, in a work directory.
+pub fn request_file(dir: &Folder, chunk: &ChunkId) -> Entry {
+    dir.file(chunk.path())
+}
+
+/// The file of a chunk's rows, in a work directory.
+pub fn rows_file(dir: &Folder, chunk: &ChunkId) -> Entry {
+    dir.file(format!("rows/{chunk}.txt"))
 }
 
 /// How far the input had been read when something was written down: a resumed run reads that far again

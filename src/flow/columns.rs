@@ -7,15 +7,15 @@ use std::collections::BTreeSet;
 
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
-use super::posts::{Place, Slot};
+use super::posts::Place;
 use crate::{
-    analysis::{Analysis, AnalysisSet},
+    analysis::{Analysis, AnalysisSet, Slot},
     error::{Error, Result},
-    flow::faults::short,
     lines::{
         blocks::jq_command,
         form::{Form, LOOK_BYTES, jq_path},
     },
+    text::short,
 };
 
 /// Posts after which a filter says what none of them has. Only their columns are named.

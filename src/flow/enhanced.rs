@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Fault, FaultKind, Object, PostIndex, posts::Post};
+use super::{Fault, FaultKind, PostIndex, posts::Post};
 use crate::{
     analysis::AnalysisSet,
+    json::{Object, complaint},
     lines::spill::{Cell, Row},
 };
 
@@ -42,11 +43,8 @@ pub fn parse_answer(line: &[u8]) -> Result<AnswerLine<'_>, Fault> {
     let bad = |detail: String| Fault::new(FaultKind::BadLine, detail);
     let text =
         std::str::from_utf8(line).map_err(|e| bad(format!("not an answer: not UTF-8 at byte {}", e.valid_up_to())))?;
-    let Object(raw): Object<RawAnswer<'_>> = serde_json::from_str(text).map_err(|e| {
-        let text = e.to_string();
-        let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-        bad(format!("not an answer: {what} at byte {}", e.column()))
-    })?;
+    let Object(raw): Object<RawAnswer<'_>> = serde_json::from_str(text)
+        .map_err(|e| bad(format!("not an answer: {} at byte {}", complaint(&e), e.column())))?;
     let value = match (raw.value, raw.fault) {
         (Some(value), None) => Some(value.get()),
         (None, Some(fault)) if fault.get().starts_with('{') => None,

@@ -8,12 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Result, lines::output::Output};
-
-/// Longest excerpt of a bad row that is kept, in characters.
-pub const EXCERPT_CHARS: usize = 120;
-/// Longest piece of somebody's text that goes into a detail, in characters.
-const DETAIL_CHARS: usize = 200;
+use crate::{console::Console, error::Result, lines::output::Output, text::escape_control, units::count};
 
 /// The stable kinds of `docs/formats.md`. Scripts match on them: never rename one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -210,62 +205,34 @@ impl FaultLog {
         self.total
     }
 
-    pub fn first(&self) -> &[FaultLine] {
-        &self.first
-    }
-
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
-    }
-
     /// Makes the faults file appear. The counts stay readable.
     pub fn commit(&mut self) -> Result<()> {
         self.output.take().map_or(Ok(()), Output::commit)
     }
-}
 
-/// The beginning of a bad row, as text that is safe to show: invalid UTF-8 replaced, control characters escaped.
-pub fn excerpt(bytes: &[u8]) -> String {
-    let end = bytes.len().min(EXCERPT_CHARS * 4);
-    let text = String::from_utf8_lossy(bytes.get(..end).unwrap_or(bytes));
-    let mut short: String = text.chars().take(EXCERPT_CHARS).collect();
-    if text.chars().count() > EXCERPT_CHARS || end < bytes.len() {
-        short.push('…');
+    /// The first fault, if there is one.
+    pub fn first(&self) -> Option<&FaultLine> {
+        self.first.first()
     }
-    escape_control(&short)
-}
 
-/// A piece of somebody's text for a fault's detail: safe to show, and bounded.
-pub fn short(text: &str) -> String {
-    match text.char_indices().nth(DETAIL_CHARS) {
-        None => escape_control(text),
-        Some((end, _)) => escape_control(text.get(..end).unwrap_or_default()) + "…",
-    }
-}
-
-/// What a terminal acts on instead of showing it: control characters (C0, C1), line separators, and all that changes the
-/// direction of text.
-pub fn is_hostile(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Makes text safe for a terminal, and one line: what [`is_hostile`] becomes `\n`, `\u{..}` and the like.
-pub fn escape_control(text: &str) -> String {
-    if !text.chars().any(is_hostile) {
-        return text.to_owned();
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            '\n' => out.push_str("\\n"),
-            '\t' => out.push_str("\\t"),
-            '\r' => out.push_str("\\r"),
-            c if is_hostile(c) => out.extend(c.escape_unicode()),
-            c => out.push(c),
+    /// Notes on stderr where the faults are: the name of the faults file, or the first faults if no file was asked for.
+    pub fn show(&self, console: &Console) {
+        if self.total == 0 {
+            return;
+        }
+        if let Some(path) = &self.path {
+            console.note(format_args!("{}: {}", count(self.total, "fault"), path.display()));
+            return;
+        }
+        for fault in &self.first {
+            console.note(fault.describe());
+        }
+        let shown = self.first.len() as u64;
+        if self.total > shown {
+            console
+                .note(format_args!("… and {}; --faults FILE keeps them all", count(self.total - shown, "more fault")));
         }
     }
-    out
 }
 
 #[cfg(test)]
@@ -278,12 +245,5 @@ mod tests {
             assert_eq!(FaultKind::parse(kind.as_str()), Some(kind));
             assert_eq!(serde_json::to_string(&kind).ok(), Some(format!("\"{}\"", kind.as_str())));
         }
-    }
-
-    #[test]
-    fn an_excerpt_is_short_and_harmless() {
-        assert_eq!(excerpt(b"a\x1b[31mred\n"), "a\\u{1b}[31mred\\n");
-        assert_eq!(excerpt(b"\xff\xfe"), "\u{fffd}\u{fffd}");
-        assert_eq!(excerpt("长".repeat(500).as_bytes()).chars().count(), EXCERPT_CHARS + 1);
     }
 }

@@ -9,14 +9,15 @@ use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use self::data_dir::{DataDir, ImageFile};
-use super::{Fault, FaultKind, faults::short};
+use super::{Fault, FaultKind};
 use crate::{
-    analysis::escape_json,
     cli::ImageUrls,
     error::{Error, Result},
+    json::escape_json,
+    text::short,
 };
 
-/// Zhipu's limits (`zhipu-batch-api.md` §2): images in one request, and bytes of one image.
+/// Zhipu's limits (`docs/providers.md`, Images): images in one request, and bytes of one image.
 pub const MAX_IMAGES: usize = 5;
 pub const MAX_IMAGE_BYTES: u64 = 5_000_000;
 /// Of the images of one post that are refused, so many are told.

@@ -6,7 +6,6 @@ pub mod columns;
 pub mod enhanced;
 pub mod faults;
 pub mod images;
-mod object;
 pub mod posts;
 pub mod refusals;
 pub mod requests;
@@ -17,7 +16,6 @@ pub mod tally;
 use std::{fmt, str::FromStr};
 
 pub use faults::{Fault, FaultKind, FaultLine};
-pub use object::Object;
 
 /// Place of a post in the input, from 0: the join key. Given in [`posts`] and nowhere else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,7 +79,7 @@ impl FromStr for ChunkId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("`{}` is not a chunk name (NAME_batch_partN)", faults::short(text));
+        let bad = || format!("`{}` is not a chunk name (NAME_batch_partN)", crate::text::short(text));
         let (stem, part) = text.rsplit_once("_batch_part").ok_or_else(bad)?;
         let plain = !part.starts_with('0') && part.bytes().all(|b| b.is_ascii_digit());
         let part = part.parse().ok().filter(|_| plain).ok_or_else(bad)?;

@@ -6,67 +6,20 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{
-    Fault, FaultKind, FaultLine, PostIndex,
-    faults::{escape_control, excerpt},
-    results::word,
-};
+use super::{Fault, FaultKind, FaultLine, PostIndex};
 use crate::{
+    analysis::{Fields, Slot},
     console::Console,
     error::{Error, Result as Outcome},
+    json::{JSON_SPACE, word},
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         flaw::Flaw,
         input::Input,
     },
+    text::{escape_control, excerpt},
     units::count,
 };
-
-/// The field names that matter, each with its [`Slot`].
-#[derive(Debug, Default)]
-pub struct Fields {
-    names: Vec<String>,
-    /// Of these, what a post is asked about: an object with none of them is no post.
-    asked: Vec<String>,
-}
-
-/// A field's number in [`Fields`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Slot(u16);
-
-impl Fields {
-    /// The slot of a name, made if it is new.
-    pub fn slot(&mut self, name: &str) -> Slot {
-        let at = self.names.iter().position(|known| known == name).unwrap_or_else(|| {
-            self.names.push(name.to_owned());
-            self.names.len() - 1
-        });
-        // 65,536 different fields in prompts that a person wrote do not occur; the last slot is shared then.
-        Slot(u16::try_from(at).unwrap_or(u16::MAX))
-    }
-
-    /// A post is asked about this one.
-    pub fn ask(&mut self, slot: Slot) {
-        let name = self.name(slot).to_owned();
-        if !self.asked.contains(&name) {
-            self.asked.push(name);
-        }
-    }
-
-    /// What posts are asked about.
-    pub fn asked(&self) -> &[String] {
-        &self.asked
-    }
-
-    pub fn name(&self, slot: Slot) -> &str {
-        self.names.get(usize::from(slot.0)).map_or("", String::as_str)
-    }
-
-    fn find(&self, name: &str) -> Option<Slot> {
-        let at = self.names.iter().position(|known| known == name)?;
-        u16::try_from(at).ok().map(Slot)
-    }
-}
 
 /// Where a field's value stands in the line. A key that occurs twice has two.
 #[derive(Clone, Copy, Debug)]
@@ -108,9 +61,6 @@ impl<'a> Post<'a> {
         (self.line.trim_end_matches(JSON_SPACE).len().saturating_sub(1), self.has_keys)
     }
 }
-
-/// JSON's own white space; Unicode has more.
-pub const JSON_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 /// Why a line is no post.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,7 +176,7 @@ impl<'f> PostReader<'f> {
     ) -> Outcome<Self> {
         let input = Input::open(path, "cat posts.jsonl | zbatch gen, or zbatch gen posts.jsonl")?;
         let lines = LineReader::new(input, Shape::LinesOrArray, max_line, start_index);
-        Ok(Self { lines: lines.of_posts(name, fields.asked.clone()), parser: PostParser::new(fields) })
+        Ok(Self { lines: lines.of_posts(name, fields.asked().to_vec()), parser: PostParser::new(fields) })
     }
 
     pub fn name(&self) -> &str {

@@ -10,20 +10,20 @@ use std::{
 };
 
 use super::{
-    CustomId, Fault, FaultKind, FaultLine, Object, PostIndex,
+    CustomId, Fault, FaultKind, FaultLine, PostIndex,
     columns::is_empty,
     images::{Image, ImageFinder, Images},
-    posts::{Post, Slot},
+    posts::Post,
 };
 use crate::{
-    analysis::{Analysis, AnalysisSet, Piece, Template, escape_json},
+    analysis::{Analysis, AnalysisSet, Piece, Slot, Template},
     cli::ImageUrls,
     error::{Error, Result},
+    json::{Object, decode_unicode_escapes, ends_a_line, escape_json, on_one_line},
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
     },
-    settings::Models,
 };
 
 /// Which rows are asked for, and which images they show.
@@ -163,6 +163,16 @@ pub struct RenderTally {
     pub without_images: u64,
 }
 
+/// The models that requests name, and the temperature of an analysis that has none of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestModels<'m> {
+    /// For requests without images.
+    pub text: &'m str,
+    /// For requests with images.
+    pub vision: &'m str,
+    pub temperature: &'m serde_json::Number,
+}
+
 /// Renders the requests of one post after another, reusing its buffers.
 #[derive(Debug)]
 pub struct Renderer<'s> {
@@ -181,18 +191,14 @@ impl<'s> Renderer<'s> {
     /// `url` is the provider's line url; a line of more than `max_bytes` is a `too_large` fault.
     pub fn new(
         set: &'s AnalysisSet,
-        models: &Models,
+        models: RequestModels<'_>,
         url: &str,
         data_dir: Option<&Path>,
         rows: &'s Rows,
         max_bytes: u64,
     ) -> Result<Self> {
-        let (text, vision) = (&models.model.value, &models.multimodal_model.value);
-        let frames = set
-            .list
-            .iter()
-            .map(|analysis| Frame::new(analysis, text, vision, url, &models.temperature.value))
-            .collect();
+        let RequestModels { text, vision, temperature } = models;
+        let frames = set.list.iter().map(|analysis| Frame::new(analysis, text, vision, url, temperature)).collect();
         Ok(Self {
             set,
             frames,
@@ -384,72 +390,6 @@ fn goes_as_it_is(text: &[u8]) -> bool {
     })
 }
 
-/// A request is one line for every reader: U+0085, U+2028 and U+2029 end one for Python's `splitlines`, and servers use that.
-/// In JSON they only stand in strings, so that escaping them changes no value.
-pub fn is_on_one_line(line: &[u8]) -> bool {
-    memchr::memchr2_iter(0xc2, 0xe2, line).all(|at| !ends_a_line(line.get(at..).unwrap_or_default()))
-}
-
-fn ends_a_line(bytes: &[u8]) -> bool {
-    matches!(bytes, [0xc2, 0x85, ..] | [0xe2, 0x80, 0xa8 | 0xa9, ..])
-}
-
-/// JSON with these characters escaped.
-pub fn on_one_line(json: &str) -> String {
-    if is_on_one_line(json.as_bytes()) {
-        // A long text is not copied three times.
-        return json.to_owned();
-    }
-    json.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029")
-}
-
-/// `\uXXXX` → UTF-8 in the body of a JSON string; what JSON must escape stays escaped, a lone surrogate becomes
-/// U+FFFD and is counted.
-fn decode_unicode_escapes(body: &str, surrogates: &mut u64) -> String {
-    let mut out = String::with_capacity(body.len());
-    let mut rest = body;
-    while let Some((before, escape)) = rest.split_once('\\') {
-        out.push_str(before);
-        let Some(unit) = unicode_escape(escape) else {
-            // Another escape: it and the character after it go through.
-            let mut chars = escape.chars();
-            out.push('\\');
-            out.extend(chars.next());
-            rest = chars.as_str();
-            continue;
-        };
-        rest = escape.get(5..).unwrap_or_default();
-        let decoded = match unit {
-            0xd800..=0xdbff => match rest.strip_prefix('\\').and_then(unicode_escape) {
-                Some(low @ 0xdc00..=0xdfff) => {
-                    rest = rest.get(6..).unwrap_or_default();
-                    char::from_u32(0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00))
-                }
-                _ => None,
-            },
-            unit => char::from_u32(unit),
-        };
-        match decoded {
-            Some('"') => out.push_str("\\\""),
-            Some('\\') => out.push_str("\\\\"),
-            Some(c) if (c as u32) < 0x20 => out.push_str(&format!("\\u{:04x}", c as u32)),
-            Some(c) => out.push(c),
-            None => {
-                *surrogates += 1;
-                out.push(char::REPLACEMENT_CHARACTER);
-            }
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
-/// The code unit of `uXXXX` at the start of what follows a backslash.
-fn unicode_escape(after_backslash: &str) -> Option<u32> {
-    let digits = after_backslash.strip_prefix('u')?.get(..4)?;
-    u32::from_str_radix(digits, 16).ok()
-}
-
 /// What faults files say of rows, for `--skip`.
 ///
 /// # Errors
@@ -497,21 +437,14 @@ const MAX_SKIPPED: usize = 2_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        analysis::Sources,
-        flow::posts::PostParser,
-        settings::{Origin, Sourced},
-    };
+    use crate::{analysis::Sources, flow::posts::PostParser};
 
-    fn models() -> Models {
-        let text = |value: &str| Sourced { value: value.to_owned(), origin: Origin::Default };
-        Models {
-            model: text("m"),
-            multimodal_model: text("v"),
-            provider: text("zhipu"),
-            base_url: None,
-            temperature: Sourced { value: serde_json::Number::from_f64(0.7).expect("finite"), origin: Origin::Default },
-        }
+    fn models(temperature: &serde_json::Number) -> RequestModels<'_> {
+        RequestModels { text: "m", vision: "v", temperature }
+    }
+
+    fn temperature() -> serde_json::Number {
+        serde_json::Number::from_f64(0.7).expect("finite")
     }
 
     /// The request lines and faults of one post under the built-in analyses named.
@@ -519,8 +452,8 @@ mod tests {
         let only = only.iter().map(|name| (*name).to_owned()).collect();
         let set = AnalysisSet::load(&Sources { only, ..Default::default() }).expect("a set");
         let rows = Rows::default();
-        let mut renderer =
-            Renderer::new(&set, &models(), "/v4/chat/completions", None, &rows, max_bytes).expect("a renderer");
+        let mut renderer = Renderer::new(&set, models(&temperature()), "/v4/chat/completions", None, &rows, max_bytes)
+            .expect("a renderer");
         let mut parser = PostParser::new(&set.fields);
         let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
         let (mut lines, mut faults) = (Vec::new(), Vec::new());
@@ -571,17 +504,6 @@ mod tests {
     }
 
     #[test]
-    fn unicode_escapes_become_text_and_the_rest_stays() {
-        let mut lone = 0;
-        let decode = |body: &str, lone: &mut u64| decode_unicode_escapes(body, lone);
-        assert_eq!(decode(r"\u597d\ud83d\ude00\n\\u0041\/", &mut lone), r"好😀\n\\u0041\/");
-        assert_eq!(decode(r"\u0022\u005c\u0007\u0041", &mut lone), r#"\"\\\u0007A"#);
-        assert_eq!(lone, 0);
-        assert_eq!(decode(r"\ud800x\udc00\ud83d\u0041\uD800", &mut lone), "\u{fffd}x\u{fffd}\u{fffd}A\u{fffd}");
-        assert_eq!(lone, 4);
-    }
-
-    #[test]
     fn other_values_render_as_written() {
         let post = r#"{"content":"x","username":1e5,"location":null,"publish_time":{"y": "2026"}}"#;
         let (lines, ..) = render(post, &["publisher_decision"], 1 << 20);
@@ -606,7 +528,7 @@ mod tests {
             let set = AnalysisSet::load(&Sources::default()).expect("a set");
             let rows = Rows::default();
             let mut renderer =
-                Renderer::new(&set, &models(), "/v4/chat/completions", None, &rows, 1 << 20).expect("ok");
+                Renderer::new(&set, models(&temperature()), "/v4/chat/completions", None, &rows, 1 << 20).expect("ok");
             let mut parser = PostParser::new(&set.fields);
             let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
             let mut bytes = 0;

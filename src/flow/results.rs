@@ -1,6 +1,6 @@
 //! Results file → result lines: which row a line answers, and the text the model wrote or why there is none.
 //!
-//! Reads what Zhipu and OpenAI write, output and error files alike (`zhipu-batch-api.md` §5). A line whose
+//! Reads what Zhipu and OpenAI write, output and error files alike (`docs/providers.md`). A line whose
 //! custom_id can be read belongs to that row whatever else is in it; only one without is a fault of no row.
 //! Everything is borrowed from the line; the usual line is read in one pass, an odd one level by level, and one that is
 //! not quite JSON after it was repaired.
@@ -14,10 +14,12 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    Fault, FaultKind, Object,
-    faults::short,
-    posts::JSON_SPACE,
+    Fault, FaultKind,
     refusals::{error_kind, finish_kind},
+};
+use crate::{
+    json::{JSON_SPACE, JsonText, Object, decode_escapes, not_json, word},
+    text::short,
 };
 
 /// Tokens that a request was billed for.
@@ -61,16 +63,16 @@ impl<'a> Content<'a> {
     where
         'a: 'b,
     {
-        match self.0 {
-            Cow::Borrowed(raw) if raw.starts_with('"') => JsonText(raw).decode(buffer, surrogates),
-            raw => {
-                buffer.clear();
-                for text in texts(&raw) {
-                    decode_escapes(text.body(), buffer, surrogates);
-                }
-                buffer
-            }
+        if let Cow::Borrowed(raw) = self.0
+            && let Some(text) = JsonText::new(raw)
+        {
+            return text.decode(buffer, surrogates);
         }
+        buffer.clear();
+        for text in texts(&self.0) {
+            decode_escapes(text.body(), buffer, surrogates);
+        }
+        buffer
     }
 
     fn into_owned(self) -> Content<'static> {
@@ -103,90 +105,6 @@ fn part_text(part: &str) -> Option<JsonText<'_>> {
     let [kind, text] = pick_some(Some(part), ["type", "text"]);
     let is_text = matches!(kind.map(word).as_deref(), None | Some("text" | "output_text"));
     JsonText::new(part).or_else(|| text.filter(|_| is_text).and_then(JsonText::new))
-}
-
-/// A JSON string as it stands in the line, quotes included. Decoding waits for a buffer that is used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JsonText<'a>(&'a str);
-
-impl<'a> JsonText<'a> {
-    fn new(raw: &'a str) -> Option<Self> {
-        raw.starts_with('"').then_some(Self(raw))
-    }
-
-    /// The text. A lone surrogate becomes U+FFFD and is counted; `buffer` is used only if there are escapes.
-    pub fn decode<'b>(self, buffer: &'b mut String, surrogates: &mut u64) -> &'b str
-    where
-        'a: 'b,
-    {
-        let body = self.body();
-        if memchr::memchr(b'\\', body.as_bytes()).is_none() {
-            return body;
-        }
-        buffer.clear();
-        decode_escapes(body, buffer, surrogates);
-        buffer
-    }
-
-    fn body(self) -> &'a str {
-        self.0.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default()
-    }
-
-    fn to_cow(self) -> Cow<'a, str> {
-        let body = self.body();
-        if !body.contains('\\') {
-            return Cow::Borrowed(body);
-        }
-        let mut text = String::new();
-        decode_escapes(body, &mut text, &mut 0);
-        Cow::Owned(text)
-    }
-}
-
-/// Appends the text of a JSON string's body, which serde has found to be well formed but for its surrogates.
-fn decode_escapes(body: &str, out: &mut String, surrogates: &mut u64) {
-    let mut rest = body;
-    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
-        let (Some(before), Some(escape)) = (rest.get(..at), rest.get(at + 1..)) else { break };
-        out.push_str(before);
-        let mut chars = escape.chars();
-        let plain = match chars.next() {
-            Some('b') => '\u{8}',
-            Some('f') => '\u{c}',
-            Some('n') => '\n',
-            Some('r') => '\r',
-            Some('t') => '\t',
-            Some('u') => {
-                let (decoded, after) = decode_unicode(escape);
-                rest = after;
-                *surrogates += u64::from(decoded.is_none());
-                out.push(decoded.unwrap_or(char::REPLACEMENT_CHARACTER));
-                continue;
-            }
-            Some(other) => other,
-            None => break,
-        };
-        out.push(plain);
-        rest = chars.as_str();
-    }
-    out.push_str(rest);
-}
-
-/// The character of `uXXXX` or `uXXXX\uXXXX` at the start, if it is one, and what follows it.
-fn decode_unicode(escape: &str) -> (Option<char>, &str) {
-    let unit = |text: &str| text.strip_prefix('u')?.get(..4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    let after = escape.get(5..).unwrap_or_default();
-    match unit(escape) {
-        Some(high @ 0xd800..=0xdbff) => match after.strip_prefix('\\').and_then(unit) {
-            Some(low @ 0xdc00..=0xdfff) => {
-                let code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-                (char::from_u32(code), after.get(6..).unwrap_or_default())
-            }
-            _ => (None, after),
-        },
-        Some(code) => (char::from_u32(code), after),
-        None => (None, after),
-    }
 }
 
 /// Reads one line of a results file.
@@ -343,12 +261,6 @@ fn id_after(rest: &[u8]) -> Option<&[u8]> {
 /// The custom_id of a result line, if it has one that can be read.
 pub fn read_custom_id(line: &[u8]) -> Option<Cow<'_, str>> {
     parse_result(line).ok().map(|line| line.custom_id)
-}
-
-fn not_json(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("not JSON: {what} at byte {}", error.column())
 }
 
 /// The values of a line that matter, as they are written; what is absent or null is `None`.
@@ -712,11 +624,6 @@ fn coded_fault(code: Option<&str>, class: Option<&str>, message: Option<&str>, s
     Fault::new(kind, detail)
 }
 
-/// A string's text, or any other value as it is written.
-pub(super) fn word(raw: &str) -> Cow<'_, str> {
-    JsonText::new(raw).map_or(Cow::Borrowed(raw), JsonText::to_cow)
-}
-
 /// A whole number as a number, a float (`12.0`) or a string.
 fn integer(raw: &str) -> Option<u64> {
     /// Beyond it a float is no exact count any more.
@@ -969,18 +876,6 @@ mod tests {
             let envelope = serde_json::from_str::<Envelope<'_>>(&line).expect("the usual way");
             let level_by_level = Parts::pick_from(&line).expect("level by level");
             prop_assert_eq!(Parts::from_envelope(&envelope).read(), level_by_level.read());
-        }
-
-        #[test]
-        fn decoding_is_what_serde_does(text: String) {
-            let raw = serde_json::Value::from(text.as_str()).to_string();
-            let mut lone = 0;
-            let mut buffer = String::new();
-            prop_assert_eq!(JsonText(&raw).decode(&mut buffer, &mut lone), text.as_str());
-            let escaped: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
-            let escaped = format!("\"{escaped}\"");
-            prop_assert_eq!(JsonText(&escaped).decode(&mut buffer, &mut lone), text.as_str());
-            prop_assert_eq!(lone, 0);
         }
     }
 }

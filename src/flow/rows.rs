@@ -9,11 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    CustomId,
-    chunks::Chunk,
-    results::{parse_result, read_custom_id},
-};
+use super::{CustomId, results::parse_result};
 use crate::{
     error::{Error, Result},
     folder::Entry,
@@ -39,6 +35,11 @@ pub struct RowSet {
 }
 
 impl RowSet {
+    /// All indexes from `first` to `last`.
+    pub fn range(first: u64, last: u64) -> Self {
+        Self { ranges: vec![(first, last)] }
+    }
+
     /// `false`: it was there.
     pub fn insert(&mut self, index: u64) -> bool {
         let at = self.ranges.partition_point(|(_, last)| *last < index);
@@ -120,28 +121,6 @@ impl RowSet {
 }
 
 impl RowSet {
-    /// The rows of a chunk whose file is gone, if the journal or the chunk's requests tell them.
-    pub fn recover(chunk: &Chunk, requests: &Entry) -> Result<Option<Self>> {
-        if chunk.last_index.checked_sub(chunk.first_index).is_some_and(|more| more + 1 == chunk.lines) {
-            return Ok(Some(Self { ranges: vec![(chunk.first_index, chunk.last_index)] }));
-        }
-        if !requests.exists()? || FileMark::of(requests)?.blake3 != chunk.blake3 {
-            return Ok(None);
-        }
-        let mut rows = Self::default();
-        let mut lines = read_results(requests)?;
-        let mut block = Block::default();
-        while lines.fill(&mut block)? {
-            for line in block.lines() {
-                let id = read_custom_id(line.bytes);
-                let Some(id) = id.as_deref().and_then(CustomId::parse) else { return Ok(None) };
-                rows.insert(id.index.0);
-            }
-        }
-        let is_whole = (rows.len(), rows.ends()) == (chunk.lines, Some((chunk.first_index, chunk.last_index)));
-        Ok(is_whole.then_some(rows))
-    }
-
     /// Of a file of the chunk that nothing here tells again.
     pub fn gone(file: &Entry) -> Error {
         Error::input(format!("{file}: it is gone")).fix(

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{FaultKind, FaultLine, answers::Rung, results::Usage};
+use super::{
+    FaultKind, FaultLine,
+    answers::{Outcome, Rung},
+    results::Usage,
+};
 
 /// Faults of one kind shown in a report.
 const SAMPLES: usize = 5;
@@ -90,6 +94,28 @@ pub struct Tally {
 impl Tally {
     pub fn new(analyses: usize) -> Self {
         Self { analyses: vec![AnalysisTally::default(); analyses], ..Self::default() }
+    }
+
+    /// Counts a result line: its row, its answer, its tokens. A fault is counted by [`Tally::add_fault`], with its place.
+    pub fn count(&mut self, outcome: &Outcome<'_>) {
+        let (analysis, judged, usage, surrogates) = match outcome {
+            Outcome::Answer { analysis, judged, usage, surrogates, .. } => {
+                (Some(*analysis), Some(judged), usage, surrogates)
+            }
+            Outcome::Fault { analysis, usage, surrogates, .. } => (*analysis, None, usage, surrogates),
+        };
+        let Some(counts) = analysis.and_then(|at| self.analyses.get_mut(at)) else { return };
+        self.surrogates += surrogates;
+        counts.rows += 1;
+        // The provider also bills for rows that went wrong.
+        usage.iter().for_each(|usage| counts.usage.add(*usage));
+        if let Some(judged) = judged {
+            counts.answers += 1;
+            if let Some(count) = counts.rungs.get_mut(judged.rung as usize) {
+                *count += 1;
+            }
+            counts.unknown_labels += u64::from(judged.unknown_labels);
+        }
     }
 
     /// Adds what another thread read. Faults are not among it: they are counted where they are put in order.

@@ -6,8 +6,8 @@ use tokio::time::sleep;
 
 use super::{
     Goal, Jobs, check_caps,
-    life::{Closes, Halt},
-    listed::{CONTENT, MARK},
+    give_up::{Closes, Halt},
+    listed::CONTENT,
     lookup::Listed,
     patience::is_unreachable,
 };
@@ -20,7 +20,7 @@ use crate::{
         rows::{FileMark, RowSet},
     },
     journal::{ChunkPlace, Event, Job, JobStatus, State},
-    provider::{Batch, Class, CreateError, FileId},
+    provider::{Batch, Class, CreateError, FileId, MARK},
 };
 
 /// Creates refused for the moment (rate, overload) before the chunk is given up.

@@ -9,11 +9,9 @@ use std::{
 use crate::{
     flow::chunks::Chunk,
     journal::State,
-    provider::{Batch, BatchId, BatchStatus, FileId},
+    provider::{Batch, BatchId, BatchStatus, FileId, MARK},
 };
 
-/// Key of our mark in a batch's metadata.
-pub(super) const MARK: &str = "zbatch";
 /// Key of the hash of the chunk's content: another copy of the directory may have cut the same chunk from other posts.
 pub(super) const CONTENT: &str = "blake3";
 /// Batches of one directory that its journal lacks. A server that shows more makes them up.

@@ -10,15 +10,15 @@ use tokio::{sync::OnceCell, time::sleep};
 
 use super::{
     Jobs,
-    life::{Closes, Halt, closes_after},
-    listed::{Evidence, MARK, Sighted, StraySearch, Strays, best_first, mark},
+    give_up::{Closes, Halt, closes_after},
+    listed::{Evidence, Sighted, StraySearch, Strays, best_first, mark},
 };
 use crate::{
     cli::OnAmbiguous,
     drill::{self, Guard},
     error::{Error, Kind, Result},
     journal::{Event, Job},
-    provider::{ApiError, Batch, BatchId, Class, FileId},
+    provider::{ApiError, Batch, BatchId, Class, FileId, MARK},
 };
 
 /// Complete listings that must not show a batch before its create counts as lost.

@@ -7,7 +7,8 @@
 //!
 //! | file | is about |
 //! |---|---|
-//! | `life.rs` | a chunk from top to bottom, and how it is given up |
+//! | `life.rs` | a chunk from top to bottom |
+//! | `give_up.rs` | errors: what is left to another command, and which creates are closed |
 //! | `slots.rs` | which chunk may begin: `--max-concurrent-tasks`, documented and learned limits |
 //! | `create.rs` | upload, intent, create |
 //! | `lookup.rs`, `listed.rs` | batches that may exist: creates without an answer, batches of another copy of the directory |
@@ -16,6 +17,7 @@
 //! | `patience.rs` | a provider that does not answer |
 
 mod create;
+mod give_up;
 mod life;
 mod listed;
 mod lookup;
@@ -49,11 +51,11 @@ use crate::{
     cli::OnAmbiguous,
     drill,
     error::{Error, Kind, Result},
-    journal::{ChunkPlace, Event, Job, JobStatus, Journal, Step},
-    progress::{Progress, Waiting},
+    journal::{ChunkPlace, Event, Job, JobStatus, Journal, State, Step},
+    progress::{Counts, Progress, Waiting},
     provider::Client,
     stop::{Stop, StopReason},
-    units::count,
+    units::{count, sum},
     workdir::WorkDir,
 };
 
@@ -356,14 +358,27 @@ impl<'a> Jobs<'a> {
                 last = Instant::now();
                 let waits = self.client.waits();
                 // A journal that cannot be read ends the jobs elsewhere.
-                let _said = self.journal.read(|state| self.progress.heartbeat(state, &waits));
+                let _said = self.journal.read(|state| self.progress.heartbeat(counts(state), &waits));
             }
         }
     }
 
     fn append(&self, event: &Event) -> Result<()> {
         self.journal.append(event)?;
-        self.journal.read(|state| self.progress.update(state))
+        self.journal.read(|state| self.progress.update(counts(state)))
+    }
+}
+
+fn counts(state: &State) -> Counts {
+    let fetched = state.jobs.iter().filter(|job| job.step() == Step::Fetched);
+    Counts {
+        chunks: state.jobs.len() as u64,
+        waiting: state.below(Step::Created),
+        running: state.at(Step::Created),
+        ended: state.at(Step::Ended),
+        fetched: state.at(Step::Fetched),
+        rows: sum(state.jobs.iter().map(|job| job.chunk.lines)),
+        rows_fetched: sum(fetched.map(|job| job.chunk.lines)),
     }
 }
 

@@ -9,14 +9,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     Goal, Jobs,
-    life::{Closes, Halt},
-    results::{describe_end, end_of, is_vague},
+    give_up::{Closes, Halt},
 };
 use crate::{
     cli::OnAmbiguous,
     error::{Error, Result},
-    journal::{BatchEnd, ChunkPlace, Event, Job, Made},
-    provider::{ApiError, Batch, Class},
+    journal::{BatchEnd, ChunkPlace, Event, Job, Made, RefusedLine},
+    provider::{ApiError, Batch, BatchId, Class},
 };
 
 /// Polls in a row that were refused, before the chunk is left to the next command.
@@ -24,7 +23,7 @@ const FAILED_POLLS: u32 = 10;
 /// Polls in a row that do not find the batch, before it has vanished.
 const ABSENT_POLLS: u32 = 5;
 /// The status of such a batch.
-pub(super) const VANISHED: &str = "vanished";
+const VANISHED: &str = "vanished";
 /// How often a terminal batch that lacks file ids or counts is polled again before it is accepted.
 const VAGUE_POLLS: u32 = 3;
 /// Seconds after which a command that does not wait gives up a batch or a file that the provider does not have, counted from
@@ -221,6 +220,44 @@ impl Jobs<'_> {
 /// The batch of a job that has one.
 pub(super) fn batch_of(job: &Job) -> Result<&Made> {
     job.made().ok_or_else(|| Error::input(format!("the journal has no batch of {}; this is a bug", job.chunk.id)))
+}
+
+pub(super) fn end_of(batch: &Batch) -> BatchEnd {
+    let counts = batch.request_counts;
+    let refused = batch.refused_lines.iter().map(|(line, why)| RefusedLine { line: *line, why: why.clone() });
+    BatchEnd {
+        status: batch.status.as_str().to_owned(),
+        output_file_id: batch.output_file_id.clone(),
+        error_file_id: batch.error_file_id.clone(),
+        total: counts.total,
+        completed: counts.completed,
+        failed: counts.failed,
+        created_at: batch.created_at,
+        completed_at: batch.completed_at,
+        errors: batch.errors.clone(),
+        refused_lines: refused.collect(),
+    }
+}
+
+/// It promises rows and does not say where they are, or has files and does not say how many rows they hold.
+pub(super) fn is_vague(end: &BatchEnd) -> bool {
+    let (no_output, no_errors) = (end.output_file_id.is_none(), end.error_file_id.is_none());
+    let uncounted = end.counts_nothing();
+    let empty = no_output && no_errors;
+    no_output && end.completed > 0 || no_errors && end.failed > 0 || uncounted && (!empty || end.status == "completed")
+}
+
+/// The provider did not have the batch any more.
+pub(super) fn has_vanished(job: &Job) -> bool {
+    job.end().is_some_and(|end| end.status == VANISHED)
+}
+
+pub(super) fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
+    let why = if end.errors.is_empty() { "the provider gives no reason".to_owned() } else { end.errors.join("; ") };
+    match end.status.as_str() {
+        VANISHED => format!("its batch {batch} is not at the provider any more: {why}"),
+        status => format!("its batch is {status}: {why} ({batch})"),
+    }
 }
 
 /// Seconds since 1970.

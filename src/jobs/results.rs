@@ -6,17 +6,17 @@ use tokio::time::sleep;
 
 use super::{
     Fetched, Jobs, TOLD_CHUNKS,
-    life::{Closes, Halt},
+    give_up::{Closes, Halt},
     patience::is_unreachable,
-    poll::{LATEST, VANISHED, batch_of, seconds_now},
+    poll::{LATEST, batch_of, describe_end, end_of, has_vanished, is_vague, seconds_now},
 };
 use crate::{
     blocking,
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::rows::{RowBalance, RowSet, verify},
-    journal::{BatchEnd, ChunkPlace, Event, Job, RefusedLine},
-    provider::{ApiError, Batch, BatchId, Class},
+    journal::{BatchEnd, ChunkPlace, Event, Job},
+    provider::{ApiError, Class},
     units::count,
     workdir::ResultFile,
 };
@@ -246,23 +246,6 @@ impl Jobs<'_> {
     }
 }
 
-pub(super) fn end_of(batch: &Batch) -> BatchEnd {
-    let counts = batch.request_counts;
-    let refused = batch.refused_lines.iter().map(|(line, why)| RefusedLine { line: *line, why: why.clone() });
-    BatchEnd {
-        status: batch.status.as_str().to_owned(),
-        output_file_id: batch.output_file_id.clone(),
-        error_file_id: batch.error_file_id.clone(),
-        total: counts.total,
-        completed: counts.completed,
-        failed: counts.failed,
-        created_at: batch.created_at,
-        completed_at: batch.completed_at,
-        errors: batch.errors.clone(),
-        refused_lines: refused.collect(),
-    }
-}
-
 /// A batch promised more rows than its files hold. One that has completed and counts nothing promised all.
 fn is_short(rows: &RowBalance, end: &BatchEnd, lines: u64) -> bool {
     // A line that cannot be read stands for a row; a foreign one does not.
@@ -271,25 +254,4 @@ fn is_short(rows: &RowBalance, end: &BatchEnd, lines: u64) -> bool {
         return output.saturating_add(rows.error) < lines;
     }
     output < end.completed || rows.error < end.failed
-}
-
-/// It promises rows and does not say where they are, or has files and does not say how many rows they hold.
-pub(super) fn is_vague(end: &BatchEnd) -> bool {
-    let (no_output, no_errors) = (end.output_file_id.is_none(), end.error_file_id.is_none());
-    let uncounted = end.counts_nothing();
-    let empty = no_output && no_errors;
-    no_output && end.completed > 0 || no_errors && end.failed > 0 || uncounted && (!empty || end.status == "completed")
-}
-
-/// The provider did not have the batch any more.
-fn has_vanished(job: &Job) -> bool {
-    job.end().is_some_and(|end| end.status == VANISHED)
-}
-
-pub(super) fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
-    let why = if end.errors.is_empty() { "the provider gives no reason".to_owned() } else { end.errors.join("; ") };
-    match end.status.as_str() {
-        VANISHED => format!("its batch {batch} is not at the provider any more: {why}"),
-        status => format!("its batch is {status}: {why} ({batch})"),
-    }
 }

@@ -845,7 +845,7 @@ async fn r11_9b_a_batch_that_vanishes_stops_nothing_else() {
     assert!(end.trouble.is_none(), "{end:?}");
     let job = job(&journal, 0);
     let rows = job.rows().expect("fetched");
-    assert_eq!((job.end().expect("an end").status.as_str(), rows.absent, rows.missing), (poll::VANISHED, 1, true));
+    assert_eq!((job.end().expect("an end").status.as_str(), rows.absent, rows.missing), ("vanished", 1, true));
     assert_eq!((seen.count("create"), job.is_cleaned()), (2, false));
 }
 

@@ -2,19 +2,20 @@
 //! strings. Whether an element is valid JSON is for its reader to say; here the array itself is checked.
 //! Line breaks between the tokens of an element are left out, so that an element is one line; nothing else changes.
 
-use super::blocks::HEAD_BYTES;
+/// What is kept of a line over the limit.
+pub const HEAD_BYTES: usize = 512;
 
 /// One complete element.
 #[derive(Debug)]
 pub struct Element<'a> {
     pub bytes: &'a [u8],
-    pub place: Place,
+    pub place: Position,
     pub too_long: bool,
 }
 
-/// A place in the input.
+/// A position in the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// Bytes from the start of the decompressed input.
     pub offset: u64,
     /// Line number, from 1.
@@ -46,14 +47,21 @@ pub struct ArraySplitter {
     state: State,
     depth: u64,
     element: Vec<u8>,
-    begin: Place,
+    begin: Position,
     too_long: bool,
     max_line: usize,
 }
 
 impl ArraySplitter {
     pub fn new(max_line: usize) -> Self {
-        Self { state: State::Start, depth: 0, element: Vec::new(), begin: Place::default(), too_long: false, max_line }
+        Self {
+            state: State::Start,
+            depth: 0,
+            element: Vec::new(),
+            begin: Position::default(),
+            too_long: false,
+            max_line,
+        }
     }
 
     /// The closing bracket was seen.
@@ -65,7 +73,12 @@ impl ArraySplitter {
     ///
     /// # Errors
     /// What is wrong with the array; `place` is then where.
-    pub fn feed(&mut self, bytes: &[u8], place: &mut Place, mut emit: impl FnMut(Element<'_>)) -> Result<(), String> {
+    pub fn feed(
+        &mut self,
+        bytes: &[u8],
+        place: &mut Position,
+        mut emit: impl FnMut(Element<'_>),
+    ) -> Result<(), String> {
         let base = place.offset;
         // Start of the bytes that are to be copied in one piece.
         let mut run = 0;
@@ -139,7 +152,7 @@ impl ArraySplitter {
     }
 
     /// A byte that belongs to the array itself, or the first of a value (which is not taken).
-    fn between(&mut self, byte: u8, place: Place) -> Result<(), String> {
+    fn between(&mut self, byte: u8, place: Position) -> Result<(), String> {
         self.state = match (self.state, byte) {
             (state, b' ' | b'\t' | b'\n' | b'\r') => state,
             // Padding of the file.
@@ -191,9 +204,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn split(input: &[u8], piece: usize) -> Result<Vec<String>, (String, Place)> {
+    fn split(input: &[u8], piece: usize) -> Result<Vec<String>, (String, Position)> {
         let mut splitter = ArraySplitter::new(1 << 20);
-        let mut place = Place { offset: 0, number: 1 };
+        let mut place = Position { offset: 0, number: 1 };
         let mut elements = Vec::new();
         for bytes in input.chunks(piece) {
             splitter

@@ -13,7 +13,7 @@ use std::{
 use serde::de::IgnoredAny;
 
 use super::{
-    array::{ArraySplitter, Place},
+    array::{ArraySplitter, HEAD_BYTES, Position},
     flaw::Flaw,
     form::{Form, LOOK_BYTES, Wrapping},
     input::{Input, read_error, unpacker},
@@ -27,8 +27,6 @@ use crate::{
 pub const BLOCK_BYTES: usize = 1 << 20;
 /// One read from the input.
 const READ_BYTES: usize = 256 << 10;
-/// What is kept of a line over the limit.
-pub const HEAD_BYTES: usize = 512;
 /// A byte order mark.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
@@ -469,12 +467,12 @@ impl LineReader {
     fn fill_from_array(&mut self, block: &mut Block) -> Result<bool> {
         while block.bytes.len() < BLOCK_BYTES {
             let Mode::Array(splitter) = &mut self.mode else { break };
-            let mut place = Place { offset: self.offset, number: self.number };
+            let mut place = Position { offset: self.offset, number: self.number };
             let mut index = self.next_index;
             let outcome = splitter.feed(&self.pending, &mut place, |element| {
                 let start = block.bytes.len();
                 block.bytes.extend_from_slice(element.bytes);
-                let Place { offset, number } = element.place;
+                let Position { offset, number } = element.place;
                 let too_long = element.too_long;
                 let (end, has_no_end) = (block.bytes.len(), false);
                 block.spans.push(Span { start, end, index, number, offset, too_long, has_no_end });

@@ -1,5 +1,6 @@
 //! Why a text is not JSON, in words for whoever wrote the file, and where: line and column as an editor counts them.
 
+use crate::json::complaint;
 use serde_json::error::Category;
 
 /// What is wrong with a text, and where.
@@ -19,7 +20,7 @@ impl Flaw {
         // Of a text that is cut short the end is its place; else serde_json has read the byte that it complains of.
         let is_short = error.classify() == Category::Eof;
         let at = if is_short { row.len() } else { error.column().saturating_sub(1).min(row.len()) };
-        let said = words(error);
+        let said = complaint(error);
         let (what, at) = cause(row, at, &said).unwrap_or((said, at));
         let column = String::from_utf8_lossy(row.get(..at).unwrap_or(row)).chars().count() + 1;
         Self { what, line: error.line(), column }
@@ -61,12 +62,6 @@ fn cause(row: &[u8], at: usize, said: &str) -> Option<(String, usize)> {
         _ => return None,
     };
     Some((what, at))
-}
-
-/// serde_json's own words, without the place.
-fn words(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what).to_owned()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Bytes ⇄ whole lines, in bounded memory.
 
 mod ahead;
-mod array;
+pub mod array;
 pub mod blocks;
 pub mod flaw;
 pub mod form;

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    folder::Entry,
+    folder::{Entry, directory},
     shell,
 };
 
@@ -246,14 +246,6 @@ fn named_like<R>(
     make(tempfile::Builder::new().prefix(&format!(".{name}.")).suffix(".part"))
 }
 
-/// The directory a path is in.
-pub fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    }
-}
-
 /// What a file is called in a drill: the directory it is in, within a work directory, or its ending.
 fn kind_of(path: &Path) -> &str {
     match directory(path).file_name().and_then(|name| name.to_str()) {
@@ -275,6 +267,15 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
     file.commit()
+}
+
+impl Entry {
+    /// Writes a small file whole, readable by the user alone.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        let mut file = AtomicFile::within(self)?;
+        file.write_all(bytes).map_err(|e| Error::io("write", self.path(), &e))?;
+        file.commit()
+    }
 }
 
 /// The same, readable by the user alone.

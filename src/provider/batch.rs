@@ -1,4 +1,4 @@
-//! What a server says about a batch, read as tolerantly as `zhipu-batch-api.md` §4 asks: only id and status are
+//! What a server says about a batch, read as tolerantly as `docs/providers.md` asks: only id and status are
 //! needed, null, `""` and absent are alike, times come in seconds or milliseconds.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
@@ -8,14 +8,16 @@ use serde_json::Value;
 
 use super::{
     Dialect, Key,
-    error::{harmless, harmless_message},
+    error::{harmless, harmless_message, says_full_queue},
 };
 use crate::{
     error::{Error, Result},
-    flow::faults::escape_control,
+    text::escape_control,
 };
 
 const MAX_ID_BYTES: usize = 256;
+/// The metadata key under which a batch carries the mark of the work directory and the chunk that it was made for.
+pub const MARK: &str = "zbatch";
 /// Above this a time is in milliseconds; in seconds it would be the year 5138.
 const SECONDS_END: u64 = 100_000_000_000;
 /// Of the errors a batch may list.
@@ -23,18 +25,6 @@ const ERRORS_KEPT: usize = 20;
 /// Of those that name a line; all of them go into one event of the journal.
 const LINES_KEPT: usize = 1000;
 const LINE_WHY_CHARS: usize = 120;
-/// Codes and phrases, in lower case, of a provider whose queue holds as much of the account as it may. Each was seen in a
-/// report: `token_limit_exceeded` and "Enqueued token limit reached … try again once some in_progress batches have been
-/// completed" at OpenAI (openai-python issue 2084), "Enqueued request limit reached" there too (its forum, topic 1002388),
-/// "the number of enqueued tokens has surpassed …" at Azure (its Q&A, 2285577), `too_many_tasks` (`docs/reliability.md` M6).
-const FULL_QUEUE: [&str; 6] = [
-    "token_limit_exceeded",
-    "enqueued token limit",
-    "enqueued request limit",
-    "number of enqueued tokens has surpassed",
-    "once some in_progress batches have been completed",
-    "too_many_tasks",
-];
 const STATUS_CHARS: usize = 40;
 /// Metadata holds 16 pairs of at most 64 and 512 characters; of one that says more, so much is kept.
 const MAX_PAIRS: usize = 64;
@@ -228,12 +218,6 @@ impl Batch {
         let has_files = self.output_file_id.is_some() || self.error_file_id.is_some();
         self.status == BatchStatus::Failed && !ran && !has_files && self.errors.iter().any(|why| says_full_queue(why))
     }
-}
-
-/// The words are those of a provider whose queue has no room for the account now.
-pub(super) fn says_full_queue(words: &str) -> bool {
-    let words = words.to_lowercase();
-    FULL_QUEUE.iter().any(|phrase| words.contains(phrase))
 }
 
 /// An id of a server, unless it is an echo of the key: ids go into the journal.

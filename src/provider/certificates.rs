@@ -8,8 +8,10 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
 };
 
-use super::transport::chain;
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    text::chain,
+};
 
 /// A PEM file larger than this is a mistake.
 const MAX_FILE: u64 = 1 << 20;

@@ -1,11 +1,11 @@
 //! How providers differ, as values. A provider is one constant here; no code elsewhere asks for its name.
 //!
-//! What is documented and what is assumed about each is told in `zhipu-batch-api.md` and in `--help`.
+//! `docs/providers.md` says where each value comes from, and which values are not verified.
 
 use super::{Class, transport::origin_of};
 use crate::{
     error::{Error, Result},
-    units::did_you_mean,
+    text::did_you_mean,
 };
 
 /// One provider's API.

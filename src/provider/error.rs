@@ -7,10 +7,10 @@ use std::{fmt, time::Duration};
 
 use serde_json::Value;
 
-use super::{Dialect, Key, batch::says_full_queue};
+use super::{Class, Dialect, Key};
 use crate::{
     error::{Error, Kind},
-    flow::faults::escape_control,
+    text::escape_control,
 };
 
 /// The call that may be redirected.
@@ -25,35 +25,18 @@ const CALLS_WITH_A_MODEL: [&str; 2] = [UPLOAD, CREATE];
 /// Of all other calls, a GET or a DELETE, 404 and 410 mean that what they name is not there.
 const POSTS: [&str; 3] = [UPLOAD, CREATE, CANCEL];
 
-/// What an [`ApiError`] means for what comes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// No permission, or a key that is missing, wrong or expired.
-    Key,
-    /// Billing, quota or plan.
-    Account,
-    /// The model is unknown, withdrawn or not in the plan.
-    Model,
-    /// The request or the uploaded file is wrong; sending it again cannot help.
-    BadRequest,
-    NotFound,
-    /// Too many or too frequent requests, or an overloaded model.
-    RateLimited,
-    /// The server's trouble, or a reply that could not be read.
-    Transient,
-    /// The network: no connection, no answer, a broken one.
-    Unreachable,
-    /// A reply that we refuse to take: too large, an endless listing.
-    Reply,
-    /// A redirect that is not followed: of a call with the key, or of a download to where we do not go.
-    Redirect,
-    /// The server's certificate is not trusted.
-    Certificate,
-    /// The proxy wants a password, or another one.
-    Proxy,
-    /// A file of ours.
-    Io,
-}
+/// Codes and phrases, in lower case, of a provider whose queue holds as much of the account as it may. Each was seen in a
+/// report: `token_limit_exceeded` and "Enqueued token limit reached … try again once some in_progress batches have been
+/// completed" at OpenAI (openai-python issue 2084), "Enqueued request limit reached" there too (its forum, topic 1002388),
+/// "the number of enqueued tokens has surpassed …" at Azure (its Q&A, 2285577), `too_many_tasks` (`docs/reliability.md` M6).
+const FULL_QUEUE: [&str; 6] = [
+    "token_limit_exceeded",
+    "enqueued token limit",
+    "enqueued request limit",
+    "number of enqueued tokens has surpassed",
+    "once some in_progress batches have been completed",
+    "too_many_tasks",
+];
 
 /// Why a call failed.
 #[derive(Clone, Debug)]
@@ -372,6 +355,12 @@ fn page_text(page: &[u8]) -> String {
 
 /// Of a page that is looked at for its words.
 const PAGE_BYTES: usize = 8 << 10;
+
+/// The words are those of a provider whose queue has no room for the account now.
+pub(super) fn says_full_queue(words: &str) -> bool {
+    let words = words.to_lowercase();
+    FULL_QUEUE.iter().any(|phrase| words.contains(phrase))
+}
 
 #[cfg(test)]
 mod tests {

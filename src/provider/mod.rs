@@ -7,6 +7,7 @@
 mod batch;
 mod body;
 mod certificates;
+mod class;
 mod dialect;
 mod error;
 mod key;
@@ -30,9 +31,10 @@ use http::{HeaderMap, HeaderName, Method, header};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-pub use batch::{Batch, BatchId, BatchStatus, FileId, RequestCounts};
+pub use batch::{Batch, BatchId, BatchStatus, FileId, MARK, RequestCounts};
+pub use class::Class;
 pub use dialect::Dialect;
-pub use error::{ApiError, Class, CreateError};
+pub use error::{ApiError, CreateError};
 pub use key::{Key, Redactor};
 pub use transport::{Transport, host_of, is_same_server};
 
@@ -47,8 +49,9 @@ use crate::{
 };
 use body::Decoder;
 use error::DOWNLOAD;
+use proxies::host;
 use retry::{Policy, Retries};
-use transport::{BaseUrl, Broken, Moved, Patience, Reply, host, redirected};
+use transport::{BaseUrl, Broken, Moved, Patience, Reply, redirected};
 use waits::Waits;
 
 /// Largest JSON body that is read.

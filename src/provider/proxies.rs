@@ -6,7 +6,6 @@ use std::env;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::Url;
 
-use super::transport::host;
 use crate::error::{Error, Result};
 
 const VARIABLES: [[&str; 2]; 2] = [["HTTPS_PROXY", "https_proxy"], ["ALL_PROXY", "all_proxy"]];
@@ -52,6 +51,12 @@ pub(super) fn host_and_proxy(url: &Url) -> String {
         Some(proxy) => format!("{}, through the proxy {proxy}", host(url)),
         None => host(url),
     }
+}
+
+/// Host and port of a URL, as a message names them.
+pub(super) fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 #[cfg(test)]

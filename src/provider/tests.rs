@@ -777,9 +777,11 @@ fn say(text: &str) {
 
 /// Bad inputs that others wrote; not part of the project, read where they are.
 fn corpora() -> Option<PathBuf> {
-    let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpora"));
-    let dir = std::env::var_os("ZBATCH_CORPORA").map_or_else(beside, PathBuf::from);
+    let named = std::env::var_os("ZBATCH_CORPORA").map(PathBuf::from);
+    let is_required = named.is_some();
+    let dir = named.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/corpora")));
     if !dir.is_dir() {
+        assert!(!is_required, "ZBATCH_CORPORA is set, and {} is not there", dir.display());
         say(&format!("skipped: no corpora at {}; ZBATCH_CORPORA names another place", dir.display()));
         return None;
     }
@@ -811,7 +813,7 @@ async fn no_body_is_too_strange() {
             for status in [200, 400] {
                 *body.lock().expect("unpoisoned") = (status, text.clone());
                 let error = client.batch(&batch_id()).await.expect_err("no batch").to_string();
-                assert_eq!(crate::flow::faults::escape_control(&error), error, "{}", path.display());
+                assert_eq!(crate::text::escape_control(&error), error, "{}", path.display());
                 let listing = client.find_batches(|_| true).await;
                 assert!(listing.is_err(), "{}", path.display());
             }
@@ -823,12 +825,12 @@ async fn no_body_is_too_strange() {
         let answer = json!({"error": {"code": text, "message": text}, "id": text, "status": text, "metadata": text});
         *body.lock().expect("unpoisoned") = (400, answer.to_string().into_bytes());
         let error = client.batch(&batch_id()).await.expect_err("refused").to_string();
-        assert_eq!(crate::flow::faults::escape_control(&error), error);
+        assert_eq!(crate::text::escape_control(&error), error);
         let answer =
             json!({"id": "b", "status": text, "metadata": {text: text}, "errors": [text], "output_file_id": text});
         *body.lock().expect("unpoisoned") = (200, answer.to_string().into_bytes());
         let batch = client.batch(&batch_id()).await.expect("a batch");
-        assert_eq!(crate::flow::faults::escape_control(batch.status.as_str()), batch.status.as_str());
+        assert_eq!(crate::text::escape_control(batch.status.as_str()), batch.status.as_str());
     }
     assert!(files >= 300 && naughty.len() >= 500, "{files} files, {} strings", naughty.len());
 }

@@ -21,8 +21,14 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
-use super::{Class, certificates, proxies};
-use crate::error::{Error, Kind, Result};
+use super::{
+    Class, certificates,
+    proxies::{self, host},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    text::chain,
+};
 
 const CONNECT: Duration = Duration::from_secs(8);
 
@@ -142,12 +148,6 @@ pub fn host_of(url: &str) -> Option<String> {
 pub fn is_same_server(one: &str, other: &str) -> bool {
     let is_local = |origin: &str| Url::parse(origin).is_ok_and(|url| is_loopback(&url));
     one == other || is_local(one) && is_local(other)
-}
-
-/// Host and port of a URL, as a message names them.
-pub(super) fn host(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// Where a download goes that is sent from `from` to `location`: over https to anywhere, without it within this machine.
@@ -431,21 +431,6 @@ impl ReplyBody {
             .await
             .unwrap_or_else(|_| Err(lost("the reply stopped half way".to_owned())))
     }
-}
-
-/// An error and what caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use crate::{
     error::{Error, Result},
     lines::input::read_small,
     provider::Dialect,
-    units::{did_you_mean, parse_bytes, parse_duration, parse_interval},
+    text::did_you_mean,
+    units::{parse_bytes, parse_duration, parse_interval},
 };
 
 const LARGEST: u64 = 1 << 20;
@@ -109,11 +110,14 @@ pub struct Paths {
     pub labels: Vec<(&'static str, PathBuf)>,
 }
 
-/// A `config.json` in the current directory may belong to something else.
+/// A `config.json` in the current directory may belong to something else. One that is not JSON is ours if it names a section
+/// of ours: [`ConfigFile::read`] then says what is wrong with it.
 pub fn looks_like_ours(path: &Path) -> Result<bool> {
     let text = read_small(path, LARGEST)?;
-    let value: Option<Value> = serde_json::from_str(&text).ok();
-    Ok(value.is_some_and(|value| ["batch", "paths"].iter().any(|key| value.get(key).is_some_and(Value::is_object))))
+    Ok(match serde_json::from_str::<Value>(&text) {
+        Ok(value) => ["batch", "paths"].iter().any(|key| value.get(key).is_some_and(Value::is_object)),
+        Err(_) => ["\"batch\"", "\"paths\""].iter().any(|key| text.contains(key)),
+    })
 }
 
 impl ConfigFile {

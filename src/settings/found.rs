@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use super::{PROVIDER, file::ConfigFile};
 use crate::{
     error::{Error, Result},
-    flow::faults::escape_control,
-    lines::{output::directory, place::resolve},
+    folder::directory,
+    lines::place::resolve,
     provider::{Dialect, host_of},
     shell,
+    text::escape_control,
 };
 
 /// # Errors

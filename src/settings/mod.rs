@@ -16,6 +16,7 @@ use crate::{
     cli::{ModelArgs, ProviderArgs, SourceArgs},
     console::{Console, works_in},
     error::{Error, Kind, Result},
+    flow::requests::RequestModels,
     provider::Dialect,
 };
 
@@ -73,6 +74,13 @@ pub struct Models {
     /// `None`: the provider's own.
     pub base_url: Option<Sourced<String>>,
     pub temperature: Sourced<serde_json::Number>,
+}
+
+impl Models {
+    pub fn of_requests(&self) -> RequestModels<'_> {
+        let Self { model, multimodal_model, temperature, .. } = self;
+        RequestModels { text: &model.value, vision: &multimodal_model.value, temperature: &temperature.value }
+    }
 }
 
 impl Config {

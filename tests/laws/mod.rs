@@ -16,7 +16,7 @@ use std::{
 
 use zbatch::{
     analysis::{AnalysisSet, Sources},
-    flow::faults::escape_control,
+    text::escape_control,
 };
 
 /// The built-in analyses with the embedded reference files.

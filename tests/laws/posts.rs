@@ -17,7 +17,8 @@ use zbatch::{
         requests::{Rendered, Renderer, Rows},
     },
     lines::{
-        blocks::{Block, HEAD_BYTES, LineReader, Shape},
+        array::HEAD_BYTES,
+        blocks::{Block, LineReader, Shape},
         input::Input,
         spill::AnswerStore,
     },
@@ -170,7 +171,8 @@ fn check_post(post: &Post<'_>) {
 
     let rows = Rows::default();
     let models = Config::default().models(&ModelArgs::default()).expect("the defaults");
-    let mut renderer = Renderer::new(set, &models, "/v4/chat/completions", None, &rows, 1 << 20).expect("a renderer");
+    let mut renderer =
+        Renderer::new(set, models.of_requests(), "/v4/chat/completions", None, &rows, 1 << 20).expect("a renderer");
     let text = |slot| post.raw(slot).and_then(|raw| serde_json::from_str::<String>(raw).ok());
     renderer
         .render(post, &mut |rendered| {

@@ -12,7 +12,9 @@ type Read = (Option<u64>, Option<String>, Result<Vec<u8>, (FaultKind, String)>);
 
 fn read(reader: &mut AnswerReader<'_>, tally: &mut Tally, line: &[u8]) -> Read {
     let set = super::set();
-    match reader.read(line, tally) {
+    let outcome = reader.read(line);
+    tally.count(&outcome);
+    match outcome {
         Outcome::Answer { index, analysis, value, .. } => {
             let analysis = set.list.get(analysis).expect("it is in the set");
             (Some(index.0), Some(analysis.name.clone()), Ok(value.to_vec()))

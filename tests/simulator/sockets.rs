@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use zbatch::emulator::{faults::Lot, ledger::Ledger, schedule::Schedule};
+use zbatch::emulator::{calls::Lot, ledger::Ledger, schedule::Schedule};
 
 use super::world::{Count, Job, Left, Place, World, difference, golden};
 

@@ -22,15 +22,13 @@ use tokio::{runtime::Runtime, sync::mpsc};
 use zbatch::{
     analysis::{AnalysisSet, Sources},
     cli::{Cli, Progress, RunArgs, Verb},
-    cmd::{Ended, run::Run, run::finish},
+    cmd::{
+        Ended,
+        run::{Run, finish},
+    },
     console::Console,
     drill::{self, Drill, Killed},
-    emulator::{
-        Clock, Emulator, Settings,
-        faults::{FaultPlan, Lot},
-        ledger::Ledger,
-        schedule::Schedule,
-    },
+    emulator::{Clock, Emulator, Settings, calls::Lot, faults::FaultPlan, ledger::Ledger, schedule::Schedule},
     error::{Error, Result},
     flow::rows::FileMark,
     folder::Entry,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{error::Result, flow::faults::escape_control, lines::output::Output};
+use crate::{error::Result, lines::output::Output, text::escape_control};
 
 /// What is found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

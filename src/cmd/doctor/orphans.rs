@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{MARK, is_lacking};
+use super::is_lacking;
 use crate::{
     cli::{DoctorArgs, RemoteArgs},
     cmd::{
@@ -17,13 +17,14 @@ use crate::{
     },
     console::Console,
     error::{Error, Kind, Result},
-    flow::{ChunkId, faults::escape_control},
+    flow::ChunkId,
     journal,
     lines::output::Output,
-    provider::{Batch, Client, Dialect, FileId},
-    settings::Config,
+    provider::{Batch, Client, Dialect, FileId, MARK},
+    settings::{Config, PROVIDER},
     shell,
     stop::{Stop, StopReason},
+    text::escape_control,
     units::count,
 };
 
@@ -58,7 +59,10 @@ pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
     })??;
     found.print(args.json)?;
     let base = base_url.as_ref().map_or(dialect.base_url, |url| url.value.trim_end_matches('/'));
-    found.say_what_to_do(base, dialect, console);
+    let provider = (dialect.name != PROVIDER).then(|| format!("--provider {} ", dialect.name));
+    let url = base_url.as_ref().map(|url| format!("--base-url {} ", shell::word(&url.value)));
+    let server = provider.unwrap_or_default() + &url.unwrap_or_default();
+    found.say_what_to_do(base, &server, dialect, console);
     Ok(Ended::Finished)
 }
 
@@ -166,7 +170,8 @@ impl Orphans {
         stdout.commit()
     }
 
-    fn say_what_to_do(&self, base: &str, dialect: &Dialect, console: &Console) {
+    /// `server`: the flags that name it.
+    fn say_what_to_do(&self, base: &str, server: &str, dialect: &Dialect, console: &Console) {
         let (batches, files) = (self.batches.len(), self.files.len());
         console.note(format_args!(
             "of no work directory given: {}, and {} without a batch; nothing was deleted",
@@ -182,7 +187,7 @@ impl Orphans {
         console.table(
             "a job that runs elsewhere looks the same: be sure before you delete",
             &format!(
-                "  results of a batch:  zbatch fetch --batch ID -o -\n  \
+                "  results of a batch:  zbatch fetch --batch ID {server}-o -\n  \
                  cancel a batch:      {curl} POST {cancel}\n  \
                  delete a file:       {curl} DELETE {delete}"
             ),

@@ -1,7 +1,7 @@
 //! `fetch --batch`: the results of batches that were made elsewhere, by another program or by a work directory that is lost.
 //! The provider is only read: nothing is created, cancelled or deleted, and no state is kept here.
 
-use std::{path::Path, time::Duration};
+use std::{cell::RefCell, path::Path, time::Duration};
 
 use tokio::time::sleep;
 
@@ -15,10 +15,10 @@ use crate::{
     console::Console,
     error::{Error, Kind, Result},
     flow::rows::read_results,
-    folder::Entry,
+    folder::{Entry, directory},
     lines::{
         blocks::Block,
-        output::{Output, directory, is_stdout, is_stream},
+        output::{Output, is_stdout, is_stream},
     },
     provider::{Batch, BatchId, Client},
     settings::Config,
@@ -43,6 +43,8 @@ struct Fetcher<'a> {
     landing: tempfile::TempDir,
     output: Output,
     came: Came,
+    /// The last trouble that was told.
+    told: RefCell<String>,
 }
 
 pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
@@ -67,6 +69,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         landing: landing(path)?,
         output: Output::create(Some(path))?,
         came: Came::default(),
+        told: RefCell::default(),
     };
     let fetched = runtime.block_on(stop.run(fetcher.fetch(&mut waiting, poll_interval)));
     match fetched {
@@ -128,7 +131,11 @@ impl Fetcher<'_> {
             Ok(batch) => Ok(Some(batch).filter(|batch| batch.status.is_terminal())),
             // A look that fails says nothing of the batch.
             Err(error) if error.is_retryable() => {
-                self.console.always(format_args!("{id}: {error}"));
+                let told = format!("{id}: {error}");
+                // A server that is gone stays so for hours: one trouble is told once.
+                if self.told.replace(told.clone()) != told {
+                    self.console.always(format_args!("{told}; asked again until it answers"));
+                }
                 Ok(None)
             }
             Err(error) => Err(Error::from(error).fix(format!("check the id {id}, --provider and --base-url"))),

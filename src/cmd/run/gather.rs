@@ -10,17 +10,17 @@ use crate::{
     cmd::setup::Rendering,
     drill::{self, Guard},
     error::Result,
-    flow::tally::Tally,
     flow::{
         ChunkId, Fault, FaultKind, FaultLine,
         answers::{AnswerReader, Outcome},
         chunks::Chunk,
-        faults::excerpt,
         rows::{self, RowSet},
+        tally::Tally,
     },
     jobs::Fetched,
     journal::{ChunkPlace, Job, Journal, RefusedLine},
     lines::{blocks::Block, spill::AnswerStore},
+    text::excerpt,
     workdir::{ResultFile, WorkDir},
 };
 
@@ -148,10 +148,11 @@ impl Gatherer<'_> {
                     let rank = rank(place, file, line.number);
                     let outcome = if line.too_long {
                         let fault = Fault::new(FaultKind::BadLine, "the line is longer than a result can be");
-                        Outcome::Fault { index: None, analysis: None, name: None, fault, text: None }
+                        Outcome::unplaced(fault)
                     } else {
-                        self.reader.read(line.bytes, &mut self.tally)
+                        self.reader.read(line.bytes)
                     };
+                    self.tally.count(&outcome);
                     let (index, analysis, fault, text) = match outcome {
                         Outcome::Answer { index, analysis, value, .. } if is_row(index.0, Some(analysis)) => {
                             self.store.push_value(index.0, analysis, rank, value)?;

@@ -11,7 +11,6 @@ use crate::{
     cli::{Format, RunArgs},
     cmd::{
         Ended,
-        fetch::{came_short, totals},
         next::NextCommand,
         outputs,
         setup::Rendering,
@@ -28,7 +27,7 @@ use crate::{
         requests::Rendered,
         tally::Tally,
     },
-    journal::{Config, Job, Journal, State, Step},
+    journal::{Config, Job, Journal, State, Step, totals},
     lines::{
         output::{JsonWriter, Output, is_array_name, is_stdout, is_stream},
         spill::{Cell, Joined},
@@ -251,7 +250,7 @@ impl Join<'_> {
         if is_stream(self.output) {
             return Ok(None);
         }
-        let lost = self.gone > 0 || state.jobs.iter().any(came_short);
+        let lost = self.gone > 0 || state.jobs.iter().any(Job::came_short);
         Ok(if remains(state, tally) {
             Some(Aside::Remains)
         } else if lost && outputs::is_there(self.output)? {
@@ -309,7 +308,7 @@ impl Join<'_> {
         let Passed { counts, output, askable } = *passed;
         let pending = tally.pending();
         let remains = remains(state, tally);
-        let came_short = state.jobs.iter().any(came_short);
+        let came_short = state.jobs.iter().any(Job::came_short);
         let report = Report {
             analyses: self.rendering.set.list.iter().map(|a| (a.name.as_str(), a.field.as_str())).collect(),
             tally,
@@ -349,7 +348,7 @@ impl Join<'_> {
         let name = if output == Path::new("-") { Path::new("stdout") } else { output };
         self.console.table(name.display(), &report.table());
         self.console.note(format_args!("report: {}", path.display()));
-        self.console.show_faults(log);
+        log.show(self.console);
         let rows = tally.analyses.iter().map(|tally| tally.rows).sum::<u64>() + (counts.places - counts.posts);
         if pending > 0 {
             return Ok(Ended::Remains);

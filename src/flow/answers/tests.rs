@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::analysis::Sources;
+use crate::flow::tally::Tally;
 
 fn set() -> AnalysisSet {
     AnalysisSet::load(&Sources::default()).expect("a set")
@@ -272,12 +273,17 @@ fn a_line_is_counted_where_it_belongs() {
         )
     };
     let usage = Some(Usage { prompt_tokens: 5, completion_tokens: 2, total_tokens: 7 });
+    let good = line("sentiment_polarity_007", "3");
+    let outcome = reader.read(good.as_bytes());
+    let judged = Judged { rung: Rung::Strict, unknown_labels: 0 };
     assert_eq!(
-        reader.read(line("sentiment_polarity_007", "3").as_bytes(), &mut tally),
-        Outcome::Answer { index: PostIndex(7), analysis: 0, value: b"3", usage }
+        outcome,
+        Outcome::Answer { index: PostIndex(7), analysis: 0, value: b"3", judged, usage, surrogates: 0 }
     );
+    tally.count(&outcome);
     let bad = line("sentiment_polarity_8", r"\ud800");
-    let outcome = reader.read(bad.as_bytes(), &mut tally);
+    let outcome = reader.read(bad.as_bytes());
+    tally.count(&outcome);
     assert!(
         matches!(&outcome, Outcome::Fault { index: Some(PostIndex(8)), analysis: Some(0), fault, text: Some("\u{fffd}"), .. }
             if fault.kind == FaultKind::Unreadable && fault.detail == "no answer in `\u{fffd}`"),
@@ -285,7 +291,8 @@ fn a_line_is_counted_where_it_belongs() {
     );
     for id in ["nonsense_5", "sentiment_polarity", "sentiment_polarity_-1", "sentiment_polarity_99999999999999999999"] {
         let line = line(id, "3");
-        let outcome = reader.read(line.as_bytes(), &mut tally);
+        let outcome = reader.read(line.as_bytes());
+        tally.count(&outcome);
         assert!(
             matches!(&outcome, Outcome::Fault { analysis: None, fault, .. } if fault.kind == FaultKind::UnknownId),
             "{outcome:?}"

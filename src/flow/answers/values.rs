@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     analysis::{AnswerRule, LabelSet, LabelTree},
-    flow::faults::escape_control,
+    text::escape_control,
 };
 
 /// What the rule says about something that could be read.

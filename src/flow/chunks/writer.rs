@@ -14,11 +14,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::{Chunk, InputMark};
 use crate::{
     error::{Error, Result},
-    flow::rows::RowSet,
+    flow::{
+        chunks::{request_file, rows_file},
+        rows::RowSet,
+    },
     folder::Folder,
     lines::{output::AtomicFile, pool::workers},
     threads,
-    workdir::{request_file, rows_file},
 };
 
 /// Pieces between the threads, each way.

@@ -1,6 +1,6 @@
 """A disk that is full. Standard library only; Linux, as root: each case mounts a tmpfs of its own.
 
-    python3 tests/crash_disk.py --zbatch target/release/zbatch [--quick]
+    python3 tests/system/crash_disk.py --zbatch target/release/zbatch [--quick]
 
 A job that takes several MiB runs with its work directory and output on a tmpfs that is too small for it, in steps from
 the smallest size to one that holds all, so that every step overflows somewhere: the spool, the cut, the journal, a

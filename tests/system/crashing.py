@@ -14,7 +14,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # A program that says nothing for so long hangs.
 PATIENCE = 60
 KEYS = ("ZHIPUAI_API_KEY", "ZAI_API_KEY", "ZHIPU_API_KEY", "OPENAI_API_KEY", "ZHIPUAI_BASE_URL", "ZBATCH_CONFIG")

@@ -1,11 +1,11 @@
 """zbatch beside what people have, on the same data in the same run. Standard library only; Linux.
 
-    make bench                      or: python3 tests/bench.py --zbatch target/release/zbatch --posts 100000
+    make bench                      or: python3 tests/system/bench.py --zbatch target/release/zbatch --posts 100000
 
 Every stage runs each program that is installed (a peer that is not is skipped aloud), interleaved, --rounds times;
 medians count. Prints one table, and writes it to --json. Ratios are what matters: seconds are this machine's.
 
-Posts and results are those of tests/measure.py, made from a seed; --data DIR takes posts_N.jsonl from there instead.
+Posts and results are those of tests/system/measure.py, made from a seed; --data DIR takes posts_N.jsonl from there instead.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import measure
 
-ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / "tests" / "peers"
+ROOT = Path(__file__).resolve().parent.parent.parent
+PEERS = ROOT / "tests" / "system" / "peers"
 MIB = 1 << 20
 
 

@@ -1,6 +1,6 @@
 """Power lost at a random instant. Standard library only; Linux, as root: ext4 on a loop device.
 
-    python3 tests/crash_power.py --zbatch target/release/zbatch --instants 60
+    python3 tests/system/crash_power.py --zbatch target/release/zbatch --instants 60
 
 The work directory and the output of `run` are on ext4 in a file; the emulator keeps its state elsewhere, as a provider
 does. At a random instant the file is copied: it holds what the disk was given, and not what the system still keeps in
@@ -15,7 +15,7 @@ Two ways to take the instant, in turns:
 A copy takes a few milliseconds. When the disk was written to meanwhile (the file then differs from its copy) it shows no
 instant that ever was, and is taken once more, with the program stopped or dead. Each instant takes the next of `MOUNTS`.
 
-    python3 tests/crash_power.py --zbatch target/release/zbatch --instants 12 --without-syncs
+    python3 tests/system/crash_power.py --zbatch target/release/zbatch --instants 12 --without-syncs
 
 shows that the test can fail: the program's syncs do nothing (a preloaded library, made with cc), and instants must fail.
 """

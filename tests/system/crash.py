@@ -1,7 +1,7 @@
 """The program killed, and refused by the system, at every call it makes. Standard library only; Linux with strace.
 
-    python3 tests/crash.py --zbatch target/release/zbatch            the long form: every call
-    python3 tests/crash.py --zbatch target/release/zbatch --quick    first, middle and last call of each kind
+    python3 tests/system/crash.py --zbatch target/release/zbatch            the long form: every call
+    python3 tests/system/crash.py --zbatch target/release/zbatch --quick    first, middle and last call of each kind
 
 For each verb that writes there is a small job (see `JOBS`). It is run once undisturbed, the golden run, and once under
 strace, to learn which calls it makes. Then it is run once for each case:
@@ -590,7 +590,7 @@ def sweep(options, folder):
                 kills += more
             except (Broken, OSError, ValueError) as error:
                 broken += 1
-                print(f"FAILED {describe(case)}: {error}\n  kept: {place}\n  alone: python3 tests/crash.py --zbatch "
+                print(f"FAILED {describe(case)}: {error}\n  kept: {place}\n  alone: python3 tests/system/crash.py --zbatch "
                       f"{options.zbatch} --seed {options.seed} --case {describe(case)}", flush=True)  # fmt: skip
     print(f"{'cases (met)':12} {'kill':>12} {'error':>12} {'broken':>12} {'short':>12}")
     for job in chosen:

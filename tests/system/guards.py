@@ -1,6 +1,6 @@
 """Takes each guard away in turn and runs the suite that must then fail: a promise whose guard nobody misses is not tested.
 
-    python3 tests/guards.py
+    python3 tests/system/guards.py
 
 Builds with the feature `drill`, whose `ZBATCH_WITHOUT` takes guards away (src/drill.rs). Each suite is run once with all guards,
 when it must pass, and once without, when it must not. Prints one line a guard, and the failure that it met.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # Enough for each of the guards to be missed; the first failure ends it.
 SIMULATOR = ["simulator", "--seeds", "2500", "--most-failures", "1"]
 DURABILITY = ["durability"]
@@ -59,7 +59,7 @@ def build():
 def run(suite, built, without):
     env = {**os.environ, "RUST_BACKTRACE": "0", "ZBATCH_WITHOUT": without}
     if suite == DURABILITY:
-        command = [sys.executable, "-B", "tests/durability.py", "--zbatch", built["program"]]
+        command = [sys.executable, "-B", "tests/system/durability.py", "--zbatch", built["program"]]
     else:
         command = [built[suite[0]], *suite[1:]]
     ran = subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)

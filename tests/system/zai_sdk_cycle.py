@@ -1,7 +1,7 @@
 """The vendor's own client, zai-sdk 0.2.3, through a whole cycle with `zbatch emulate`.
 
     pip install zai-sdk==0.2.3
-    python3 tests/zai_sdk_cycle.py PATH_TO_ZBATCH
+    python3 tests/system/zai_sdk_cycle.py PATH_TO_ZBATCH
 
 If the client is satisfied with the emulator, then what satisfies the emulator is close to the real API.
 """

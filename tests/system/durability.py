@@ -4,7 +4,7 @@ No kill shows a missing sync, since the kernel outlives the process; a power los
 the calls themselves: each journal event is synced before the next thing is written or sent; each file is synced after its last
 write and before it gets its name; its directory is synced before the journal tells of it.
 
-    python3 tests/durability.py --zbatch target/debug/zbatch
+    python3 tests/system/durability.py --zbatch target/debug/zbatch
 
 Needs strace, and the right to trace; says `skipped` where there is none.
 """

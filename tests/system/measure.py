@@ -1,6 +1,6 @@
 """Peak memory of gen, parse and merge, for N and 10 N posts. Standard library only; Linux or macOS.
 
-    python3 tests/measure.py --zbatch target/release/zbatch --posts 100000
+    python3 tests/system/measure.py --zbatch target/release/zbatch --posts 100000
 
 Posts and result lines are made here, from a seed, with the labels of data/: the same bytes every time. Results come
 as they do from the provider: batch by batch, shuffled inside each. What is judged are the defaults.
@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 1 << 20
 BOUNDS = {"gen": 32 * MIB, "parse": 32 * MIB, "merge": 256 * MIB}
 GROWTH = 1.10
