@@ -1,4 +1,4 @@
-//! How a chunk's life ends early: by a signal, an error, or since it is left to another command.
+//! How a chunk's life ends early: a signal, an error, or work that is left to another command.
 
 use super::{Jobs, TOLD_CHUNKS};
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
 
 /// Chunks given up one after another because their upload or create was refused as wrong, before no other is tried.
 const REFUSED_CHUNKS: u32 = 3;
+
 /// Why a chunk's life ends before its results are here.
 #[derive(Debug)]
 pub(super) enum Halt {
