@@ -37,6 +37,7 @@
 //! | [`cmd`] | the verbs: one file each, made of the above |
 //! | [`emulator`] | a provider of our own |
 //! | [`blocking`], [`threads`], [`drill`] | file work beside the async runtime; threads that may not be had; kills and missing guards, for tests |
+//! | [`stop`] | signals and the deadline |
 //! | [`error`], [`console`], [`progress`], [`units`], [`shell`] | what stops a verb; what is said on stderr; how far one is; sizes and times as typed; words of commands that are offered |
 //! | [`text`], [`json`] | foreign text made safe to show, the nearest word; JSON as text: its escapes, its white space, what is wrong with it |
 //!
@@ -69,7 +70,7 @@
 //! thread owns the store and hands it over to the join when it ends. The three share only the journal, behind a mutex
 //! that is never held across an await.
 //!
-//! A signal or a deadline reaches the driver, and the join, through a watch channel. The driver closes the cutter's channel, and
+//! A signal or a deadline reaches the driver, and the join, as a [`stop::Stop`]. The driver closes the cutter's channel, and
 //! with that the cutter; it drops the sender of the other channel, and with that the results thread runs out of work.
 
 pub mod analysis;
@@ -91,6 +92,7 @@ pub mod report;
 pub mod settings;
 pub mod shell;
 pub mod snapshots;
+pub mod stop;
 pub mod text;
 pub mod threads;
 pub mod units;

@@ -17,6 +17,7 @@ use crate::{
     folder::Entry,
     journal::{Job, State, Step},
     lines::output::AtomicFile,
+    provider::{BatchId, FileId},
     units::sum,
     workdir::{ResultFile, WorkDir},
 };
@@ -122,7 +123,7 @@ pub fn write_batch_results(work: &WorkDir, state: &State, console: &Console) -> 
     for (job, description) in state.jobs.iter().zip(descriptions(&state.jobs)) {
         let of_type = types.entry(&job.chunk.analysis).or_default();
         let file_path = absolute(&work.request(&job.chunk.id).path());
-        let (file_id, batch_id) = (job.file_id.as_deref(), job.batch_id.as_deref());
+        let (file_id, batch_id) = (job.file().map(FileId::as_str), job.batch().map(BatchId::as_str));
         if let Some(file_id) = file_id {
             let file_path = file_path.clone();
             let batch = Batch { file_path, file_id, batch_id, description, status: status(batch_id.is_some()) };
@@ -191,8 +192,8 @@ pub fn write_download_info(work: &WorkDir, state: &State, console: &Console) -> 
     let (mut completed_tasks, mut failed_tasks) = (BTreeMap::new(), BTreeMap::new());
     let mut downloaded_files = BTreeMap::new();
     let described = state.jobs.iter().zip(descriptions(&state.jobs));
-    for (job, description) in described.filter(|(job, _)| job.step >= Step::Ended) {
-        let (Some(end), Some(batch_id)) = (&job.end, &job.batch_id) else { continue };
+    for (job, description) in described.filter(|(job, _)| job.step() >= Step::Ended) {
+        let (Some(end), Some(batch_id)) = (job.end(), job.batch().map(BatchId::as_str)) else { continue };
         let key = format!("{}_{description}", job.chunk.analysis);
         let ended = Ended {
             batch_id,
@@ -200,12 +201,12 @@ pub fn write_download_info(work: &WorkDir, state: &State, console: &Console) -> 
             created_at: end.created_at,
             completed_at: end.completed_at,
             request_counts: RequestCounts { total: end.total, completed: end.completed, failed: end.failed },
-            output_file_id: end.output_file_id.as_deref(),
-            error_file_id: end.error_file_id.as_deref(),
+            output_file_id: end.output_file_id.as_ref().map(FileId::as_str),
+            error_file_id: end.error_file_id.as_ref().map(FileId::as_str),
         };
         let side = if end.status == "completed" { &mut completed_tasks } else { &mut failed_tasks };
         side.insert(key.clone(), ended);
-        if job.step == Step::Fetched {
+        if job.step() == Step::Fetched {
             let paths = ResultFile::BOTH.map(|file| work.results(&job.chunk.id, file));
             let there = paths.iter().filter(|file| file.exists().unwrap_or_default());
             downloaded_files.insert(key, there.map(|file| absolute(&file.path())).collect());

@@ -35,7 +35,7 @@ use crate::{
         chunks::{request_file, rows_file},
     },
     folder::{Entry, Folder, Owner, directory, is_same, is_shared},
-    journal::{self, Journal, Place},
+    journal::{self, Journal, Location},
     shell,
 };
 
@@ -256,11 +256,11 @@ impl WorkDir {
     }
 
     /// Where the journal lies now.
-    pub fn place(&self) -> Result<Place> {
+    pub fn location(&self) -> Result<Location> {
         let journal = fstat(&self.journal).map_err(|e| Error::io("look at", self.join(journal::FILE), &e.into()))?;
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let folder = Some(self.folder.stat()?.st_ino);
-        Ok(Place { host, device: journal.st_dev, inode: journal.st_ino, folder })
+        Ok(Location { host, device: journal.st_dev, inode: journal.st_ino, folder })
     }
 
     pub fn request(&self, chunk: &ChunkId) -> Entry {
@@ -391,15 +391,16 @@ fn in_use(folder: &Folder) -> Error {
 
 /// Refuses to go on with a journal that is not where it was: a copy of it does not know what the other one pays for.
 /// `moved`: the user says that there is no other copy. Remembers where the journal is now.
-pub fn settle_place(work: &WorkDir, journal: &mut Journal, moved: bool) -> Result<()> {
-    let here = work.place()?;
-    let there = journal.state.place.clone();
-    if journal.state.config.is_none() || there.as_ref() == Some(&here) {
+pub fn settle_place(work: &WorkDir, journal: &Journal, moved: bool) -> Result<()> {
+    let here = work.location()?;
+    let (there, is_begun, has_chunks) =
+        journal.read(|state| (state.location.clone(), state.config.is_some(), !state.jobs.is_empty()))?;
+    if !is_begun || there.as_ref() == Some(&here) {
         return Ok(());
     }
     if let Some(there) = there
         && !there.is_same_file(&here)
-        && !journal.state.jobs.is_empty()
+        && has_chunks
         && !moved
     {
         let dir = work.path().display();
@@ -416,7 +417,7 @@ pub fn settle_place(work: &WorkDir, journal: &mut Journal, moved: bool) -> Resul
             shell::path(work.path())
         )));
     }
-    journal.append(&journal::Event::Place(here))
+    journal.append(&journal::Event::Location(here))
 }
 
 #[cfg(test)]

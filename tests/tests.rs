@@ -18,6 +18,7 @@ mod hostile;
 mod images;
 mod inputs;
 mod jobs;
+mod journals;
 mod laws;
 mod limits;
 mod merge;

@@ -8,28 +8,28 @@ use crate::{
     cli::CancelArgs,
     console::Console,
     error::Result,
-    flow::ChunkId,
-    journal::{Event, Step},
-    provider::BatchId,
+    journal::{Event, Job, Step},
     units::count,
 };
 
 pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
-    let Opened { config, dir, work: _held, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let Opened { config, dir, work: _held, journal } = open(&args.source, &args.work, &args.provider, console)?;
     let client = client(&config, &args.provider, &args.remote, console)?;
-    keep_to_server(&mut journal, &client, &dir)?;
+    keep_to_server(&journal, &client, &dir)?;
     let runtime = runtime()?;
-    let running = journal.state.jobs.iter().filter(|job| job.step == Step::Created);
-    let running: Vec<(ChunkId, String)> =
-        running.filter_map(|job| Some((job.chunk.id.clone(), job.batch_id.clone()?))).collect();
+    let is_running = |job: &&Job| job.step() == Step::Created;
+    let (running, holds, is_cancelled) = journal.read(|state| {
+        let running = state.jobs.iter().filter(is_running);
+        let running = running.filter_map(|job| Some((job.chunk.id.clone(), job.batch()?.clone())));
+        let holds = state.posts.is_none() || state.below(Step::Fetched) > 0;
+        (running.collect::<Vec<_>>(), holds, state.cancelled)
+    })?;
     let (mut asked, mut trouble) = (0_u64, None);
     // The event comes before the first call: if this process dies, no other one creates batches.
-    let holds = journal.state.posts.is_none() || journal.state.below(Step::Fetched) > 0;
-    if holds && !journal.state.cancelled {
+    if holds && !is_cancelled {
         journal.append(&Event::Cancelled {})?;
     }
     for (chunk, id) in running {
-        let id: BatchId = id.parse()?;
         match runtime.block_on(client.cancel(&id)) {
             Ok(batch) => {
                 asked += 1;
@@ -49,7 +49,7 @@ pub fn run(args: &CancelArgs, console: &Console) -> Result<Ended> {
         }
     }
     let next = command("fetch", &dir, &args.typed);
-    let unclear = journal.state.at(Step::Intended);
+    let unclear = journal.read(|state| state.at(Step::Intended))?;
     if unclear > 0 {
         console.always(format_args!(
             "no answer is known to {}, and what that made is not cancelled; `{next}` finds it, then cancel again",

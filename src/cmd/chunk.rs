@@ -1,12 +1,12 @@
 //! Request lines → chunk files.
 
-use std::{borrow::Cow, sync::Mutex};
+use std::borrow::Cow;
 
 use serde::Deserialize;
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, cap_note, claim, forget_empty, record_models, resolve_limits, say_remade},
+    setup::{ChunkRecords, cap_note, claim, cutter, forget_empty, record_models, resolve_limits, say_remade},
 };
 use crate::{
     analysis,
@@ -19,7 +19,7 @@ use crate::{
         faults::FaultLog,
         tally::Tally,
     },
-    journal::{Event, locked},
+    journal::Event,
     json::{Object, is_on_one_line, on_one_line},
     lines::{
         blocks::{Block, Line, LineReader, Shape},
@@ -64,13 +64,12 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
     let mut reader = LineReader::new(input, Shape::Lines, args.max_line, 0);
     let (work, journal) =
         claim(&dir, (args.new, args.work.moved), record_models(&models, limits, false), false, console)?;
-    let journal = Mutex::new(journal);
-    let mut cutter = locked(&journal)?.state.cutter(work.folder(), limits)?;
+    let mut cutter = cutter(&journal, work.folder(), limits)?;
     let mut log = FaultLog::create(args.faults.faults.as_deref())?;
     let mut tally = Tally::new(0);
     let mut records = ChunkRecords::create()?;
     let record = |chunk: Chunk, input| {
-        locked(&journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
+        journal.append(&Event::Chunk { chunk: chunk.clone(), input })?;
         records.print(&chunk)
     };
     let (mut lines, mut good) = (0, 0);
@@ -128,15 +127,12 @@ pub fn run(args: &ChunkArgs, console: &Console) -> Result<Ended> {
         cutter.finish(writer)
     })?;
     let is_all_bad = lines > 0 && good == 0;
-    {
-        let mut journal = locked(&journal)?;
-        // The wrong input must not keep the right one out.
-        if journal.state.posts.is_none() && !is_all_bad {
-            journal.append(&Event::Posts { good, input: mark })?;
-        }
+    // The user named the wrong input if every line was bad, and will name another one: its end is not recorded.
+    if journal.read(|state| state.posts.is_none())? && !is_all_bad {
+        journal.append(&Event::Posts { good, input: mark })?;
     }
     if !forget_empty(&work, &journal, console)? {
-        snapshots::write_files_info(&work, &locked(&journal)?.state, console)?;
+        journal.read(|state| snapshots::write_files_info(&work, state, console))??;
     }
     log.commit()?;
     if let Some(path) = &args.faults.report {

@@ -21,7 +21,7 @@ use crate::{
     folder::{Entry, Folder},
     journal::{self, Event, FILE, Job, Journal, State, Step},
     lines::output::Output,
-    provider::{Batch, Client, FileId, MARK},
+    provider::{Batch, BatchId, Client, FileId, MARK},
     shell,
     text::escape_control,
     units::count,
@@ -39,27 +39,27 @@ pub fn run(args: &CleanArgs, console: &Console) -> Result<Ended> {
 fn clean(dir: &Path, args: &CleanArgs, console: &Console) -> Result<()> {
     let is_emulated = journal::read(dir)?.config.is_some_and(|config| config.emulate);
     let is_remote = !args.local && !is_emulated;
-    let (config, work, mut journal) = if is_remote {
+    let (config, work, journal) = if is_remote {
         let work = WorkArgs { work_dir: Some(dir.to_owned()), moved: args.moved };
         let Opened { config, work, journal, .. } = open(&args.source, &work, &args.provider, console)?;
         (Some(config), work, journal)
     } else {
         let mut work = WorkDir::open(dir)?;
-        let mut journal = open_journal(&mut work, console)?;
-        settle_place(&work, &mut journal, args.moved)?;
+        let journal = open_journal(&mut work, console)?;
+        settle_place(&work, &journal, args.moved)?;
         (None, work, journal)
     };
     check::check(dir, console)?;
-    check_is_over(dir, &journal.state)?;
+    journal.read(|state| check_is_over(dir, state))??;
     let mut told = Told { dry: args.dry_run, stdout: Output::create(None)? };
     if let Some(config) = config {
         let remote =
             RemoteArgs { key_file: args.key_file.clone(), ca_cert: args.ca_cert.clone(), ..RemoteArgs::default() };
         let client = client(&config, &args.provider, &remote, console)?;
-        keep_to_server(&mut journal, &client, dir)?;
-        runtime()?.block_on(clean_provider(&client, dir, &mut journal, &mut told))?;
+        keep_to_server(&journal, &client, dir)?;
+        runtime()?.block_on(clean_provider(&client, dir, &journal, &mut told))?;
     }
-    clean_directory(&work, &journal, args, &mut told)?;
+    journal.read(|state| clean_directory(&work, state, args, &mut told))??;
     told.stdout.commit()?;
     Ok(())
 }
@@ -117,8 +117,9 @@ impl Told {
 }
 
 /// Deletes the files of the chunks, then those of batches that carry this directory's mark and are not in its journal.
-async fn clean_provider(client: &Client, dir: &Path, journal: &mut Journal, told: &mut Told) -> Result<()> {
-    let strays = find_strays(client, &journal.state).await?;
+async fn clean_provider(client: &Client, dir: &Path, journal: &Journal, told: &mut Told) -> Result<()> {
+    let (run, jobs) = journal.read(|state| (state.run.clone(), state.jobs.clone()))?;
+    let strays = find_strays(client, &run, &jobs).await?;
     if let Some(batch) = strays.iter().find(|batch| !batch.status.is_terminal()) {
         return Err(Error::new(
             Kind::TryAgain,
@@ -126,15 +127,13 @@ async fn clean_provider(client: &Client, dir: &Path, journal: &mut Journal, told
         )
         .fix("wait for its end or cancel it; `zbatch doctor --orphans` shows how"));
     }
-    let left: Vec<_> = journal.state.jobs.iter().filter(|job| !job.cleaned).cloned().collect();
-    for job in left {
-        let end = job.end.unwrap_or_default();
+    for job in jobs.iter().filter(|job| !job.is_cleaned()) {
         let mut all = true;
-        for id in [end.output_file_id, end.error_file_id, job.file_id].into_iter().flatten() {
-            all &= delete(client, &id.parse()?, &job.chunk.id.to_string(), told).await?;
+        for id in job.remote_files() {
+            all &= delete(client, id, &job.chunk.id.to_string(), told).await?;
         }
-        if all && job.step == Step::Fetched {
-            journal.append(&Event::Cleaned { chunk: job.chunk.id })?;
+        if all && job.step() == Step::Fetched {
+            journal.append(&Event::Cleaned { chunk: job.chunk.id.clone() })?;
         }
     }
     for batch in &strays {
@@ -154,11 +153,11 @@ async fn delete(client: &Client, id: &FileId, of: &str, told: &mut Told) -> Resu
 }
 
 /// Batches with this directory's mark that its journal does not name.
-async fn find_strays(client: &Client, state: &State) -> Result<Vec<Batch>> {
-    let known: HashSet<&str> = state.jobs.iter().filter_map(|job| job.batch_id.as_deref()).collect();
+async fn find_strays(client: &Client, run: &str, jobs: &[Job]) -> Result<Vec<Batch>> {
+    let known: HashSet<&BatchId> = jobs.iter().filter_map(Job::batch).collect();
     let is_ours = |batch: &Batch| {
-        let run = batch.metadata.get(MARK).and_then(|mark| mark.split_once('/')).map(|(run, _)| run);
-        run == Some(state.run.as_str()) && !known.contains(batch.id.as_str())
+        let of_run = batch.metadata.get(MARK).and_then(|mark| mark.split_once('/')).map(|(run, _)| run);
+        of_run == Some(run) && !known.contains(&batch.id)
     };
     let listing = client.find_batches(is_ours).await?;
     if !listing.complete {
@@ -168,16 +167,16 @@ async fn find_strays(client: &Client, state: &State) -> Result<Vec<Batch>> {
     Ok(listing.found)
 }
 
-fn clean_directory(work: &WorkDir, journal: &Journal, args: &CleanArgs, told: &mut Told) -> Result<()> {
-    let jobs = &journal.state.jobs;
+fn clean_directory(work: &WorkDir, state: &State, args: &CleanArgs, told: &mut Told) -> Result<()> {
+    let jobs = &state.jobs;
     let all_results = work.join(ALL_RESULTS);
     if args.compress && told.tell("write", &all_results.display().to_string())? {
-        write_results(&all_results, work, &journal.state)?;
+        write_results(&all_results, work, state)?;
     }
     // What no step needs any more. A job that `cancel` holds may go on with its other chunks.
-    let is_over = |job: &&Job| args.all || args.compress || job.step >= Step::Created;
+    let is_over = |job: &&Job| args.all || args.compress || job.step() >= Step::Created;
     jobs.iter().filter(is_over).try_for_each(|job| told.remove(&work.request(&job.chunk.id)))?;
-    if journal.state.config.as_ref().is_some_and(|config| config.emulate) {
+    if state.config.as_ref().is_some_and(|config| config.emulate) {
         remove_emulator(work.folder(), told)?;
     }
     if !args.all && !args.compress {

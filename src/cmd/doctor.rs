@@ -14,31 +14,27 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 use self::findings::{Check, Findings, Verdict};
 use super::{
     Ended,
-    remote::{SETTLE, client, runtime, stopped, watch_for_stops},
+    remote::{SETTLE, client, runtime},
     setup::run_id,
 };
 use crate::{
     cli::{DoctorArgs, RemoteArgs},
     console::Console,
     error::{Error, Kind, Result},
-    flow::{jobs::Stop, results::parse_result},
+    flow::results::parse_result,
     folder::Entry,
     lines::{input::read_small, output::write_private},
     provider::{ApiError, Batch, BatchId, BatchStatus, Class, Client, CreateError, Dialect, FileId, MARK},
     settings::Config,
+    stop::{Stop, StopReason},
     units::count,
 };
 
-/// A create that was sent is waited for this long after a stop; what comes later is found in a listing.
-const LAST_CALL: Duration = Duration::from_secs(10);
 /// What cleaning up may take.
 const CLEAN_UP: Duration = Duration::from_secs(60);
 /// A results file of one line.
@@ -46,8 +42,14 @@ const LARGEST: u64 = 1 << 20;
 
 /// Why the examination ended early.
 enum Halt {
-    Stopped(Stop),
+    Stopped(StopReason),
     Failed(Error),
+}
+
+impl From<StopReason> for Halt {
+    fn from(reason: StopReason) -> Self {
+        Self::Stopped(reason)
+    }
 }
 
 impl From<Error> for Halt {
@@ -91,7 +93,7 @@ pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
         model,
         poll_interval: args.poll_interval,
         settle: args.settle.unwrap_or(SETTLE),
-        stop: watch_for_stops(&runtime, Some(args.timeout))?,
+        stop: Stop::listen(&runtime, Some(args.timeout))?,
         findings,
         dir: tempfile::tempdir().map_err(|e| Error::io("create", "a temporary directory", &e))?,
         run: run_id(),
@@ -110,7 +112,7 @@ struct Doctor<'a> {
     model: &'a str,
     poll_interval: Duration,
     settle: Duration,
-    stop: watch::Receiver<Option<Stop>>,
+    stop: Stop,
     findings: Findings,
     dir: tempfile::TempDir,
     run: String,
@@ -430,13 +432,7 @@ impl Doctor<'_> {
         metadata: &[(&str, String)],
     ) -> Result<Result<Batch, CreateError>, Halt> {
         let before = self.unclear.replace(Instant::now());
-        let mut stop = self.stop.clone();
-        let answer = tokio::select! {
-            answer = self.client.create(file, metadata) => answer,
-            stop = async { let stop = stopped(&mut stop).await; sleep(LAST_CALL).await; stop } => {
-                return Err(Halt::Stopped(stop));
-            }
-        };
+        let answer = self.stop.run_last_call(self.client.create(file, metadata)).await?;
         if !matches!(answer, Err(CreateError::Ambiguous(_))) {
             // Of an earlier one nothing more is known than before.
             self.unclear = before;
@@ -453,12 +449,7 @@ impl Doctor<'_> {
 
     /// Gives a call up when we are told to stop.
     async fn call<T>(&self, call: impl Future<Output = T>) -> Result<T, Halt> {
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            stop = stopped(&mut stop) => Err(Halt::Stopped(stop)),
-            answer = call => Ok(answer),
-        }
+        Ok(self.stop.run(call).await?)
     }
 
     /// A call, or `None` where the server does not have it: then these are not measured, and the others go on.
@@ -560,8 +551,8 @@ impl Doctor<'_> {
         }
         match examined {
             Err(Halt::Failed(error)) => Err(error),
-            Err(Halt::Stopped(Stop::Signal(number))) => Err(Error::new(Kind::Interrupted(number), "interrupted")),
-            Err(Halt::Stopped(Stop::TimedOut)) => Ok(Ended::Remains),
+            Err(Halt::Stopped(StopReason::Signal(number))) => Err(Error::new(Kind::Interrupted(number), "interrupted")),
+            Err(Halt::Stopped(StopReason::TimedOut)) => Ok(Ended::Remains),
             Ok(()) if differ > 0 => Ok(Ended::WithFaults),
             Ok(()) => Ok(Ended::Finished),
         }

@@ -3,18 +3,16 @@
 use std::{io::Write as _, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio::net::TcpListener;
 
-use super::{
-    Ended,
-    remote::{heard, listen, runtime},
-};
+use super::{Ended, remote::runtime};
 use crate::{
     cli::EmulateArgs,
     console::Console,
     emulator::{self, Dialect, Emulator},
     error::{Error, Kind, Result},
     settings::Config,
+    stop::Signals,
 };
 
 /// What a worker is given to end when the server ends. Nothing is lost: it is done again at the next start.
@@ -44,8 +42,7 @@ async fn serve(emulator: &Emulator, port: u16, token: Option<&str>, console: &Co
     let busy = |e: std::io::Error| Error::io("listen on", format!("127.0.0.1:{port}"), &e);
     let listener = TcpListener::bind(at).await.map_err(busy)?;
     let here = format!("http://{}", listener.local_addr().map_err(busy)?);
-    let (mut interrupt, mut terminate, mut hangup) =
-        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+    let mut signals = Signals::listen()?;
     if let Some(token) = token {
         console.note("the answers of --upstream may cost money: only clients that send this key are answered");
         console.shell_line(&format!("export ZHIPUAI_API_KEY={token}"));
@@ -61,9 +58,7 @@ async fn serve(emulator: &Emulator, port: u16, token: Option<&str>, console: &Co
         served = emulator::serve(emulator, listener) => {
             served.map(|()| Ended::Finished).map_err(|e| Error::io("serve on", &here, &e))
         }
-        () = heard(&mut interrupt) => Err(ended_by(2)),
-        () = heard(&mut terminate) => Err(ended_by(15)),
-        () = heard(&mut hangup) => Err(ended_by(1)),
+        number = signals.next() => Err(ended_by(number)),
     }
 }
 

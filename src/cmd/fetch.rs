@@ -2,13 +2,13 @@
 
 mod elsewhere;
 
-use std::{path::Path, sync::Mutex};
+use std::path::Path;
 
 use tokio::sync::mpsc;
 
 use super::{
     Ended, outputs,
-    remote::{Opened, client, command, conclude, job_settings, keep_to_server, open, runtime, watch_for_stops},
+    remote::{Opened, client, command, conclude, job_settings, keep_to_server, open, runtime},
 };
 use crate::{
     cli::FetchArgs,
@@ -18,10 +18,12 @@ use crate::{
         ChunkId,
         jobs::{Driver, Goal},
     },
-    journal::{Event, Job, Journal, State, Step, locked, totals},
+    journal::{ChunkPlace, Event, Journal, State, Step, totals},
     lines::output::Output,
     progress::Progress,
-    snapshots, threads,
+    snapshots,
+    stop::Stop,
+    threads,
     units::count,
     workdir::{
         WorkDir,
@@ -36,26 +38,25 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     if !args.batch.is_empty() {
         return elsewhere::run(args, console);
     }
-    let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let Opened { config, dir, work, journal } = open(&args.source, &args.work, &args.provider, console)?;
     // Not after the hours that the batches take.
     if let Some(path) = &args.output {
         outputs::refuse_in_work_dir("-o", path, Some(&dir))?;
         Output::probe(path)?;
     }
-    let Lost { mut again, gone } = find_lost_results(&journal.state, &work, console);
+    let Lost { mut again, gone } = journal.read(|state| find_lost_results(state, &work, console))?;
     let keep_remote = config.keep_remote(args.remote.keep_remote).value;
-    if args.again.is_empty() && again.is_empty() && all_is_here(&journal.state, keep_remote) {
+    if args.again.is_empty() && again.is_empty() && journal.read(|state| all_is_here(state, keep_remote))? {
         // Nothing to ask a provider for, and so no key.
-        let journal = Mutex::new(journal);
         let (_, none) = mpsc::channel(1);
         if let Some(path) = &args.output {
             appear(emit_all(path, &work, &journal, none)?, path, gone, console)?;
         }
-        return Ok(tell(&locked(&journal)?.state, gone, console));
+        return journal.read(|state| tell(state, gone, console));
     }
     let client = client(&config, &args.provider, &args.remote, console)?;
-    keep_to_server(&mut journal, &client, &dir)?;
-    again.extend(named_again(&args.again, &journal.state)?);
+    keep_to_server(&journal, &client, &dir)?;
+    again.extend(journal.read(|state| named_again(&args.again, state))??);
     again.sort_unstable();
     again.dedup();
     if !args.again.is_empty() {
@@ -63,14 +64,13 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     }
     again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
     let settings = job_settings(&config, Goal::Fetched, &args.remote, None, false);
-    let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
-    let journal = Mutex::new(journal);
+    let progress = Progress::new(*console, Some(journal.read(|state| state.jobs.len())? as u64));
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
+    let stop = Stop::listen(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
     let (send, receive) = mpsc::channel(AHEAD);
     let fetched = args.output.is_some().then_some(send);
     let driver =
-        Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched };
+        Driver { client: &client, work: &work, journal: &journal, settings, stop: &stop, progress: &progress, fetched };
     let (_, none) = mpsc::channel(1);
     let (held, shared) = (&work, &journal);
     let (end, emitted) = std::thread::scope(|scope| {
@@ -82,19 +82,19 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         let emitted = emitter.map(|emitter| emitter.join().unwrap_or_else(died)).transpose();
         Ok::<_, Error>((end, emitted))
     })?;
-    snapshots::write_download_info(&work, &locked(&journal)?.state, console)?;
+    journal.read(|state| snapshots::write_download_info(&work, state, console))??;
     let (end, output) = (end?, emitted?);
     let next = {
         let next = |verb| command(verb, &dir, &args.typed);
-        let all_created = locked(&journal)?.state.below(Step::Created) == 0;
-        let resume = if locked(&journal)?.state.cancelled { " --resume" } else { "" };
+        let (all_created, is_cancelled) = journal.read(|state| (state.below(Step::Created) == 0, state.cancelled))?;
+        let resume = if is_cancelled { " --resume" } else { "" };
         if all_created { next("fetch") } else { format!("{}{resume}, then {}", next("submit"), next("fetch")) }
     };
-    let ended = conclude(end, &journal, Goal::Fetched, &next, console)?;
+    let ended = journal.read(|state| conclude(end, state, Goal::Fetched, &next, console))??;
     if let (Some(output), Some(path), Ended::Finished) = (output, &args.output, ended) {
         appear(output, path, gone, console)?;
     }
-    let found = tell(&locked(&journal)?.state, gone, console);
+    let found = journal.read(|state| tell(state, gone, console))?;
     Ok(if ended == Ended::Finished { found } else { ended })
 }
 
@@ -114,7 +114,7 @@ fn appear(output: Output, path: &Path, gone: usize, console: &Console) -> Result
 
 /// Every chunk's results are on disk, and nothing is left to delete at the provider.
 fn all_is_here(state: &State, keep_remote: bool) -> bool {
-    state.jobs.iter().all(|job| job.step == Step::Fetched && (job.cleaned || keep_remote))
+    state.jobs.iter().all(|job| job.step() == Step::Fetched && (job.is_cleaned() || keep_remote))
 }
 
 /// Prints the counts of the rows. Absent rows, foreign lines and unreadable lines are faults, and so is a results file that
@@ -144,11 +144,11 @@ fn named_again(names: &[String], state: &State) -> Result<Vec<ChunkId>> {
         let job = state
             .job(&id)
             .ok_or_else(|| Error::usage(format!("there is no chunk {id}")).fix("`zbatch status` lists the chunks"))?;
-        if job.cleaned {
+        if job.is_cleaned() {
             return Err(Error::input(format!("the files of {id} at the provider are deleted already"))
                 .fix("--keep-remote keeps them; what is here is in results/"));
         }
-        if job.step == Step::Fetched {
+        if job.step() == Step::Fetched {
             chunks.push(id);
         }
     }
@@ -157,28 +157,15 @@ fn named_again(names: &[String], state: &State) -> Result<Vec<ChunkId>> {
 
 /// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as
 /// they come. Whether that was all, and the output may appear, the caller knows.
-fn emit_all(
-    path: &Path,
-    work: &WorkDir,
-    journal: &Mutex<Journal>,
-    mut places: mpsc::Receiver<usize>,
-) -> Result<Output> {
+fn emit_all(path: &Path, work: &WorkDir, journal: &Journal, mut places: mpsc::Receiver<ChunkPlace>) -> Result<Output> {
     let mut output = Output::create(Some(path))?;
-    let job = |place: usize| -> Result<Option<Job>> { Ok(locked(journal)?.state.jobs.get(place).cloned()) };
-    let here: Vec<usize> = {
-        let jobs = &locked(journal)?.state.jobs;
-        let fetched = jobs.iter().enumerate().filter(|(_, job)| job.step == Step::Fetched);
-        fetched.map(|(place, _)| place).collect()
-    };
+    let here = journal.read(|state| state.fetched())?;
     for place in &here {
-        if let Some(job) = job(*place)? {
-            append_results(&job, work, &mut output)?;
-        }
+        append_results(&journal.job(*place)?, work, &mut output)?;
     }
     while let Some(place) = places.blocking_recv() {
-        match job(place)? {
-            Some(job) if here.binary_search(&place).is_err() => append_results(&job, work, &mut output)?,
-            _ => {}
+        if here.binary_search(&place).is_err() {
+            append_results(&journal.job(place)?, work, &mut output)?;
         }
     }
     Ok(output)

@@ -3,12 +3,11 @@
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    sync::Mutex,
 };
 
 use super::{
     Ended, outputs,
-    setup::{ChunkRecords, Rendering, Step, claim, forget_empty, say_remade},
+    setup::{ChunkRecords, Rendering, Step, claim, cutter, forget_empty, say_remade},
 };
 use crate::{
     analysis::Analysis,
@@ -23,7 +22,7 @@ use crate::{
         requests::{RenderTally, Request},
         tally::Tally,
     },
-    journal::{Event, Journal, locked},
+    journal::{Event, Journal},
     lines::output::Output,
     report,
     settings::Config,
@@ -51,16 +50,15 @@ pub fn run(args: &GenArgs, console: &Console) -> Result<Ended> {
         None => filter(posts, &rendering, args.output.as_deref(), &mut seen)?,
         Some(dir) => {
             let (work, journal) = claim(dir, (args.new, args.moved), rendering.record(false), false, console)?;
-            let journal = Mutex::new(journal);
             let mut records = ChunkRecords::create()?;
             let done = cut(posts, &rendering, &work, &journal, &mut seen, &mut |chunk: Chunk| records.print(&chunk));
             // Chunks of another input than was meant must not be paid for by a later `submit`.
-            if seen.is_another && !locked(&journal)?.resumed {
+            if seen.is_another && !journal.resumed {
                 work.forget(false)?;
             }
             let done = done?;
             if !forget_empty(&work, &journal, console)? {
-                snapshots::write_files_info(&work, &locked(&journal)?.state, console)?;
+                journal.read(|state| snapshots::write_files_info(&work, state, console))??;
             }
             done
         }
@@ -257,15 +255,15 @@ pub fn cut(
     posts: PostReader<'_>,
     rendering: &Rendering,
     work: &WorkDir,
-    journal: &Mutex<Journal>,
+    journal: &Journal,
     seen: &mut Seen<'_>,
     yield_chunk: &mut (dyn FnMut(Chunk) -> Result<()> + Send),
 ) -> Result<(PostCounts, RenderTally)> {
     let name = &posts.name().to_owned();
-    let mut cutter = locked(journal)?.state.cutter(work.folder(), rendering.limits)?;
+    let mut cutter = cutter(journal, work.folder(), rendering.limits)?;
     let groups = groups(&mut cutter, rendering);
     let record = |chunk: Chunk, input| {
-        locked(journal)?.append(&Event::Chunk { chunk: chunk.clone(), input })?;
+        journal.append(&Event::Chunk { chunk: chunk.clone(), input })?;
         yield_chunk(chunk)
     };
     let mut renderer = rendering.renderer()?;
@@ -287,9 +285,8 @@ pub fn cut(
         Ok((counts, cutter.finish(writer)?))
     })?;
     (seen.bytes_bind, seen.remade) = (cutter.bytes_bind(), cutter.remade());
-    let mut journal = locked(journal)?;
-    // The wrong input must not keep the right one out.
-    if journal.state.posts.is_none() && !counts.are_all_bad() {
+    // The user named the wrong input if every line was bad, and will name another one: its end is not recorded.
+    if journal.read(|state| state.posts.is_none())? && !counts.are_all_bad() {
         journal.append(&Event::Posts { good: counts.posts, input })?;
     }
     Ok((counts, renderer.tally))
@@ -318,10 +315,10 @@ pub fn remake<'r>(
     open: &dyn Fn() -> Result<PostReader<'r>>,
     rendering: &'r Rendering,
     work: &WorkDir,
-    journal: &Mutex<Journal>,
+    journal: &Journal,
     console: &Console,
 ) -> Result<()> {
-    let mut cutter = locked(journal)?.state.cutter(work.folder(), rendering.limits)?.of_held_chunks();
+    let mut cutter = cutter(journal, work.folder(), rendering.limits)?.of_held_chunks();
     if cutter.gone() == 0 {
         return Ok(());
     }

@@ -1,16 +1,11 @@
-//! What the verbs that talk to a provider share: the client, signals and deadlines, and how their end is told.
+//! What the verbs that talk to a provider share: the client, the work directory, and how their end is told.
 
 use std::{
     path::{Path, PathBuf},
-    sync::Mutex,
     time::Duration,
 };
 
-use tokio::{
-    runtime::{Builder, Runtime},
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-};
+use tokio::runtime::{Builder, Runtime};
 
 use super::{
     Ended,
@@ -23,13 +18,14 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         ChunkId,
-        jobs::{Goal, JobSettings, JobsEnd, Stop},
+        jobs::{Goal, JobSettings, JobsEnd},
     },
-    journal::{Event, Journal, State, Step, locked},
-    lines::{input::read_small, output::stop_waiting},
+    journal::{Event, Journal, State, Step},
     provider::{Client, ClientSettings, Dialect, Key, is_same_server},
     settings::Config,
-    shell, threads,
+    shell,
+    stop::StopReason,
+    threads,
     units::count,
     workdir::{WorkDir, settle_place},
 };
@@ -74,11 +70,16 @@ pub fn client(config: &Config, provider: &ProviderArgs, remote: &RemoteArgs, con
 
 /// A directory goes on with the server that it began with: another one has none of its batches, and is sent none of its
 /// posts. Until a create is billed it may change.
-pub fn keep_to_server(journal: &mut Journal, client: &Client, dir: &Path) -> Result<()> {
+pub fn keep_to_server(journal: &Journal, client: &Client, dir: &Path) -> Result<()> {
     let Some(now) = client.origin() else { return Ok(()) };
-    match &journal.state.origin {
+    let (origin, spent, uploaded) = journal.read(|state| {
+        let uploaded = state.jobs.iter().filter(|job| job.step() == Step::Uploaded);
+        let uploaded: Vec<ChunkId> = uploaded.map(|job| job.chunk.id.clone()).collect();
+        (state.origin.clone(), state.spent().0, uploaded)
+    })?;
+    match &origin {
         Some(there) if is_same_server(there, &now) => return Ok(()),
-        Some(there) if journal.state.spent().0 > 0 => {
+        Some(there) if spent > 0 => {
             let what = format!(
                 "{} belongs to another job: its batches are at {there}; now the server is {now}",
                 dir.display()
@@ -88,8 +89,6 @@ pub fn keep_to_server(journal: &mut Journal, client: &Client, dir: &Path) -> Res
             );
         }
         Some(_) => {
-            let uploaded = journal.state.jobs.iter().filter(|job| job.step == Step::Uploaded);
-            let uploaded: Vec<ChunkId> = uploaded.map(|job| job.chunk.id.clone()).collect();
             let why = "it was uploaded to another server";
             uploaded.into_iter().try_for_each(|chunk| journal.append(&Event::Lost { chunk, why: why.to_owned() }))?;
         }
@@ -114,10 +113,11 @@ pub fn open(source: &SourceArgs, work: &WorkArgs, provider: &ProviderArgs, conso
     let dir = config.work_dir(work.work_dir.as_deref()).value;
     let moved = work.moved;
     let mut work = WorkDir::open(&dir)?;
-    let mut journal = open_journal(&mut work, console)?;
-    check_provider(&journal.state, &dir, &config.provider(provider)?.0.value)?;
-    settle_place(&work, &mut journal, moved)?;
-    recover_rows(&work, &journal.state, console)?;
+    let journal = open_journal(&mut work, console)?;
+    let provider = config.provider(provider)?.0.value;
+    journal.read(|state| check_provider(state, &dir, &provider))??;
+    settle_place(&work, &journal, moved)?;
+    journal.read(|state| recover_rows(&work, state, console))??;
     Ok(Opened { config, dir, work, journal })
 }
 
@@ -164,75 +164,6 @@ pub fn job_settings(
     }
 }
 
-/// Turns signals and the deadline into a [`Stop`]. The first signal asks; the second ends the process at once.
-pub fn watch_for_stops(runtime: &Runtime, timeout: Option<Duration>) -> Result<watch::Receiver<Option<Stop>>> {
-    let (tell, stop) = watch::channel(None);
-    let _context = runtime.enter();
-    let (mut int, mut term, mut hup) =
-        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
-    runtime.spawn(async move {
-        let mut asked = false;
-        let deadline = async {
-            match timeout {
-                Some(timeout) => tokio::time::sleep(timeout).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(deadline);
-        loop {
-            let number = tokio::select! {
-                () = heard(&mut int) => 2,
-                () = heard(&mut term) => 15,
-                () = heard(&mut hup) => 1,
-                () = &mut deadline, if !asked => {
-                    tell.send_replace(Some(Stop::TimedOut));
-                    asked = true;
-                    continue;
-                }
-            };
-            if matches!(*tell.borrow(), Some(Stop::Signal(_))) {
-                #[expect(clippy::exit, reason = "asked for twice; the journal is whole at any instant")]
-                std::process::exit(128 + number);
-            }
-            tell.send_replace(Some(Stop::Signal(number)));
-            stop_waiting(number);
-            asked = true;
-        }
-    });
-    Ok(stop)
-}
-
-/// Completes when a signal or the deadline tells the verb to stop.
-pub async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
-    let reason = stop.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
-    match reason {
-        Some(reason) => reason,
-        // Nobody is left who could stop us.
-        None => std::future::pending().await,
-    }
-}
-
-/// Within a runtime. `None`: what was ignored when we were started (`nohup`, a script's background job) stays ignored.
-pub fn listen(kind: SignalKind) -> Result<Option<Signal>> {
-    let is_heard = ignored_signals() & (1 << (kind.as_raw_value() - 1)) == 0;
-    let listened = is_heard.then(|| signal(kind)).transpose();
-    listened.map_err(|e| Error::new(Kind::Io, format!("listen for signals: {e}")))
-}
-
-pub async fn heard(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
-}
-
-/// The signals that this process ignores, one bit each from signal 1; none where the system does not tell.
-fn ignored_signals() -> u64 {
-    let status = read_small(Path::new("/proc/self/status"), 1 << 16).unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-}
-
 /// Says what the jobs will take before the first of them is created.
 pub fn announce(console: &Console, chunks: u64, requests: u64, bytes: u64, settings: &JobSettings) {
     /// More rounds than this are worth a hint.
@@ -248,8 +179,7 @@ pub fn announce(console: &Console, chunks: u64, requests: u64, bytes: u64, setti
 }
 
 /// Turns the end of the jobs into that of the verb, and says what remains.
-pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str, console: &Console) -> Result<Ended> {
-    let state = &locked(journal)?.state;
+pub fn conclude(end: JobsEnd, state: &State, goal: Goal, again: &str, console: &Console) -> Result<Ended> {
     let unfinished = match goal {
         Goal::Submitted => state.below(Step::Created),
         Goal::Fetched | Goal::Done => state.below(Step::Fetched),
@@ -261,7 +191,7 @@ pub fn conclude(end: JobsEnd, journal: &Mutex<Journal>, goal: Goal, again: &str,
         }
         say_what_runs(state, again, console);
     }
-    if let Some(Stop::Signal(number)) = end.stopped {
+    if let Some(StopReason::Signal(number)) = end.stopped {
         return Err(Error::new(Kind::Interrupted(number), "interrupted; nothing is lost"));
     }
     match end.trouble {
@@ -278,8 +208,8 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
     let running: Vec<String> = state
         .jobs
         .iter()
-        .filter(|job| job.step == Step::Created)
-        .filter_map(|job| Some(format!("{} ({})", job.batch_id.as_ref()?, job.chunk.id)))
+        .filter(|job| job.step() == Step::Created)
+        .filter_map(|job| Some(format!("{} ({})", job.batch()?, job.chunk.id)))
         .take(NAMED)
         .collect();
     let more = state.at(Step::Created).saturating_sub(running.len() as u64);
@@ -298,7 +228,7 @@ fn say_what_runs(state: &State, again: &str, console: &Console) {
             count(unclear, "create")
         ));
     }
-    let held = state.jobs.iter().filter(|job| job.held).count();
+    let held = state.jobs.iter().filter(|job| job.is_held()).count();
     if held > 0 {
         console.note(format_args!(
             "held: {}; each use of --on-ambiguous again creates them once more, so look at the provider's console before it",

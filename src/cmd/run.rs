@@ -8,15 +8,12 @@ pub use join::OF_A_ROUND;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use serde_json::json;
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, watch},
-};
+use tokio::{runtime::Runtime, sync::mpsc};
 
 pub use self::gather::Gathered;
 use self::{gather::read_results, join::Join};
@@ -24,8 +21,8 @@ use super::{
     Ended,
     r#gen::{Seen, cut, remake},
     outputs,
-    remote::{announce, client, conclude, job_settings, keep_to_server, runtime, watch_for_stops},
-    setup::{Rendering, Step as Rendered, claim, forget_empty, stays_cancelled},
+    remote::{announce, client, conclude, job_settings, keep_to_server, runtime},
+    setup::{Rendering, Step as Rendered, claim, cutter, forget_empty, stays_cancelled},
     source::{Posts, Source},
 };
 use crate::{
@@ -37,15 +34,17 @@ use crate::{
         chunks::{Chunk, Limits},
         columns::Columns,
         faults::FaultLog,
-        jobs::{Driver, Goal, JobSettings, JobsEnd, Stop, check_caps},
+        jobs::{Driver, Goal, JobSettings, JobsEnd, check_caps},
         posts::PostReader,
     },
-    journal::{self, Event, Journal, Step, locked},
+    journal::{self, ChunkPlace, Event, Journal, State, Step},
     lines::{output::Output, spill::AnswerStore},
     progress::Progress,
     provider::{Client, ClientSettings, Dialect, Key},
     settings::Config,
-    shell, snapshots, threads,
+    shell, snapshots,
+    stop::{Stop, StopReason},
+    threads,
     units::now,
     workdir::{
         WorkDir,
@@ -61,7 +60,7 @@ const FETCHED_AHEAD: usize = 16;
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let runtime = runtime()?;
     let run = Run::begin(args, None, console)?;
-    let stop = watch_for_stops(&runtime, run.timeout)?;
+    let stop = Stop::listen(&runtime, run.timeout)?;
     let overlapped = run.overlapped(&runtime, &stop);
     let kept = run.write_snapshots();
     let (end, gathered) = overlapped?;
@@ -96,7 +95,7 @@ pub struct Run<'a> {
     settings: JobSettings,
     client: Client,
     work: WorkDir,
-    pub journal: Mutex<Journal>,
+    pub journal: Journal,
     posts: Posts,
     progress: Progress,
     began: (Instant, String),
@@ -129,20 +128,19 @@ impl<'a> Run<'a> {
         let upstream = emulator.as_ref().and_then(|emulator| emulator.upstream.as_ref());
         let upstream = upstream.map(|upstream| upstream.name().to_owned());
         let record = journal::Config { upstream, ..rendering.record(args.emulate) };
-        let (work, mut journal) = claim(&dir, (args.new, args.work.moved), record, source.is_spooled(), console)?;
+        let (work, journal) = claim(&dir, (args.new, args.work.moved), record, source.is_spooled(), console)?;
         // `run` still fetches the batches that run, and writes the rows that were finished.
-        let is_held = stays_cancelled(&mut journal, args.spend.resume, &dir, console)?;
+        let is_held = stays_cancelled(&journal, args.spend.resume, &dir, console)?;
         let settings = JobSettings { goal: if is_held { Goal::Fetched } else { Goal::Done }, ..settings };
         let posts = source.settle(&work, &journal, console)?;
         let client = match remote {
             Some(client) => client,
             None => emulated(emulator.unwrap_or_default(), &work, &rendering, console)?,
         };
-        keep_to_server(&mut journal, &client, &dir)?;
+        keep_to_server(&journal, &client, &dir)?;
         // Rows that are gone for good are absent faults of the join.
-        let Lost { again, gone } = find_lost_results(&journal.state, &work, console);
+        let Lost { again, gone } = journal.read(|state| find_lost_results(state, &work, console))?;
         again.into_iter().try_for_each(|chunk| journal.append(&Event::Again { chunk }))?;
-        let journal = Mutex::new(journal);
         check_input(&posts, &rendering, &work, &journal)?;
         remake(&|| open(&rendering, &posts), &rendering, &work, &journal, console)?;
         let chunks = plan(&posts, &rendering, &journal, &settings, console)?;
@@ -168,7 +166,7 @@ impl<'a> Run<'a> {
     }
 
     /// Cuts, drives and gathers at the same time.
-    fn overlapped(&self, runtime: &Runtime, stop: &watch::Receiver<Option<Stop>>) -> Result<(JobsEnd, Gathered)> {
+    fn overlapped(&self, runtime: &Runtime, stop: &Stop) -> Result<(JobsEnd, Gathered)> {
         let store = self.store()?;
         std::thread::scope(|scope| {
             let (cut_send, cut_receive) = mpsc::channel(CUT_AHEAD);
@@ -191,7 +189,7 @@ impl<'a> Run<'a> {
         if end.refused_model.is_none() {
             return Ok(end);
         }
-        let (batches, rows) = locked(&self.journal)?.state.at_stake();
+        let (batches, rows) = self.journal.read(State::at_stake)?;
         let fix = match self.advice.get() {
             Some(command) => format!("ask another model for the rest: {command}"),
             None if batches > 0 => {
@@ -209,7 +207,7 @@ impl<'a> Run<'a> {
     }
 
     /// Posts → chunks; the place of each goes to the driver.
-    pub fn cut(&self, places: mpsc::Sender<usize>) -> Result<()> {
+    pub fn cut(&self, places: mpsc::Sender<ChunkPlace>) -> Result<()> {
         if self.settings.goal == Goal::Fetched {
             return Ok(());
         }
@@ -217,44 +215,44 @@ impl<'a> Run<'a> {
     }
 
     /// Chunks → results files; the place of each that is here goes to `fetched`.
-    pub fn driver(&self, stop: &watch::Receiver<Option<Stop>>, fetched: Option<mpsc::Sender<usize>>) -> Driver<'_> {
+    pub fn driver<'r>(&'r self, stop: &'r Stop, fetched: Option<mpsc::Sender<ChunkPlace>>) -> Driver<'r> {
         Driver {
             client: &self.client,
             work: &self.work,
             journal: &self.journal,
             settings: self.settings.clone(),
-            stop: stop.clone(),
+            stop,
             progress: &self.progress,
             fetched,
         }
     }
 
     /// Results files → answers, until no more places come.
-    pub fn gather(&self, store: AnswerStore, fetched: mpsc::Receiver<usize>) -> Result<Gathered> {
+    pub fn gather(&self, store: AnswerStore, fetched: mpsc::Receiver<ChunkPlace>) -> Result<Gathered> {
         read_results(&self.rendering, &self.work, &self.journal, store, fetched)
     }
 
     /// Also after an error, which is told before any that comes of this.
     pub fn write_snapshots(&self) -> Result<()> {
-        let (state, console) = (&locked(&self.journal)?.state, self.console);
-        if state.is_empty() {
-            return Ok(());
-        }
-        snapshots::write_files_info(&self.work, state, console)?;
-        snapshots::write_batch_results(&self.work, state, console)?;
-        snapshots::write_download_info(&self.work, state, console)
+        self.journal.read(|state| {
+            if state.is_empty() {
+                return Ok(());
+            }
+            snapshots::write_files_info(&self.work, state, self.console)?;
+            snapshots::write_batch_results(&self.work, state, self.console)?;
+            snapshots::write_download_info(&self.work, state, self.console)
+        })?
     }
 
     /// Posts and answers → enhanced posts, faults, report.
-    pub fn join(&self, end: &JobsEnd, gathered: Gathered, stop: &watch::Receiver<Option<Stop>>) -> Result<Ended> {
-        let nothing_yet = {
-            let state = &locked(&self.journal)?.state;
+    pub fn join(&self, end: &JobsEnd, gathered: Gathered, stop: &Stop) -> Result<Ended> {
+        let nothing_yet = self.journal.read(|state| {
             let is_uncut = state.posts.is_none();
             is_uncut && !state.cancelled || state.at(Step::Fetched) == 0 && (is_uncut || !state.jobs.is_empty())
-        };
+        })?;
         // On a disk that failed an output with gaps is no help, and may be the end of a better one.
         let disk_failed = end.trouble.as_ref().is_some_and(|trouble| trouble.kind() == Kind::Io);
-        if nothing_yet || disk_failed || matches!(end.stopped, Some(Stop::Signal(_))) {
+        if nothing_yet || disk_failed || matches!(end.stopped, Some(StopReason::Signal(_))) {
             return Ok(Ended::Finished);
         }
         let (args, console) = (self.args, self.console);
@@ -283,10 +281,10 @@ impl<'a> Run<'a> {
 }
 
 /// How the run ends, and what remains of it.
-pub fn finish(end: JobsEnd, joined: Ended, journal: &Mutex<Journal>, console: &Console) -> Result<Ended> {
-    let is_held = locked(journal)?.state.stays_cancelled();
+pub fn finish(end: JobsEnd, joined: Ended, journal: &Journal, console: &Console) -> Result<Ended> {
+    let is_held = journal.read(State::stays_cancelled)?;
     let again = if is_held { "the same command with --resume" } else { "the same command" };
-    match conclude(end, journal, Goal::Done, again, console)? {
+    match journal.read(|state| conclude(end, state, Goal::Done, again, console))?? {
         Ended::Finished if is_held => {
             console.note(format_args!("to go on: {again}"));
             Ok(Ended::Remains)
@@ -359,14 +357,11 @@ fn emulated_path(dialect: &Dialect) -> &'static str {
 }
 
 /// Before anything more is paid for, or waited for: what was cut is found again in these posts.
-fn check_input(posts: &Posts, rendering: &Rendering, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
-    let mut cutter = {
-        let state = &locked(journal)?.state;
-        if state.below(Step::Fetched) == 0 {
-            return Ok(());
-        }
-        state.cutter(work.folder(), rendering.limits)?
-    };
+fn check_input(posts: &Posts, rendering: &Rendering, work: &WorkDir, journal: &Journal) -> Result<()> {
+    if journal.read(|state| state.below(Step::Fetched))? == 0 {
+        return Ok(());
+    }
+    let mut cutter = cutter(journal, work.folder(), rendering.limits)?;
     let read = open(rendering, posts)?.for_each(|place| {
         if cutter.knows_the_input() {
             return Err(Error::new(Kind::ClosedPipe, "the rest is not needed"));
@@ -389,14 +384,12 @@ fn open<'r>(rendering: &'r Rendering, posts: &Posts) -> Result<PostReader<'r>> {
 fn plan(
     posts: &Posts,
     rendering: &Rendering,
-    journal: &Mutex<Journal>,
+    journal: &Journal,
     settings: &JobSettings,
     console: &Console,
 ) -> Result<Option<u64>> {
-    let (spent, known) = {
-        let state = &locked(journal)?.state;
-        (state.spent().0, state.posts.as_ref().map(|_| state.jobs.len() as u64))
-    };
+    let (spent, known) =
+        journal.read(|state| (state.spent().0, state.posts.as_ref().map(|_| state.jobs.len() as u64)))?;
     if spent > 0 {
         return Ok(known);
     }
@@ -463,14 +456,14 @@ fn cut_all(
     posts: &Posts,
     rendering: &Rendering,
     work: &WorkDir,
-    journal: &Mutex<Journal>,
-    cut_send: mpsc::Sender<usize>,
+    journal: &Journal,
+    cut_send: mpsc::Sender<ChunkPlace>,
     console: &Console,
 ) -> Result<()> {
     // What is wrong with a post is told at the end, when its row is written.
     let mut seen = Seen::new(rendering, FaultLog::create(None)?, None);
     let mut send = |chunk: Chunk| {
-        let place = locked(journal)?.state.place(&chunk.id).unwrap_or_default();
+        let place = journal.read(|state| state.place(&chunk.id))?.unwrap_or_default();
         // The driver takes no more: it was told to stop, or cannot go on. Its own end says why.
         cut_send.blocking_send(place).map_err(|_| Error::new(Kind::ClosedPipe, "no more chunks are taken"))
     };

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -13,13 +13,14 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         FaultKind, FaultLine,
-        chunks::{Chunk, Limits},
+        chunks::{Chunk, Cutter, Kept, Limits, request_file, rows_file},
         posts::{Place, PostCounts, PostReader},
         requests::{Rendered, Renderer, Rows, Skip, read_skip},
     },
-    journal::{self, Event, Job, Journal, State, locked},
+    folder::Folder,
+    journal::{self, Event, Job, Journal, State},
     lines::output::Output,
-    provider::Dialect,
+    provider::{Dialect, FileId},
     settings::{Config, Models, Origin, PROVIDER},
     shell,
     units::count,
@@ -266,53 +267,61 @@ pub fn claim(
         )));
     }
     if new && (journal.resumed || lost_journal || was_cleaned || work.spool().exists()?) {
-        check_stake(&journal.state, dir, console)?;
+        journal.read(|state| check_stake(state, dir, console))??;
         drop(journal);
         work = work.renew()?;
         journal = work.journal()?;
     }
-    settle_place(&work, &mut journal, moved)?;
+    settle_place(&work, &journal, moved)?;
     // An empty input made no job.
-    if journal.state.is_empty() && journal.state.config.is_some() {
+    if journal.read(|state| state.is_empty() && state.config.is_some())? {
         drop(journal);
         work.forget(false)?;
         journal = work.journal()?;
     }
-    if let Some(there) = &journal.state.config
-        && there.input == record.input
-        && let Some(difference) = there.difference(&record)
-        && journal.state.spent().0 == 0
-        && !journal.state.repaired
-    {
-        // Nothing was paid: a first try that was refused does not tie the directory to its flags.
-        say_what_is_left(&journal.state, dir, &difference, console);
-        let was_cut = !journal.state.jobs.is_empty();
+    if let Some(was_cut) = journal.read(|state| unpaid_of_other_settings(state, &record, dir, console))? {
         drop(journal);
         work.forget(was_cut)?;
         journal = work.journal()?;
     }
-    match &journal.state.config {
-        None => {
-            journal.append(&journal::start(run_id(), spooled, record))?;
-            settle_place(&work, &mut journal, moved)?;
-        }
-        Some(there) => {
-            if let Some(difference) = there.difference(&record) {
-                let (_, rows) = journal.state.at_stake();
-                return Err(Error::input(format!("{} belongs to another job: {difference}", dir.display())).fix(format!(
-                    "use another directory (-d); with --missing and the output so far as its input, finished rows are not \
-                     asked again. --new begins again (the old contents are kept in DIR.old-N) and would pay for {} again",
-                    count(rows, "fetched row")
-                )));
-            }
-            recover_rows(&work, &journal.state, console)?;
-            let chunks = journal.state.jobs.len();
-            if chunks > 0 {
-                console.note(format_args!("{} holds {} already", dir.display(), count(chunks, "chunk")));
-            }
-        }
+    if journal.read(|state| state.config.is_none())? {
+        journal.append(&journal::start(run_id(), spooled, record))?;
+        settle_place(&work, &journal, moved)?;
+    } else {
+        journal.read(|state| go_on(&work, state, &record, console))??;
     }
     Ok((work, journal))
+}
+
+/// Whether the directory is of other settings and nothing was paid for: a first try that was refused does not tie it to its
+/// flags. `Some`: whether it holds chunks.
+fn unpaid_of_other_settings(state: &State, record: &journal::Config, dir: &Path, console: &Console) -> Option<bool> {
+    let there = state.config.as_ref().filter(|there| there.input == record.input)?;
+    let difference = there.difference(record)?;
+    if state.spent().0 > 0 || state.repaired {
+        return None;
+    }
+    say_what_is_left(state, dir, &difference, console);
+    Some(!state.jobs.is_empty())
+}
+
+/// Goes on with a directory that holds a job.
+fn go_on(work: &WorkDir, state: &State, record: &journal::Config, console: &Console) -> Result<()> {
+    let dir = work.path().display();
+    if let Some(difference) = state.config.as_ref().and_then(|there| there.difference(record)) {
+        let (_, rows) = state.at_stake();
+        return Err(Error::input(format!("{dir} belongs to another job: {difference}")).fix(format!(
+            "use another directory (-d); with --missing and the output so far as its input, finished rows are not \
+             asked again. --new begins again (the old contents are kept in DIR.old-N) and would pay for {} again",
+            count(rows, "fetched row")
+        )));
+    }
+    recover_rows(work, state, console)?;
+    let chunks = state.jobs.len();
+    if chunks > 0 {
+        console.note(format_args!("{dir} holds {} already", count(chunks, "chunk")));
+    }
+    Ok(())
 }
 
 /// What `--new` leaves behind may run on, and is paid for again.
@@ -336,11 +345,11 @@ fn check_stake(state: &State, dir: &Path, console: &Console) -> Result<()> {
 }
 
 /// Whether `zbatch cancel` holds for this job; `resume` ends that.
-pub fn stays_cancelled(journal: &mut Journal, resume: bool, dir: &Path, console: &Console) -> Result<bool> {
-    if resume && journal.state.cancelled {
+pub fn stays_cancelled(journal: &Journal, resume: bool, dir: &Path, console: &Console) -> Result<bool> {
+    if resume && journal.read(|state| state.cancelled)? {
         journal.append(&Event::Resumed {})?;
     }
-    let stays = journal.state.stays_cancelled();
+    let stays = journal.read(State::stays_cancelled)?;
     if stays {
         console.always(format_args!(
             "{}: the job was cancelled: no batch is created until --resume is given; what was finished is fetched",
@@ -359,15 +368,15 @@ fn say_what_is_left(state: &State, dir: &Path, difference: &str, console: &Conso
             if state.jobs.len() == 1 { "its chunk is" } else { "its chunks are" }
         ));
     }
-    let uploaded: Vec<&str> = state.jobs.iter().filter_map(|job| job.file_id.as_deref()).collect();
+    let uploaded: Vec<&str> = state.jobs.iter().filter_map(|job| job.file().map(FileId::as_str)).collect();
     if !uploaded.is_empty() {
         console.note(format_args!("files that were uploaded stay at the provider: {}", uploaded.join(", ")));
     }
 }
 
 /// An empty input makes no job: afterwards its directory is no work directory. Whether that is so.
-pub fn forget_empty(work: &WorkDir, journal: &Mutex<Journal>, console: &Console) -> Result<bool> {
-    let is_empty = locked(journal)?.state.is_empty();
+pub fn forget_empty(work: &WorkDir, journal: &Journal, console: &Console) -> Result<bool> {
+    let is_empty = journal.read(State::is_empty)?;
     if is_empty {
         console.note(format_args!("the input is empty: there is no job in {}", work.path().display()));
         work.forget(false)?;
@@ -382,6 +391,24 @@ pub fn open_journal(work: &mut WorkDir, console: &Console) -> Result<Journal> {
             .note(format_args!("the journal's last line was torn by a crash; its {} bytes are dropped", journal.torn));
     }
     Ok(journal)
+}
+
+/// Whether the files of a chunk are there, as far as they are needed: the requests until there is a batch.
+fn kept(job: &Job, dir: &Folder) -> Result<Kept> {
+    let requests = job.step() < journal::Step::Created && !request_file(dir, &job.chunk.id).exists()?;
+    let is_gone = requests || !rows_file(dir, &job.chunk.id).exists()?;
+    Ok(if is_gone { Kept::Gone { requests } } else { Kept::Whole })
+}
+
+/// A [`Cutter`] that goes on after the chunks of the journal.
+pub fn cutter(journal: &Journal, dir: &Folder, limits: Limits) -> Result<Cutter> {
+    journal.read(|state| {
+        let mut cut = Vec::with_capacity(state.jobs.len());
+        for job in &state.jobs {
+            cut.push((&job.chunk, &job.input, kept(job, dir)?));
+        }
+        Ok(Cutter::new(dir.clone(), limits, cut, state.posts.as_ref().map(|(_, mark)| mark)))
+    })?
 }
 
 /// Writes the rows of chunks again whose files are gone, as far as the directory itself tells them.

@@ -86,10 +86,10 @@ impl Source {
     }
 
     fn settle_file(&self, from: &Path, work: &WorkDir, journal: &Journal) -> Result<PathBuf> {
-        if !journal.state.spooled || !work.spool().exists()? {
+        if !journal.read(|state| state.spooled)? || !work.spool().exists()? {
             return Ok(from.to_owned());
         }
-        if !nothing_is_cut(journal) {
+        if !nothing_is_cut(journal)? {
             // The output may have replaced its input since: the directory keeps what it began with.
             return Ok(work.spool().path());
         }
@@ -117,7 +117,7 @@ impl Source {
             Ok(spool.path())
         };
         let nothing_comes = from.is_none() && std::io::stdin().is_terminal();
-        if is_kept && (nothing_comes || !nothing_is_cut(journal)) {
+        if is_kept && (nothing_comes || !nothing_is_cut(journal)?) {
             let replaced = from.is_some_and(Path::is_file);
             if let Some(file) = from.filter(|_| replaced)
                 && !holds_the_posts(file, work)?
@@ -153,7 +153,7 @@ impl Source {
         }
         let hash = hash.unwrap_or_default();
         // The kept posts are gone: only the same may take their place.
-        if !journal.state.jobs.is_empty() && sum.exists()? && !has_sum(&sum, &hash) {
+        if !journal.read(|state| state.jobs.is_empty())? && sum.exists()? && !has_sum(&sum, &hash) {
             return Err(others());
         }
         let file = encoder.finish().map_err(failed)?;
@@ -164,8 +164,8 @@ impl Source {
 }
 
 /// Whatever was kept was refused, or not looked at: other posts may take its place.
-fn nothing_is_cut(journal: &Journal) -> bool {
-    journal.state.jobs.is_empty() && journal.state.posts.is_none()
+fn nothing_is_cut(journal: &Journal) -> Result<bool> {
+    journal.read(|state| state.jobs.is_empty() && state.posts.is_none())
 }
 
 fn has_sum(sum: &Entry, hash: &str) -> bool {

@@ -15,7 +15,7 @@ use crate::{
     folder::Folder,
     journal::{self, FILE, Job, State, Step, totals},
     lines::output::Output,
-    provider::Dialect,
+    provider::{BatchId, Dialect},
     settings::Config,
     shell,
     text::escape_control,
@@ -120,7 +120,7 @@ fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> Result<boo
     for job in &state.jobs {
         if let Some(what) = what_is_lost(job, &folder) {
             let fetch = || format!("`zbatch fetch -d {}` downloads it again", shell::path(dir));
-            let way = if job.cleaned { NO_COPY.to_owned() } else { fetch() };
+            let way = if job.is_cleaned() { NO_COPY.to_owned() } else { fetch() };
             console.always(format_args!("{what}; {way}"));
             lost = true;
         }
@@ -132,11 +132,11 @@ fn tell_what_is_lost(dir: &Path, state: &State, console: &Console) -> Result<boo
 const NAMES: [&str; 7] = ["cut", "uploaded", "unclear", "running", "cancelling", "ended", "fetched"];
 
 fn name(job: &Job) -> &'static str {
-    match job.step {
+    match job.step() {
         Step::Cut => "cut",
         Step::Uploaded => "uploaded",
         Step::Intended => "unclear",
-        Step::Created if job.cancelling => "cancelling",
+        Step::Created if job.is_cancelling() => "cancelling",
         Step::Created => "running",
         Step::Ended => "ended",
         Step::Fetched => "fetched",
@@ -149,7 +149,7 @@ fn standing(state: &State) -> &'static str {
         () if is_done(state) => "finished",
         () if state.stays_cancelled() => "cancelled",
         () if state.posts.is_none() => "preparing",
-        () if state.jobs.iter().any(|job| job.held) => "held",
+        () if state.jobs.iter().any(Job::is_held) => "held",
         () if state.at(Step::Created) > 0 => "running",
         () if state.at(Step::Ended) > 0 => "ended",
         () => "waiting",
@@ -170,14 +170,14 @@ impl Ages {
     fn of(dir: &Path, state: &State) -> Self {
         let seconds = |time: SystemTime| Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs());
         let meta = std::fs::metadata(dir.join(FILE)).ok();
-        let ends = || state.jobs.iter().filter_map(|job| Some((job, job.end.as_ref()?)));
+        let ends = || state.jobs.iter().filter_map(|job| Some((job, job.end()?)));
         let first = ends().filter_map(|(_, end)| end.created_at).min().map(|ms| ms / 1000);
         // A file system may not keep the time at which a file was made, and a copy is younger than its job.
         let made = meta.as_ref().and_then(|meta| meta.created().ok()).and_then(seconds);
         let is_real = state.config.as_ref().filter(|config| !config.emulate);
         let dialect = is_real.and_then(|config| Dialect::find(&config.provider).ok());
         let kept = dialect.and_then(|dialect| dialect.kept_days).map(|days| days * 24 * 3600);
-        let there = ends().filter(|(job, _)| !job.cleaned).filter_map(|(_, end)| end.completed_at);
+        let there = ends().filter(|(job, _)| !job.is_cleaned()).filter_map(|(_, end)| end.completed_at);
         Self {
             now: seconds(SystemTime::now()).unwrap_or_default(),
             created: [made, first].into_iter().flatten().min(),
@@ -249,9 +249,9 @@ fn write_text(dir: &Path, state: &State, ages: &Ages, stdout: &mut Output) -> Re
     let width = state.jobs.iter().map(|job| job.chunk.id.to_string().len()).max().unwrap_or_default();
     for job in &state.jobs {
         let id = job.chunk.id.to_string();
-        let end = job.end.as_ref().map_or("", |end| end.status.as_str());
-        let batch = job.batch_id.as_deref().unwrap_or_default();
-        let errors = job.end.as_ref().map(|end| end.errors.join("; ")).unwrap_or_default();
+        let end = job.end().map_or("", |end| end.status.as_str());
+        let batch = job.batch().map(BatchId::as_str).unwrap_or_default();
+        let errors = job.end().map(|end| end.errors.join("; ")).unwrap_or_default();
         let trouble = job.trouble.as_deref().unwrap_or(&errors);
         let lines = count(job.chunk.lines, "row");
         put(format!("{id:width$}  {:>10}  {lines:>11}  {end:10} {batch} {trouble}", name(job)).trim_end())?;
@@ -295,7 +295,7 @@ fn write_json(dir: &Path, state: &State, ages: &Ages, stdout: &mut Output) -> Re
 fn chunk_json(job: &Job) -> Value {
     json!({
         "chunk": job.chunk.id, "step": name(job), "analysis": job.chunk.analysis, "model": job.chunk.model,
-        "lines": job.chunk.lines, "bytes": job.chunk.bytes, "file_id": job.file_id, "batch_id": job.batch_id,
-        "attempt": job.attempt, "batch": job.end, "rows": job.rows, "cleaned": job.cleaned, "trouble": job.trouble,
+        "lines": job.chunk.lines, "bytes": job.chunk.bytes, "file_id": job.file(), "batch_id": job.batch(),
+        "attempt": job.attempt, "batch": job.end(), "rows": job.rows(), "cleaned": job.is_cleaned(), "trouble": job.trouble,
     })
 }

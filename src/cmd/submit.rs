@@ -1,14 +1,10 @@
 //! Chunks → batches.
 
-use std::sync::Mutex;
-
 use tokio::sync::mpsc;
 
 use super::{
     Ended,
-    remote::{
-        Opened, announce, client, command, conclude, job_settings, keep_to_server, open, runtime, watch_for_stops,
-    },
+    remote::{Opened, announce, client, command, conclude, job_settings, keep_to_server, open, runtime},
     setup::stays_cancelled,
 };
 use crate::{
@@ -16,16 +12,17 @@ use crate::{
     console::Console,
     error::Result,
     flow::jobs::{Driver, Goal, check_caps},
-    journal::{Step, locked},
+    journal::{State, Step},
     progress::Progress,
     snapshots,
+    stop::Stop,
     units::sum,
 };
 
 pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
-    let Opened { config, dir, work, mut journal } = open(&args.source, &args.work, &args.provider, console)?;
+    let Opened { config, dir, work, journal } = open(&args.source, &args.work, &args.provider, console)?;
     let next = |verb| command(verb, &dir, &args.typed);
-    if stays_cancelled(&mut journal, args.spend.resume, &dir, console)? {
+    if stays_cancelled(&journal, args.spend.resume, &dir, console)? {
         console.note(format_args!(
             "what its batches finished: {}; to go on: {} --resume",
             next("fetch"),
@@ -34,33 +31,42 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
         return Ok(Ended::Remains);
     }
     let client = client(&config, &args.provider, &args.remote, console)?;
-    keep_to_server(&mut journal, &client, &dir)?;
+    keep_to_server(&journal, &client, &dir)?;
     let settings = job_settings(&config, Goal::Submitted, &args.remote, Some(&args.spend), false);
-    let waiting = || journal.state.jobs.iter().filter(|job| job.step < Step::Intended);
-    let (requests, bytes) = (sum(waiting().map(|job| job.chunk.lines)), sum(waiting().map(|job| job.chunk.bytes)));
-    let chunks = journal.state.at(Step::Cut) + journal.state.at(Step::Uploaded);
+    let (chunks, requests, bytes) = journal.read(|state| {
+        let waiting = || state.jobs.iter().filter(|job| job.step() < Step::Intended);
+        let (requests, bytes) = (waiting().map(|job| job.chunk.lines), waiting().map(|job| job.chunk.bytes));
+        (state.below(Step::Intended), sum(requests), sum(bytes))
+    })?;
     if chunks > 0 {
         announce(console, chunks, requests, bytes, &settings);
     }
-    let (batches_spent, requests_spent) = journal.state.spent();
+    let (batches_spent, requests_spent) = journal.read(State::spent)?;
     if let Some(error) =
         check_caps(&settings, batches_spent.saturating_add(chunks), requests_spent.saturating_add(requests))
     {
         return Err(error);
     }
-    let progress = Progress::new(*console, Some(journal.state.jobs.len() as u64));
-    let journal = Mutex::new(journal);
+    let progress = Progress::new(*console, Some(journal.read(|state| state.jobs.len())? as u64));
     let runtime = runtime()?;
-    let stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
-    let driver =
-        Driver { client: &client, work: &work, journal: &journal, settings, stop, progress: &progress, fetched: None };
+    let stop = Stop::listen(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
+    let driver = Driver {
+        client: &client,
+        work: &work,
+        journal: &journal,
+        settings,
+        stop: &stop,
+        progress: &progress,
+        fetched: None,
+    };
     // All chunks are in the journal: none comes later.
     let (_, none) = mpsc::channel(1);
     let end = runtime.block_on(driver.drive(none));
-    snapshots::write_batch_results(&work, &locked(&journal)?.state, console)?;
-    let ended = conclude(end?, &journal, Goal::Submitted, &next("submit"), console)?;
+    journal.read(|state| snapshots::write_batch_results(&work, state, console))??;
+    let end = end?;
+    let ended = journal.read(|state| conclude(end, state, Goal::Submitted, &next("submit"), console))??;
     if ended == Ended::Finished {
-        if locked(&journal)?.state.posts.is_none() {
+        if journal.read(|state| state.posts.is_none())? {
             console.always("the input was not cut to its end: run the same `zbatch gen -d` or `zbatch chunk -d` again");
         }
         console.note(format_args!("every chunk has a batch; next: {}", next("fetch")));

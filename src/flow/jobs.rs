@@ -16,13 +16,12 @@ use std::{
     fmt,
     future::Future,
     ops::ControlFlow,
-    sync::Mutex,
     time::{Duration, SystemTime},
 };
 
 use futures::{StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::{OnceCell, Semaphore, mpsc, watch},
+    sync::{OnceCell, Semaphore, mpsc},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -39,9 +38,10 @@ use crate::{
     cli::OnAmbiguous,
     drill::{self, Guard},
     error::{Error, Kind, Result},
-    journal::{BatchEnd, Event, Job, Journal, RefusedLine, State, Step, locked},
+    journal::{BatchEnd, ChunkPlace, Event, Job, Journal, RefusedLine, State, Step},
     progress::{Counts, Progress, Waiting},
     provider::{ApiError, Batch, BatchId, Class, Client, CreateError, FileId},
+    stop::{Stop, StopReason},
     units::{count, sum},
     workdir::{ResultFile, WorkDir},
 };
@@ -89,13 +89,6 @@ const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
 /// Between two lines that say that the job goes on.
 const HEARTBEAT: Duration = Duration::from_secs(600);
 
-/// Why to stop before the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    Signal(i32),
-    TimedOut,
-}
-
 /// How far to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
@@ -131,7 +124,7 @@ pub struct JobSettings {
 pub struct JobsEnd {
     /// The first thing that went wrong badly enough to leave chunks behind.
     pub trouble: Option<Error>,
-    pub stopped: Option<Stop>,
+    pub stopped: Option<StopReason>,
     /// A model that the provider does not take, or not any more.
     pub refused_model: Option<String>,
     /// Chunks that were left behind.
@@ -143,15 +136,15 @@ pub struct JobsEnd {
 /// Where a job's future got to.
 enum Reached {
     /// Its batch exists.
-    Created(usize),
+    Created(ChunkPlace),
     /// Its batch is terminal: there is room for another.
-    Ended(usize),
+    Ended(ChunkPlace),
     /// It may not have a batch now.
-    Left(usize),
+    Left(ChunkPlace),
     /// The provider's queue was full: its create was refused for that, or its batch failed before anything ran.
-    Full(usize),
+    Full(ChunkPlace),
     /// Another chunk has just found the queue full: it waits with the others.
-    Back(usize),
+    Back(ChunkPlace),
     /// Nothing more to do: its results are here, or it is not to be waited for.
     Done,
 }
@@ -163,7 +156,7 @@ enum Gave {
     Unread,
     /// What remains of the chunk is not done; `place` is its place.
     Up {
-        place: usize,
+        place: ChunkPlace,
         scope: Scope,
         error: Error,
     },
@@ -191,12 +184,12 @@ impl From<Error> for Gave {
 pub struct Driver<'a> {
     pub client: &'a Client,
     pub work: &'a WorkDir,
-    pub journal: &'a Mutex<Journal>,
+    pub journal: &'a Journal,
     pub settings: JobSettings,
-    pub stop: watch::Receiver<Option<Stop>>,
+    pub stop: &'a Stop,
     pub progress: &'a Progress,
     /// Gets the place of each chunk whose results are here; bounded, so that a slow reader slows the fetching.
-    pub fetched: Option<mpsc::Sender<usize>>,
+    pub fetched: Option<mpsc::Sender<ChunkPlace>>,
 }
 
 /// What the jobs share. Once `halted` is set, no job sends another create, not even one that has already uploaded.
@@ -212,7 +205,7 @@ struct Gate {
     downloads: Semaphore,
     polls: Pace,
     /// Batches that the journal knew at the start, and whether one of them was seen under this key.
-    before: RefCell<HashSet<String>>,
+    before: RefCell<HashSet<BatchId>>,
     sees_ours: Cell<bool>,
     /// What another copy of the directory made; `None`: it cannot be known now, and `untold` says why.
     strays: OnceCell<Option<Strays>>,
@@ -259,7 +252,7 @@ struct Round<'f> {
     floor: Floor,
     running: FuturesUnordered<JobFuture<'f>>,
     /// Places of jobs that have a batch: to be looked after when it is their turn.
-    later: VecDeque<usize>,
+    later: VecDeque<ChunkPlace>,
     end: JobsEnd,
 }
 
@@ -299,7 +292,7 @@ impl Driver<'_> {
     ///
     /// # Errors
     /// The journal or the disk failed. Everything else is told in [`JobsEnd`].
-    pub async fn drive(&self, cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
+    pub async fn drive(&self, cut: mpsc::Receiver<ChunkPlace>) -> Result<JobsEnd> {
         let end = tokio::select! {
             biased;
             end = self.drive_jobs(cut) => end?,
@@ -317,23 +310,22 @@ impl Driver<'_> {
             for wait in self.client.long_waits() {
                 self.progress.note(format_args!("still waiting {wait}"));
             }
-            if last.elapsed() >= heartbeat
-                && let Ok(journal) = self.journal.lock()
-            {
+            if last.elapsed() >= heartbeat {
                 last = Instant::now();
-                self.progress.heartbeat(counts(&journal.state), &self.client.waits());
+                let waits = self.client.waits();
+                // A journal that cannot be read ends the jobs elsewhere.
+                let _told = self.journal.read(|state| self.progress.heartbeat(counts(state), &waits));
             }
         }
     }
 
-    async fn drive_jobs(&self, mut cut: mpsc::Receiver<usize>) -> Result<JobsEnd> {
+    async fn drive_jobs(&self, mut cut: mpsc::Receiver<ChunkPlace>) -> Result<JobsEnd> {
         let goal = self.settings.goal;
         let gate = Gate::new(self.settings.spreads_polls.then_some(self.settings.poll_interval));
         let mut round = Round::new(&gate);
-        let mut stop = self.stop.clone();
         let mut more = true;
-        let known = locked(self.journal)?.state.jobs.len();
-        for place in 0..known {
+        let known = self.journal.read(|state| state.jobs.len())?;
+        for place in (0..known).filter_map(ChunkPlace::new) {
             self.enter(place, &mut round)?;
         }
         loop {
@@ -349,8 +341,8 @@ impl Driver<'_> {
             }
             let reached = tokio::select! {
                 biased;
-                reason = stopped(&mut stop), if round.end.stopped.is_none() => {
-                    round.end.stopped = Some(reason);
+                () = self.stop.asked(), if round.end.stopped.is_none() => {
+                    round.end.stopped = self.stop.reason();
                     gate.halt();
                     cut.close();
                     continue;
@@ -359,7 +351,7 @@ impl Driver<'_> {
                 place = cut.recv(), if takes_more => {
                     match place {
                         // It was in the journal before the first look at it: it is on its way.
-                        Some(place) if place < known => {}
+                        Some(place) if place.index() < known => {}
                         Some(place) => {
                             let chunk = self.job(place)?.chunk;
                             self.queue(&mut round.floor, &chunk).wait(place, &chunk);
@@ -375,7 +367,7 @@ impl Driver<'_> {
             }
         }
         // The jobs may all have heard of it before this loop did.
-        round.end.stopped = round.end.stopped.or(*self.stop.borrow());
+        round.end.stopped = round.end.stopped.or(self.stop.reason());
         self.progress.finish();
         let untold = round.end.left.saturating_sub(TOLD_CHUNKS);
         if untold > 0 {
@@ -387,20 +379,20 @@ impl Driver<'_> {
     }
 
     /// A job of the journal, at the start.
-    fn enter<'f>(&'f self, place: usize, round: &mut Round<'f>) -> Result<()> {
+    fn enter<'f>(&'f self, place: ChunkPlace, round: &mut Round<'f>) -> Result<()> {
         let goal = self.settings.goal;
         let mut job = self.job(place)?;
-        if job.step == Step::Ended
-            && job.held
+        if job.step() == Step::Ended
+            && job.is_held()
             && self.settings.on_ambiguous == OnAmbiguous::Again
             && goal != Goal::Fetched
         {
             self.append(&Event::Lost { chunk: job.chunk.id.clone(), why: "its results were given up".to_owned() })?;
             job = self.job(place)?;
         }
-        round.gate.before.borrow_mut().extend(job.batch_id.clone());
+        round.gate.before.borrow_mut().extend(job.batch().cloned());
         let limit = self.client.dialect().queue_limit(&job.chunk.model);
-        match job.step {
+        match job.step() {
             Step::Cut | Step::Uploaded if goal == Goal::Fetched => {}
             Step::Cut | Step::Uploaded => round.floor.queue(&job.chunk, limit).wait(place, &job.chunk),
             // A batch may already exist for these chunks, so resolve them first, even above --max-concurrent-tasks.
@@ -413,7 +405,7 @@ impl Driver<'_> {
                 round.later.push_back(place);
             }
             Step::Ended if goal != Goal::Submitted => round.later.push_back(place),
-            Step::Fetched if !job.cleaned => round.later.push_back(place),
+            Step::Fetched if !job.is_cleaned() => round.later.push_back(place),
             Step::Ended | Step::Fetched => {}
         }
         Ok(())
@@ -428,7 +420,7 @@ impl Driver<'_> {
         while round.running.len() < LOOKED_AFTER.saturating_add(self.settings.max_concurrent)
             && let Some(place) = round.later.pop_front()
         {
-            round.running.push(match self.job(place)?.step {
+            round.running.push(match self.job(place)?.step() {
                 Step::Ended => Box::pin(self.to_results(place, gate)),
                 Step::Fetched => Box::pin(self.to_clean(place, gate)),
                 _ => Box::pin(self.to_end(place, true, gate)),
@@ -473,8 +465,8 @@ impl Driver<'_> {
             }
             Err(Gave::Up { place, scope, error }) => {
                 let job = self.job(place)?;
-                if job.step < Step::Ended {
-                    round.floor.leave(&job.chunk, job.step == Step::Created);
+                if job.step() < Step::Ended {
+                    round.floor.leave(&job.chunk, job.step() == Step::Created);
                 }
                 match scope {
                     Scope::Chunk => {}
@@ -491,12 +483,13 @@ impl Driver<'_> {
     }
 
     /// A chunk found the provider's queue full: it waits, and so do the others of its model.
-    fn wait_for_queue(&self, place: usize, round: &mut Round<'_>) -> Result<()> {
-        let Job { chunk, step, trouble, .. } = self.job(place)?;
+    fn wait_for_queue(&self, place: ChunkPlace, round: &mut Round<'_>) -> Result<()> {
+        let job = self.job(place)?;
+        let Job { chunk, trouble, .. } = &job;
         // A create that was refused leaves its upload; a batch that failed had been created.
-        let was_made = step != Step::Uploaded;
-        round.floor.leave(&chunk, was_made);
-        let Some(full) = round.floor.found_full(place, &chunk, was_made, self.settings.poll_interval) else {
+        let was_made = job.step() != Step::Uploaded;
+        round.floor.leave(chunk, was_made);
+        let Some(full) = round.floor.found_full(place, chunk, was_made, self.settings.poll_interval) else {
             return Ok(());
         };
         let Full { times, running, pause, is_news } = full;
@@ -511,14 +504,14 @@ impl Driver<'_> {
                 chunk.id,
                 chunk.model,
                 count(running, "batch"),
-                trouble.unwrap_or_default()
+                trouble.as_deref().unwrap_or_default()
             ));
         }
         if !waits {
-            round.gate.bar(chunk.model);
+            round.gate.bar(chunk.model.clone());
         } else if times > FULL_QUEUES && running == 0 {
             round.gate.bar(chunk.model.clone());
-            round.end.give_up(self.progress, &chunk, queue_stays_full());
+            round.end.give_up(self.progress, chunk, queue_stays_full());
         }
         Ok(())
     }
@@ -527,24 +520,21 @@ impl Driver<'_> {
         floor.queue(chunk, self.client.dialect().queue_limit(&chunk.model))
     }
 
-    fn job(&self, place: usize) -> Result<Job> {
-        let journal = locked(self.journal)?;
-        journal.state.jobs.get(place).cloned().ok_or_else(|| Error::input(format!("there is no chunk {place}")))
+    fn job(&self, place: ChunkPlace) -> Result<Job> {
+        self.journal.job(place)
     }
 
     fn append(&self, event: &Event) -> Result<()> {
-        let mut journal = locked(self.journal)?;
-        journal.append(event)?;
-        self.progress.update(counts(&journal.state));
-        Ok(())
+        self.journal.append(event)?;
+        self.journal.read(|state| self.progress.update(counts(state)))
     }
 
     /// To a terminal batch.
-    async fn to_end(&self, place: usize, mut at_once: bool, gate: &Gate) -> std::result::Result<Reached, Gave> {
+    async fn to_end(&self, place: ChunkPlace, mut at_once: bool, gate: &Gate) -> std::result::Result<Reached, Gave> {
         let job = self.job(place)?;
-        let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
+        let batch_id = batch_of(&job)?;
         // Of a batch that this process made, its key is the right one.
-        let was_before = gate.before.borrow().contains(batch_id.as_str());
+        let was_before = gate.before.borrow().contains(&batch_id);
         let mut looks = Looks { is_known: !was_before, ..Looks::default() };
         loop {
             if !at_once {
@@ -594,7 +584,7 @@ impl Driver<'_> {
     /// A failed poll is not a state change.
     fn failed_look(
         &self,
-        place: usize,
+        place: ChunkPlace,
         job: &Job,
         error: ApiError,
         looks: &mut Looks,
@@ -614,7 +604,7 @@ impl Driver<'_> {
     /// key is the one it was created with: another account does not have it either.
     async fn not_there(
         &self,
-        place: usize,
+        place: ChunkPlace,
         job: &Job,
         error: ApiError,
         looks: &mut Looks,
@@ -634,7 +624,7 @@ impl Driver<'_> {
         }
         let is_ours = looks.is_known || gate.sees_ours.get() || self.settings.on_ambiguous == OnAmbiguous::Again;
         if !is_ours && !self.lists_ours(gate).await? {
-            let batch = job.batch_id.as_deref().unwrap_or_default();
+            let batch = batch_of(job)?;
             let error = Error::from(error).fix(format!(
                 "no batch of this directory is known under this key: if {batch} was created with another one, use that. If \
                  the provider has deleted all of them, `submit` or `run` of this directory with --on-ambiguous again gives them up"
@@ -653,7 +643,7 @@ impl Driver<'_> {
         // A list that fails shows nothing.
         let _listing = self
             .unless_stopped(self.client.find_batches(|batch| {
-                gate.sees_ours.set(gate.sees_ours.get() || gate.before.borrow().contains(batch.id.as_str()));
+                gate.sees_ours.set(gate.sees_ours.get() || gate.before.borrow().contains(&batch.id));
                 false
             }))
             .await?;
@@ -665,15 +655,14 @@ impl Driver<'_> {
         let (id, why) = (&job.chunk.id, format!("nothing of batch {} ran: {}", batch.id, batch.errors.join("; ")));
         gate.found_full(&job.chunk.model);
         // A fresh upload tells the next batch from this one in a listing. If this delete fails, an unused file is left there.
-        if let Some(file) = &job.file_id {
-            let file: FileId = parsed(Some(file), &job.chunk)?;
-            let _left_there = self.unless_stopped(self.client.delete(&file)).await?;
+        if let Some(file) = job.file() {
+            let _left_there = self.unless_stopped(self.client.delete(file)).await?;
         }
         Ok(self.append(&Event::Full { chunk: id.clone(), why })?)
     }
 
     /// From a terminal batch to verified results, and no trace left at the provider.
-    async fn to_results(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
+    async fn to_results(&self, place: ChunkPlace, gate: &Gate) -> std::result::Result<Reached, Gave> {
         let mut turn = self.unless_stopped(gate.downloads.acquire()).await?;
         let job = self.ended_job(place).await?;
         let chunk = &job.chunk;
@@ -681,8 +670,8 @@ impl Driver<'_> {
         if !rows.exists()? {
             return Err(Gave::Up { place, scope: Scope::Chunk, error: RowSet::gone(&rows) });
         }
-        if let Some(end) = job.end.as_ref().filter(|end| end.status != "completed") {
-            let batch_id: BatchId = parsed(job.batch_id.as_deref(), chunk)?;
+        if let Some(end) = job.end().filter(|end| end.status != "completed") {
+            let batch_id = batch_of(&job)?;
             self.progress.always(format_args!("{}: {}", chunk.id, describe_end(&batch_id, end)));
         }
         let (mut tries, mut pauses) = (0, LATE_FILE.iter());
@@ -706,14 +695,14 @@ impl Driver<'_> {
                 (balance.short, balance.missing) = (false, true);
             } else {
                 tries += 1;
-                let end = job.end.as_ref();
+                let end = job.end();
                 let has_files = end.is_some_and(|end| end.output_file_id.is_some() || end.error_file_id.is_some());
                 if balance.short && has_files && tries < DOWNLOADS {
                     self.unless_stopped(sleep(REFUSAL_PAUSE)).await?;
                     continue;
                 }
             }
-            if let Some(gone) = gone.as_ref().filter(|_| job.adopted) {
+            if let Some(gone) = gone.as_ref().filter(|_| job.made().is_some_and(|made| made.adopted)) {
                 return Err(self.hold_gone(place, &job, gone)?);
             }
             self.tell_absent(&job, &balance, &absent, gone.as_deref(), gate);
@@ -746,7 +735,7 @@ impl Driver<'_> {
             self.tell_few(&gate.late, format_args!("{id}: {error}; it is asked for again next time"));
             return Ok(Late::NextTime);
         }
-        let Some(seconds) = pause.filter(|_| !self.settings.no_wait && !is_late && !job.held) else {
+        let Some(seconds) = pause.filter(|_| !self.settings.no_wait && !is_late && !job.is_held()) else {
             return Ok(Late::Never);
         };
         let pause = Duration::from_secs(*seconds);
@@ -770,16 +759,16 @@ impl Driver<'_> {
 
     /// Gives up a chunk whose batch was found in a listing and whose results are gone. It is not created again until the user
     /// says so.
-    fn hold_gone(&self, place: usize, job: &Job, gone: &str) -> Result<Gave> {
+    fn hold_gone(&self, place: ChunkPlace, job: &Job, gone: &str) -> Result<Gave> {
         let id = &job.chunk.id;
-        let scope = if job.held { Scope::Chunk } else { Scope::Creates };
-        if !job.held {
+        let scope = if job.is_held() { Scope::Chunk } else { Scope::Creates };
+        if !job.is_held() {
             self.append(&Event::Held { chunk: id.clone(), why: gone.to_owned() })?;
         }
         let what = format!(
             "{id}: its batch {} was made and its results are gone from the provider: another copy of this directory has \
              probably fetched and deleted them ({gone}). It is not created again",
-            job.batch_id.as_deref().unwrap_or_default()
+            batch_of(job)?
         );
         let error = Error::new(Kind::TryAgain, what).fix(format!(
             "look for results/{id}.output.jsonl in other copies of this directory, and go on in the one that has it. If there \
@@ -789,10 +778,10 @@ impl Driver<'_> {
     }
 
     /// A job whose batch has ended. A batch that did not say where its results are is asked once more.
-    async fn ended_job(&self, place: usize) -> std::result::Result<Job, Gave> {
+    async fn ended_job(&self, place: ChunkPlace) -> std::result::Result<Job, Gave> {
         let job = self.job(place)?;
-        if has_vanished(&job) || job.end.as_deref().is_some_and(is_vague) {
-            let batch_id: BatchId = parsed(job.batch_id.as_deref(), &job.chunk)?;
+        if has_vanished(&job) || job.end().is_some_and(is_vague) {
+            let batch_id = batch_of(&job)?;
             // What cannot be asked now is not there, as before.
             if let Ok(batch) = self.unless_stopped(self.client.batch(&batch_id)).await?
                 && batch.status.is_terminal()
@@ -825,9 +814,9 @@ impl Driver<'_> {
     }
 
     /// Downloads a batch's files and counts their rows.
-    async fn download(&self, place: usize, job: &Job) -> std::result::Result<Downloaded, Gave> {
+    async fn download(&self, place: ChunkPlace, job: &Job) -> std::result::Result<Downloaded, Gave> {
         let chunk = &job.chunk;
-        let end = job.end.clone().unwrap_or_default();
+        let end = job.end().cloned().unwrap_or_default();
         let files = ResultFile::BOTH.map(|file| self.work.results(&chunk.id, file));
         let (mut whole, mut missing) = (true, None);
         for (to, id) in files.iter().zip([&end.output_file_id, &end.error_file_id]) {
@@ -835,8 +824,7 @@ impl Driver<'_> {
                 to.remove()?;
                 continue;
             };
-            let id: FileId = parsed(Some(id), chunk)?;
-            match self.patiently(is_gone, async || self.client.download(&id, to).await).await? {
+            match self.patiently(is_gone, async || self.client.download(id, to).await).await? {
                 Ok(download) => whole &= download.complete,
                 // Some say in other words that it is not there yet; no request of ours for a file is a bad one.
                 Err(error) if matches!(error.class, Class::NotFound | Class::BadRequest) => missing = Some(error),
@@ -858,21 +846,19 @@ impl Driver<'_> {
     }
 
     /// Deletes what nobody needs any more, here and at the provider. What cannot be deleted now is tried next time.
-    async fn to_clean(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
+    async fn to_clean(&self, place: ChunkPlace, gate: &Gate) -> std::result::Result<Reached, Gave> {
         let job = self.job(place)?;
         if !self.settings.keep_requests {
             self.work.request(&job.chunk.id).remove()?;
         }
         // What may be wanted again stays there.
-        let short = job.rows.as_ref().is_some_and(|rows| rows.short || rows.textless || rows.missing);
-        if self.settings.keep_remote || job.cleaned || short {
+        let short = job.rows().is_some_and(|rows| rows.short || rows.textless || rows.missing);
+        if self.settings.keep_remote || job.is_cleaned() || short {
             return Ok(Reached::Done);
         }
         let _turn = self.unless_stopped(gate.downloads.acquire()).await?;
-        let end = job.end.clone().unwrap_or_default();
-        for id in [end.output_file_id, end.error_file_id, job.file_id].into_iter().flatten() {
-            let id: FileId = parsed(Some(&id), &job.chunk)?;
-            if let Err(error) = self.unless_stopped(self.client.delete(&id)).await? {
+        for id in job.remote_files() {
+            if let Err(error) = self.unless_stopped(self.client.delete(id)).await? {
                 self.progress.detail(format_args!("{}: {error}; it is tried again next time", job.chunk.id));
                 return Ok(Reached::Done);
             }
@@ -883,12 +869,7 @@ impl Driver<'_> {
 
     /// Gives a call up when we are told to stop.
     async fn unless_stopped<T>(&self, call: impl Future<Output = T>) -> std::result::Result<T, Gave> {
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            biased;
-            _ = stopped(&mut stop) => Err(Gave::Stopped),
-            answer = call => Ok(answer),
-        }
+        self.stop.run(call).await.map_err(|_| Gave::Stopped)
     }
 }
 
@@ -992,33 +973,20 @@ pub fn check_caps(settings: &JobSettings, batches: u64, requests: u64) -> Option
         .or_else(|| over("requests", "--max-requests", requests, settings.max_requests))
 }
 
-async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
-    loop {
-        if let Some(reason) = *stop.borrow_and_update() {
-            return reason;
-        }
-        if stop.changed().await.is_err() {
-            // Nobody is left who could stop us.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
 fn file_id(job: &Job) -> Result<FileId> {
-    parsed(job.file_id.as_deref(), &job.chunk)
+    job.file().cloned().ok_or_else(|| Error::input(format!("the journal has no file of {}", job.chunk.id)))
 }
 
-/// An id that the journal holds.
-fn parsed<T: std::str::FromStr<Err = Error>>(id: Option<&str>, chunk: &Chunk) -> Result<T> {
-    id.ok_or_else(|| Error::input(format!("the journal has no id for {}", chunk.id)))?.parse()
+fn batch_of(job: &Job) -> Result<BatchId> {
+    job.batch().cloned().ok_or_else(|| Error::input(format!("the journal has no batch of {}", job.chunk.id)))
 }
 
 fn end_of(batch: &Batch) -> BatchEnd {
     let counts = batch.request_counts;
     BatchEnd {
         status: batch.status.as_str().to_owned(),
-        output_file_id: batch.output_file_id.as_ref().map(ToString::to_string),
-        error_file_id: batch.error_file_id.as_ref().map(ToString::to_string),
+        output_file_id: batch.output_file_id.clone(),
+        error_file_id: batch.error_file_id.clone(),
         total: counts.total,
         completed: counts.completed,
         failed: counts.failed,
@@ -1053,7 +1021,7 @@ fn is_vague(end: &BatchEnd) -> bool {
 
 /// The provider did not have the batch any more.
 fn has_vanished(job: &Job) -> bool {
-    job.end.as_ref().is_some_and(|end| end.status == VANISHED)
+    job.end().is_some_and(|end| end.status == VANISHED)
 }
 
 fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
@@ -1066,7 +1034,7 @@ fn describe_end(batch: &BatchId, end: &BatchEnd) -> String {
 
 /// Seconds since 1970.
 fn counts(state: &State) -> Counts {
-    let fetched = state.jobs.iter().filter(|job| job.step == Step::Fetched);
+    let fetched = state.jobs.iter().filter(|job| job.step() == Step::Fetched);
     Counts {
         chunks: state.jobs.len() as u64,
         waiting: state.below(Step::Created),

@@ -118,7 +118,7 @@ fn check_chunks(
     files: &mut Files,
 ) -> Result<Vec<Error>> {
     let mut problems = Vec::new();
-    let is_sure = |(_, job): &(usize, &Job)| is_whole || job.step == Step::Fetched;
+    let is_sure = |(_, job): &(usize, &Job)| is_whole || job.step() == Step::Fetched;
     let mut places: Vec<usize> = state.jobs.iter().enumerate().filter(is_sure).map(|(place, _)| place).collect();
     loop {
         let mut suspects = Vec::new();
@@ -160,12 +160,12 @@ fn check_chunk(dir: &Folder, job: &Job, files: &mut Files) -> Vec<Error> {
     let request = request_file(dir, &job.chunk.id);
     // Where there is a batch it is not sent any more: it may be there or not, and to begin again would be to pay again.
     let is_there = request.exists().unwrap_or(true);
-    let fix = match (job.step < Step::Created, is_there) {
+    let fix = match (job.step() < Step::Created, is_there) {
         (true, true) => RESTORE,
         (true, false) => REMAKE,
         (false, _) => "the chunk has its batch, and nothing reads this file any more",
     };
-    if is_there || job.step < Step::Created {
+    if is_there || job.step() < Step::Created {
         let then = FileMark { bytes: job.chunk.bytes, blake3: job.chunk.blake3.clone() };
         let now = is_there.then(|| FileMark::of(&request)).transpose();
         match now {
@@ -176,7 +176,7 @@ fn check_chunk(dir: &Folder, job: &Job, files: &mut Files) -> Vec<Error> {
             Err(error) => problems.push(error),
         }
     }
-    if let Some(balance) = job.rows.as_ref().filter(|_| job.step == Step::Fetched) {
+    if let Some(balance) = job.rows().filter(|_| job.step() == Step::Fetched) {
         match check_results(dir, job, balance, rows.as_ref(), files) {
             Ok(found) => problems.extend(found),
             Err(error) => problems.push(error),
@@ -216,7 +216,7 @@ fn check_results(
     files: &mut Files,
 ) -> Result<Vec<Error>> {
     let id = &job.chunk.id;
-    let again = if job.cleaned {
+    let again = if job.is_cleaned() {
         "the provider's copy is deleted: put it back from a backup, or ask for its rows in another round (--missing)"
             .to_owned()
     } else {
@@ -298,7 +298,7 @@ fn check_spool(dir: &Folder, state: &State) -> Result<Option<Error>> {
 
 /// Notes, not problems: what came short, what a killed process left, what is not ours.
 fn tell_what_is_left(dir: &Folder, state: &State, is_whole: bool, console: &Console) -> Result<()> {
-    let short = state.jobs.iter().filter(|job| job.rows.as_ref().is_some_and(|rows| rows.short));
+    let short = state.jobs.iter().filter(|job| job.rows().is_some_and(|rows| rows.short));
     for job in short {
         console
             .note(format_args!("{}: its results came short; the next fetch or run downloads them again", job.chunk.id));
@@ -369,23 +369,23 @@ mod tests {
         };
         let (id, attempt) = (|| chunk.id.clone(), 1);
         rows_file(&folder, &chunk.id).write(b"0-1\n").expect("written");
-        let mut journal = Journal::open(dir).expect("opened");
+        let journal = Journal::open(dir).expect("opened");
         for event in [
             journal::start("run".to_owned(), false, journal::tests::config()),
             Event::Chunk { chunk: chunk.clone(), input: InputMark { posts: 2, blake3: String::new() } },
-            Event::Uploaded { chunk: id(), file_id: "f".to_owned() },
-            Event::Intent { chunk: id(), file_id: "f".to_owned(), attempt, blake3: String::new() },
-            Event::Created { chunk: id(), batch_id: "b".to_owned(), adopted: false, file_id: None },
+            Event::Uploaded { chunk: id(), file_id: journal::tests::id("f") },
+            Event::Intent { chunk: id(), file_id: journal::tests::id("f"), attempt, blake3: String::new() },
+            Event::Created { chunk: id(), batch_id: journal::tests::id("b"), adopted: false, file_id: None },
             Event::Ended { chunk: id(), end: journal::BatchEnd::default() },
         ] {
             journal.append(&event).expect("follows");
         }
-        download(&folder, &mut journal, &chunk, "{\"custom_id\":\"a_0000\"}\n");
+        download(&folder, &journal, &chunk, "{\"custom_id\":\"a_0000\"}\n");
         (journal, chunk)
     }
 
     /// New results, journaled.
-    fn download(dir: &Folder, journal: &mut Journal, chunk: &Chunk, output: &str) {
+    fn download(dir: &Folder, journal: &Journal, chunk: &Chunk, output: &str) {
         let paths = ResultFile::BOTH.map(|file| results_file(dir, &chunk.id, file));
         paths[0].write(output.as_bytes()).expect("written");
         let rows = RowSet::read(&rows_file(dir, &chunk.id)).expect("rows");
@@ -396,21 +396,22 @@ mod tests {
     #[test]
     fn what_another_process_moved_meanwhile_is_looked_at_again() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (mut journal, chunk) = fetched(dir.path());
+        let (journal, chunk) = fetched(dir.path());
         let folder = Folder::open(dir.path()).expect("opened");
         let mut files = Files::default();
         let mut look = |state: &mut State| check_chunks(&folder, state, 0, true, &mut files).expect("read").len();
-        let mut state = journal.state.clone();
+        let now = || journal.read(State::clone).expect("whole");
+        let mut state = now();
         assert_eq!(look(&mut state), 0);
         // After we read the journal it was told to download again, and did.
         journal.append(&Event::Again { chunk: chunk.id.clone() }).expect("follows");
-        let again = journal.state.clone();
-        download(&folder, &mut journal, &chunk, "{\"custom_id\":\"a_0001\"}\n");
+        let again = now();
+        download(&folder, &journal, &chunk, "{\"custom_id\":\"a_0001\"}\n");
         assert_eq!(look(&mut state.clone()), 0, "seen before, found after");
         assert_eq!(look(&mut again.clone()), 0);
         // The same file without the events is a problem.
         results_file(&folder, &chunk.id, ResultFile::Output).write(b"other\n").expect("written");
         assert_eq!(look(&mut state), 1);
-        assert_eq!(look(&mut journal.state.clone()), 1);
+        assert_eq!(look(&mut now()), 1);
     }
 }

@@ -31,7 +31,7 @@ pub fn find_lost_results(state: &State, work: &WorkDir, console: &Console) -> Lo
     for job in &state.jobs {
         let id = &job.chunk.id;
         match what_is_lost(job, work.folder()) {
-            Some(what) if job.cleaned => {
+            Some(what) if job.is_cleaned() => {
                 lost.gone += 1;
                 console.always(format_args!("{what}, and {NO_COPY}: rows that are not in it will be absent"));
             }
@@ -54,7 +54,7 @@ pub const NO_COPY: &str = "the provider's copy is deleted";
 
 /// Which results file of a chunk is gone or has another length than the downloaded one. `zbatch verify` also reads the files.
 pub fn what_is_lost(job: &Job, dir: &Folder) -> Option<String> {
-    let rows = job.rows.as_ref()?;
+    let rows = job.rows()?;
     ResultFile::BOTH.into_iter().enumerate().find_map(|(at, file)| {
         let path = results_file(dir, &job.chunk.id, file);
         let now = path.len().ok().flatten();

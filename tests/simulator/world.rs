@@ -17,10 +17,7 @@ use std::{
 
 use clap::Parser as _;
 use serde_json::{Value, json};
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, watch},
-};
+use tokio::{runtime::Runtime, sync::mpsc};
 use zbatch::{
     analysis::{AnalysisSet, Sources},
     cli::{Cli, Progress, RunArgs, Verb},
@@ -32,10 +29,11 @@ use zbatch::{
     drill::{self, Drill, Killed},
     emulator::{Clock, Emulator, Settings, calls::Lot, faults::FaultPlan, ledger::Ledger, schedule::Schedule},
     error::{Error, Result},
-    flow::{jobs::Stop, rows::FileMark},
+    flow::rows::FileMark,
     folder::Entry,
     journal::{self, Step},
     provider::{Client, ClientSettings, Dialect, Key},
+    stop::{Stop, StopReason},
 };
 
 /// Virtual time at the start, in milliseconds since the epoch.
@@ -342,8 +340,8 @@ impl Place {
         }
         // Downloads may end anywhere, as the provider wrote them: the journal says how long they are, and their hash.
         let fetched = journal::read(work).map(|state| state.jobs).unwrap_or_default();
-        for job in fetched.iter().filter(|job| job.step == Step::Fetched) {
-            let marks = job.rows.as_ref().and_then(|rows| rows.files.as_ref()).ok_or("fetched, and no marks of it")?;
+        for job in fetched.iter().filter(|job| job.step() == Step::Fetched) {
+            let marks = job.rows().and_then(|rows| rows.files.as_ref()).ok_or("fetched, and no marks of it")?;
             for (mark, which) in marks.iter().zip(["output", "error"]) {
                 let path = work.join(format!("results/{}.{which}.jsonl", job.chunk.id));
                 if *mark != path.exists().then(|| FileMark::of(&Entry::of(&path).expect("opened")).expect("readable")) {
@@ -356,7 +354,7 @@ impl Place {
 
     /// A chunk waits for the user's word on its create.
     pub fn holds_any(&self) -> bool {
-        journal::read(&self.work).is_ok_and(|state| state.jobs.iter().any(|job| job.held))
+        journal::read(&self.work).is_ok_and(|state| state.jobs.iter().any(|job| job.is_held()))
     }
 
     /// No post has another one's answer.
@@ -510,7 +508,7 @@ impl World {
     pub fn start(&mut self, fate: Fate) -> Outcome {
         if self.run_args().work.moved {
             let here = std::fs::metadata(self.place.work.join(journal::FILE)).map(|journal| journal.ino()).ok();
-            let place = journal::read(&self.place.work).ok().and_then(|state| state.place);
+            let place = journal::read(&self.place.work).ok().and_then(|state| state.location);
             self.say_moved(place.is_none_or(|place| Some(place.inode) != here));
         }
         let names = fate.step.is_none().then(Vec::new);
@@ -544,7 +542,7 @@ impl World {
         let (places, nobody) = mpsc::channel(1 << 10);
         run.cut(places)?;
         drop(nobody);
-        let (tell, stop) = watch::channel(None);
+        let stop = Stop::default();
         let driven = self.runtime.block_on(async {
             let driver = run.driver(&stop, None);
             let (no_more, cut) = mpsc::channel(1);
@@ -552,7 +550,8 @@ impl World {
             let stopper = async {
                 if let Some((after, is_signal)) = fate.stop {
                     tokio::time::sleep(after).await;
-                    tell.send_replace(Some(if is_signal { Stop::Signal(15) } else { Stop::TimedOut }));
+                    stop.ask(if is_signal { StopReason::Signal(15) } else { StopReason::TimedOut });
+                    stop.end_last_call().await;
                 }
                 std::future::pending::<()>().await;
             };
@@ -725,7 +724,7 @@ impl Moves {
             0 if work.exists() => {
                 self.copies += 1;
                 world.copy_away(self.copies);
-                let is_noticed = known.is_some_and(|state| state.place.is_some() && !state.jobs.is_empty());
+                let is_noticed = known.is_some_and(|state| state.location.is_some() && !state.jobs.is_empty());
                 if is_noticed && self.lot.turn().is_multiple_of(3) {
                     self.refused += 1;
                     refuse(world)?;

@@ -13,16 +13,17 @@ use crate::{
     cli::{DoctorArgs, RemoteArgs},
     cmd::{
         Ended,
-        remote::{client, runtime, stopped, watch_for_stops},
+        remote::{client, runtime},
     },
     console::Console,
     error::{Error, Kind, Result},
-    flow::{ChunkId, jobs::Stop},
+    flow::ChunkId,
     journal,
     lines::output::Output,
     provider::{Batch, Client, Dialect, FileId, MARK},
     settings::{Config, PROVIDER},
     shell,
+    stop::{Stop, StopReason},
     text::escape_control,
     units::count,
 };
@@ -51,16 +52,11 @@ pub fn run(args: &DoctorArgs, console: &Console) -> Result<Ended> {
     let remote = RemoteArgs { key_file: args.key_file.clone(), ca_cert: args.ca_cert.clone(), ..RemoteArgs::default() };
     let client = client(&config, &args.provider, &remote, console)?;
     let runtime = runtime()?;
-    let mut stop = watch_for_stops(&runtime, Some(args.timeout))?;
-    let found = runtime.block_on(async {
-        tokio::select! {
-            found = list(&client, &known, console) => found,
-            stop = stopped(&mut stop) => Err(match stop {
-                Stop::Signal(number) => Error::new(Kind::Interrupted(number), "interrupted"),
-                Stop::TimedOut => Error::new(Kind::TryAgain, "the lists did not come to an end within --timeout"),
-            }),
-        }
-    })?;
+    let stop = Stop::listen(&runtime, Some(args.timeout))?;
+    let found = runtime.block_on(stop.run(list(&client, &known, console))).map_err(|reason| match reason {
+        StopReason::Signal(number) => Error::new(Kind::Interrupted(number), "interrupted"),
+        StopReason::TimedOut => Error::new(Kind::TryAgain, "the lists did not come to an end within --timeout"),
+    })??;
     found.print(args.json)?;
     let base = base_url.as_ref().map_or(dialect.base_url, |url| url.value.trim_end_matches('/'));
     let provider = (dialect.name != PROVIDER).then(|| format!("--provider {} ", dialect.name));
@@ -121,8 +117,8 @@ impl Known {
             let state = journal::read(dir)?;
             known.runs.insert(state.run);
             for job in state.jobs {
-                known.batches.extend(job.batch_id);
-                known.files.extend(job.file_id);
+                known.batches.extend(job.batch().map(ToString::to_string));
+                known.files.extend(job.file().map(ToString::to_string));
             }
         }
         Ok(known)

@@ -3,18 +3,18 @@
 
 use std::{cell::RefCell, path::Path, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 
 use crate::{
     cli::FetchArgs,
     cmd::{
         Ended,
         outputs::refuse_in_work_dir,
-        remote::{client, runtime, stopped, watch_for_stops},
+        remote::{client, runtime},
     },
     console::Console,
     error::{Error, Kind, Result},
-    flow::{jobs::Stop, rows::read_results},
+    flow::rows::read_results,
     folder::{Entry, directory},
     lines::{
         blocks::Block,
@@ -22,6 +22,7 @@ use crate::{
     },
     provider::{Batch, BatchId, Client},
     settings::Config,
+    stop::{Stop, StopReason},
     units::count,
 };
 
@@ -60,7 +61,7 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     Output::probe(path)?;
     let client = client(&config, &args.provider, &args.remote, console)?;
     let runtime = runtime()?;
-    let mut stop = watch_for_stops(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
+    let stop = Stop::listen(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
     let poll_interval = (!args.remote.no_wait).then(|| config.poll_interval(args.remote.poll_interval).value);
     let mut fetcher = Fetcher {
         client: &client,
@@ -70,9 +71,13 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
         came: Came::default(),
         told: RefCell::default(),
     };
-    let stopped = runtime.block_on(fetcher.fetch(&mut waiting, poll_interval, &mut stop))?;
-    if let Some(Stop::Signal(number)) = stopped {
-        return Err(Error::new(Kind::Interrupted(number), "interrupted; the batches run on"));
+    let fetched = runtime.block_on(stop.run(fetcher.fetch(&mut waiting, poll_interval)));
+    match fetched {
+        Ok(fetched) => fetched?,
+        Err(StopReason::Signal(number)) => {
+            return Err(Error::new(Kind::Interrupted(number), "interrupted; the batches run on"));
+        }
+        Err(StopReason::TimedOut) => {}
     }
     let Fetcher { output, came, .. } = fetcher;
     console.note(count(came.lines, "result line"));
@@ -101,40 +106,22 @@ fn landing(output: &Path) -> Result<tempfile::TempDir> {
 }
 
 impl Fetcher<'_> {
-    /// Asks for every batch until none of `waiting` is left, or once without `poll_interval`. Why it was stopped, if it was.
-    async fn fetch(
-        &mut self,
-        waiting: &mut Vec<BatchId>,
-        poll_interval: Option<Duration>,
-        stop: &mut watch::Receiver<Option<Stop>>,
-    ) -> Result<Option<Stop>> {
+    /// Asks for every batch until none of `waiting` is left, or once without `poll_interval`.
+    async fn fetch(&mut self, waiting: &mut Vec<BatchId>, poll_interval: Option<Duration>) -> Result<()> {
         let mut told = false;
         loop {
             for id in waiting.clone() {
-                let ended = tokio::select! {
-                    stop = stopped(stop) => return Ok(Some(stop)),
-                    ended = self.ended(&id) => ended?,
-                };
-                if let Some(batch) = ended {
+                if let Some(batch) = self.ended(&id).await? {
+                    self.take(&batch).await?;
                     waiting.retain(|waiting| *waiting != id);
-                    tokio::select! {
-                        stop = stopped(stop) => {
-                            waiting.push(id);
-                            return Ok(Some(stop));
-                        }
-                        taken = self.take(&batch) => taken?,
-                    }
                 }
             }
-            let (Some(pause), false) = (poll_interval, waiting.is_empty()) else { return Ok(None) };
+            let (Some(pause), false) = (poll_interval, waiting.is_empty()) else { return Ok(()) };
             if !std::mem::replace(&mut told, true) {
                 let open = count(waiting.len(), "batch");
                 self.console.note(format_args!("{open} not ended yet: asked for again until then"));
             }
-            tokio::select! {
-                stop = stopped(stop) => return Ok(Some(stop)),
-                () = sleep(pause) => {}
-            }
+            sleep(pause).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Results files → answers, as the files come: every row of a fetched chunk goes into the store, every line that is no row of
 //! its chunk beside it.
 
-use std::{collections::HashSet, sync::Mutex};
+use std::collections::HashSet;
 
 use tokio::sync::mpsc;
 
@@ -17,7 +17,7 @@ use crate::{
         rows::{self, RowSet},
         tally::Tally,
     },
-    journal::{Job, Journal, RefusedLine, Step, locked},
+    journal::{ChunkPlace, Job, Journal, RefusedLine},
     lines::{blocks::Block, spill::AnswerStore},
     text::excerpt,
     workdir::{ResultFile, WorkDir},
@@ -30,9 +30,9 @@ const UNPLACED: u64 = 1 << 62;
 pub fn read_results(
     rendering: &Rendering,
     work: &WorkDir,
-    journal: &Mutex<Journal>,
+    journal: &Journal,
     store: AnswerStore,
-    mut fetched: mpsc::Receiver<usize>,
+    mut fetched: mpsc::Receiver<ChunkPlace>,
 ) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         set: &rendering.set,
@@ -42,26 +42,14 @@ pub fn read_results(
         tally: Tally::new(rendering.set.list.len()),
         block: Block::default(),
     };
-    let job = |place: usize| -> Result<Option<(Chunk, Vec<RefusedLine>)>> {
-        let state = &locked(journal)?.state;
-        let refused = |job: &Job| job.end.as_ref().map(|end| end.refused_lines.clone()).unwrap_or_default();
-        Ok(state.jobs.get(place).map(|job| (job.chunk.clone(), refused(job))))
-    };
-    let here: Vec<usize> = {
-        let jobs = &locked(journal)?.state.jobs;
-        let fetched = jobs.iter().enumerate().filter(|(_, job)| job.step == Step::Fetched);
-        fetched.map(|(place, _)| place).collect()
-    };
+    let here = journal.read(|state| state.fetched())?;
     for place in &here {
-        if let Some((chunk, refused)) = job(*place)? {
-            gatherer.read_chunk(*place, &chunk, &refused)?;
-        }
+        gatherer.read_chunk(*place, &journal.job(*place)?)?;
     }
-    let mut came: HashSet<usize> = here.iter().copied().collect();
+    let mut came: HashSet<ChunkPlace> = here.into_iter().collect();
     while let Some(place) = fetched.blocking_recv() {
-        match job(place)? {
-            Some((chunk, refused)) if came.insert(place) => gatherer.read_chunk(place, &chunk, &refused)?,
-            _ => {}
+        if came.insert(place) {
+            gatherer.read_chunk(place, &journal.job(place)?)?;
         }
     }
     Ok(Gathered { store: gatherer.store, tally: gatherer.tally, came })
@@ -74,7 +62,7 @@ pub struct Gathered {
     /// What was counted on the way.
     pub tally: Tally,
     /// Places of the chunks whose results were read.
-    came: HashSet<usize>,
+    came: HashSet<ChunkPlace>,
 }
 
 /// What stands in the store for a row whose batch is not done. No fault has an empty payload.
@@ -82,13 +70,12 @@ pub const PENDING: &[u8] = b"";
 
 impl Gathered {
     /// Marks every row of the other chunks as pending.
-    pub fn mark_pending(&mut self, set: &AnalysisSet, work: &WorkDir, journal: &Mutex<Journal>) -> Result<()> {
-        let chunks: Vec<(usize, ChunkId)> = {
-            let jobs = &locked(journal)?.state.jobs;
-            let all = jobs.iter().map(|job| job.chunk.id.clone()).enumerate();
-            all.filter(|(place, _)| !self.came.contains(place)).collect()
-        };
-        for (_, id) in chunks {
+    pub fn mark_pending(&mut self, set: &AnalysisSet, work: &WorkDir, journal: &Journal) -> Result<()> {
+        let others = journal.read(|state| {
+            let others = state.placed().filter(|(place, _)| !self.came.contains(place));
+            others.map(|(_, job)| job.chunk.id.clone()).collect::<Vec<ChunkId>>()
+        })?;
+        for id in others {
             let Some(analysis) = set.find(&id.analysis) else { continue };
             for index in RowSet::read(&work.rows(&id))?.indexes() {
                 // After every answer and fault that may be there.
@@ -100,10 +87,10 @@ impl Gathered {
 }
 
 /// Precedence among answers for one row: chunk order, then output before error file, then line.
-fn rank(place: usize, file: ResultFile, line: u64) -> u64 {
+fn rank(place: ChunkPlace, file: ResultFile, line: u64) -> u64 {
     const LINE_BITS: u32 = 27;
     let line = line.min((1 << LINE_BITS) - 1);
-    ((place as u64) << (LINE_BITS + 1)) | (u64::from(file == ResultFile::Error) << LINE_BITS) | line
+    ((place.index() as u64) << (LINE_BITS + 1)) | (u64::from(file == ResultFile::Error) << LINE_BITS) | line
 }
 
 struct Gatherer<'a> {
@@ -117,7 +104,7 @@ struct Gatherer<'a> {
 
 impl Gatherer<'_> {
     /// The rows of the lines for which the provider refused the whole batch; it does not say so anywhere else.
-    fn add_refused(&mut self, place: usize, chunk: &Chunk, rows: &RowSet, refused: &[RefusedLine]) -> Result<()> {
+    fn add_refused(&mut self, place: ChunkPlace, chunk: &Chunk, rows: &RowSet, refused: &[RefusedLine]) -> Result<()> {
         let Some(at) = self.set.find(&chunk.analysis) else { return Ok(()) };
         for RefusedLine { line, why } in refused {
             let nth = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
@@ -136,9 +123,12 @@ impl Gatherer<'_> {
         Ok(())
     }
 
-    fn read_chunk(&mut self, place: usize, chunk: &Chunk, refused: &[RefusedLine]) -> Result<()> {
+    fn read_chunk(&mut self, place: ChunkPlace, job: &Job) -> Result<()> {
+        let chunk = &job.chunk;
         let rows = RowSet::read(&self.work.rows(&chunk.id))?;
-        self.add_refused(place, chunk, &rows, refused)?;
+        if let Some(end) = job.end() {
+            self.add_refused(place, chunk, &rows, &end.refused_lines)?;
+        }
         let asked = self.set.find(&chunk.analysis);
         let is_row = |index: u64, analysis: Option<usize>| {
             (asked == analysis && rows.contains(index)) || drill::without(Guard::Rows)

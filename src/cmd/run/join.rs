@@ -4,11 +4,8 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock},
+    sync::OnceLock,
 };
-
-use serde_json::json;
-use tokio::sync::watch;
 
 use crate::{
     cli::{Format, RunArgs},
@@ -26,21 +23,22 @@ use crate::{
         chunks::InputHash,
         enhanced::{write_enhanced, write_unreadable},
         faults::FaultLog,
-        jobs::Stop,
         posts::PostCounts,
         requests::Rendered,
         tally::Tally,
     },
-    journal::{Config, Job, Journal, State, Step, locked, totals},
+    journal::{Config, Job, Journal, State, Step, totals},
     lines::{
         output::{JsonWriter, Output, is_array_name, is_stdout, is_stream},
         spill::{Cell, Joined},
     },
     report::Report,
     shell,
+    stop::Stop,
     units::sum,
     workdir::{REPORT, WorkDir},
 };
+use serde_json::json;
 
 use super::gather::PENDING;
 
@@ -55,7 +53,7 @@ pub struct Join<'a> {
     pub advice: &'a OnceLock<String>,
     /// Chunks whose results neither this machine nor the provider has any more.
     pub gone: usize,
-    pub stop: &'a watch::Receiver<Option<Stop>>,
+    pub stop: &'a Stop,
     pub console: &'a Console,
 }
 
@@ -86,7 +84,7 @@ impl Join<'_> {
         mut joined: Joined,
         parsed: Tally,
         work: &WorkDir,
-        journal: &Mutex<Journal>,
+        journal: &Journal,
         times: &dyn Fn() -> serde_json::Value,
     ) -> Result<Ended> {
         let set = &self.rendering.set;
@@ -106,13 +104,13 @@ impl Join<'_> {
         let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
         let mut askable = false;
         // A job that was cancelled while it was cut: the rows of the rest were in no chunk.
-        let is_uncut = locked(journal)?.state.posts.is_none();
+        let is_uncut = journal.read(|state| state.posts.is_none())?;
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
         let mut input = InputHash::default();
         let posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
         let counts = posts.for_each(|place| {
             input.add(place.bytes);
-            if let Some(Stop::Signal(number)) = *self.stop.borrow() {
+            if let Some(number) = self.stop.signal() {
                 let what = "interrupted while writing the posts; the same command writes them";
                 return Err(Error::new(Kind::Interrupted(number), what));
             }
@@ -193,7 +191,7 @@ impl Join<'_> {
             writer.put(&enhanced)
         })?;
         // Answers belong to places: in other posts they would stand in the wrong ones.
-        let cut = locked(journal)?.state.posts.as_ref().map(|(_, mark)| mark.clone());
+        let cut = journal.read(|state| state.posts.as_ref().map(|(_, mark)| mark.clone()))?;
         if cut.is_some_and(|cut| cut != input.mark()) {
             return Err(Error::input("the posts have changed since they were cut into chunks; no output is written")
                 .fix("put them back as they were and run the same command again: all answers are kept"));
@@ -214,12 +212,12 @@ impl Join<'_> {
             tally.unknown_labels = parsed.unknown_labels;
             tally.usage = parsed.usage;
         }
-        let aside = self.why_aside(&tally, counts, work, journal)?;
+        let aside = journal.read(|state| self.why_aside(&tally, counts, work, state))??;
         let path = self.commit(writer, aside, work)?;
         log.commit()?;
         let output = if aside == Some(Aside::LostResults) { self.output } else { path.as_path() };
         let passed = Passed { counts, askable, output };
-        let ended = self.tell(&tally, &passed, &log, work, journal, times)?;
+        let ended = journal.read(|state| self.tell(&tally, &passed, &log, work, state, times))??;
         match aside {
             Some(Aside::LostPosts) => Err(outputs::kept_posts(self.output, &path, counts, &self.mend(work))),
             Some(aside) => self.say_aside(aside, &path).map(|()| ended),
@@ -248,17 +246,10 @@ impl Join<'_> {
 
     /// Says why the output does not take its name now. The exit code does not matter: an output that may hold less than the
     /// file that is there never replaces it. A pipe cannot be kept back.
-    fn why_aside(
-        &self,
-        tally: &Tally,
-        counts: PostCounts,
-        work: &WorkDir,
-        journal: &Mutex<Journal>,
-    ) -> Result<Option<Aside>> {
+    fn why_aside(&self, tally: &Tally, counts: PostCounts, work: &WorkDir, state: &State) -> Result<Option<Aside>> {
         if is_stream(self.output) {
             return Ok(None);
         }
-        let state = &locked(journal)?.state;
         let lost = self.gone > 0 || state.jobs.iter().any(Job::came_short);
         Ok(if remains(state, tally) {
             Some(Aside::Remains)
@@ -311,11 +302,10 @@ impl Join<'_> {
         passed: &Passed<'_>,
         log: &FaultLog,
         work: &WorkDir,
-        journal: &Mutex<Journal>,
+        state: &State,
         times: &dyn Fn() -> serde_json::Value,
     ) -> Result<Ended> {
         let Passed { counts, output, askable } = *passed;
-        let state = &locked(journal)?.state;
         let pending = tally.pending();
         let remains = remains(state, tally);
         let came_short = state.jobs.iter().any(Job::came_short);
@@ -394,8 +384,8 @@ impl Join<'_> {
 
 /// All chunks that are not fetched are held.
 fn waits_for_the_user(state: &State) -> bool {
-    let mut rest = state.jobs.iter().filter(|job| job.step < Step::Fetched).peekable();
-    rest.peek().is_some() && rest.all(|job| job.held)
+    let mut rest = state.jobs.iter().filter(|job| job.step() < Step::Fetched).peekable();
+    rest.peek().is_some() && rest.all(Job::is_held)
 }
 
 /// The same command brings more. Also a chunk that was fetched a moment before a deadline, and read by nobody.
@@ -430,7 +420,7 @@ fn read_back(payload: &[u8]) -> Result<FaultLine> {
 fn batches(jobs: &[Job], config: Option<&Config>) -> serde_json::Value {
     let mut by_status = std::collections::BTreeMap::<&str, u64>::new();
     for job in jobs {
-        let status = job.end.as_ref().map_or("unfinished", |end| end.status.as_str());
+        let status = job.end().map_or("unfinished", |end| end.status.as_str());
         *by_status.entry(status).or_default() += 1;
     }
     let rows = totals(jobs);

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{
-    Class, CreateError, Driver, Event, FileId, FileMark, Gate, Gave, Goal, Job, REFUSAL_PAUSE, Reached, RowSet, Scope,
-    Step, check_caps, file_id, is_gone,
+    ChunkPlace, Class, CreateError, Driver, Event, FileId, FileMark, Gate, Gave, Goal, Job, REFUSAL_PAUSE, Reached,
+    RowSet, Scope, State, Step, check_caps, file_id, is_gone,
     listed::{CONTENT, Evidence, Sighted, StraySearch, Strays, best_first, mark},
-    scope_of, stopped,
+    scope_of,
 };
 use crate::{
     blocking,
@@ -17,7 +17,6 @@ use crate::{
     drill::{self, Guard},
     error::{Error, Kind, Result},
     flow::ChunkId,
-    journal::locked,
     provider::{ApiError, Batch, MARK},
 };
 
@@ -30,8 +29,6 @@ const LOST_CREATES: u32 = 1;
 const REFUSALS: u32 = 30;
 const REFUSALS_NO_WAIT: u32 = 2;
 const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(60);
-/// A create in flight is waited for this long after a stop; what comes later is found in a listing next time.
-const LAST_CALL: Duration = Duration::from_secs(10);
 
 /// What became of a create.
 #[derive(PartialEq, Eq)]
@@ -54,16 +51,16 @@ enum Listed {
 
 impl Driver<'_> {
     /// To a batch that exists.
-    pub(super) async fn to_batch(&self, place: usize, gate: &Gate) -> std::result::Result<Reached, Gave> {
-        let (mut refusals, mut is_looked_for) = (0, !locked(self.journal)?.resumed || drill::without(Guard::History));
+    pub(super) async fn to_batch(&self, place: ChunkPlace, gate: &Gate) -> std::result::Result<Reached, Gave> {
+        let (mut refusals, mut is_looked_for) = (0, !self.journal.resumed || drill::without(Guard::History));
         let mut turn = None;
         let model = self.job(place)?.chunk.model;
         let times_full = gate.times_full(&model);
         loop {
             let job = self.job(place)?;
             let may_create = self.settings.goal != Goal::Fetched && !gate.bars(&model);
-            match job.step {
-                Step::Cut | Step::Uploaded if self.stop.borrow().is_some() => return Err(Gave::Stopped),
+            match job.step() {
+                Step::Cut | Step::Uploaded if self.stop.reason().is_some() => return Err(Gave::Stopped),
                 Step::Cut | Step::Uploaded if !may_create => return Ok(Reached::Left(place)),
                 // Another chunk has just learned it. An upload that no batch can use now would only lie there.
                 Step::Cut | Step::Uploaded if gate.times_full(&model) > times_full => return Ok(Reached::Back(place)),
@@ -95,7 +92,7 @@ impl Driver<'_> {
         }
     }
 
-    async fn upload(&self, place: usize, job: &Job, gate: &Gate) -> std::result::Result<(), Gave> {
+    async fn upload(&self, place: ChunkPlace, job: &Job, gate: &Gate) -> std::result::Result<(), Gave> {
         let path = self.work.request(&job.chunk.id);
         let give_up = |scope, error| Gave::Up { place, scope, error };
         if !path.exists()? {
@@ -113,13 +110,13 @@ impl Driver<'_> {
             .patiently(is_gone, async || self.client.upload(&path, &name).await)
             .await?
             .map_err(|error| give_up(gate.scope_of(&error, &job.chunk), error.into()))?;
-        self.append(&Event::Uploaded { chunk: job.chunk.id.clone(), file_id: file_id.to_string() })?;
+        self.append(&Event::Uploaded { chunk: job.chunk.id.clone(), file_id })?;
         Ok(())
     }
 
     async fn create(
         &self,
-        place: usize,
+        place: ChunkPlace,
         job: &Job,
         refusals: &mut u32,
         gate: &Gate,
@@ -127,7 +124,7 @@ impl Driver<'_> {
         let id = &job.chunk.id;
         let file_id = file_id(job)?;
         // A create that counted as lost may be listed by now.
-        let repaired = locked(self.journal)?.state.repaired;
+        let repaired = self.journal.read(|state| state.repaired)?;
         if job.lost > 0 || repaired {
             match self.adopt(place, job).await? {
                 Listed::Adopted => return Ok(Sent::Once),
@@ -138,12 +135,7 @@ impl Driver<'_> {
         let error = match self.send_create(place, job, &file_id).await? {
             Ok(batch) => {
                 gate.refused.set(0);
-                self.append(&Event::Created {
-                    chunk: id.clone(),
-                    batch_id: batch.id.to_string(),
-                    adopted: false,
-                    file_id: None,
-                })?;
+                self.append(&Event::Created { chunk: id.clone(), batch_id: batch.id, adopted: false, file_id: None })?;
                 return Ok(Sent::Once);
             }
             Err(CreateError::Ambiguous(error) | CreateError::Made(error)) => {
@@ -181,7 +173,7 @@ impl Driver<'_> {
     /// Sends a create, once, between the event that announces it and the event that says what came of it.
     async fn send_create(
         &self,
-        place: usize,
+        place: ChunkPlace,
         job: &Job,
         file_id: &FileId,
     ) -> std::result::Result<std::result::Result<Batch, CreateError>, Gave> {
@@ -195,7 +187,7 @@ impl Driver<'_> {
         if let Some(error) = self.over_the_cap(job)? {
             return Err(Gave::Up { place, scope: Scope::Creates, error });
         }
-        let intent = Event::Intent { chunk: id.clone(), file_id: file_id.to_string(), attempt, blake3 };
+        let intent = Event::Intent { chunk: id.clone(), file_id: file_id.clone(), attempt, blake3 };
         if !drill::without(Guard::Intent) {
             self.append(&intent)?;
         }
@@ -206,11 +198,8 @@ impl Driver<'_> {
             ("attempt", attempt.to_string()),
             (CONTENT, job.chunk.blake3.clone()),
         ];
-        let answer = tokio::select! {
-            biased;
-            answer = self.client.create(file_id, &metadata) => answer,
-            () = self.last_call() => return Err(Gave::Stopped),
-        };
+        let create = self.client.create(file_id, &metadata);
+        let answer = self.stop.run_last_call(create).await.map_err(|_| Gave::Stopped)?;
         if drill::without(Guard::Intent) {
             self.append(&intent)?;
         }
@@ -223,14 +212,14 @@ impl Driver<'_> {
     }
 
     /// A create was sent, and whether it happened is not known: the listing tells, if it can (`docs/reliability.md` M1).
-    async fn look_up(&self, place: usize, job: &Job) -> std::result::Result<(), Gave> {
+    async fn look_up(&self, place: ChunkPlace, job: &Job) -> std::result::Result<(), Gave> {
         let id = &job.chunk.id;
         // A listing shows a batch late; a chunk that is held was looked for long enough.
-        let Some(is_proof) = self.is_listed(place, job, if job.held { 1 } else { LISTINGS }).await? else {
+        let Some(is_proof) = self.is_listed(place, job, if job.is_held() { 1 } else { LISTINGS }).await? else {
             return Ok(());
         };
         if self.settings.on_ambiguous == OnAmbiguous::Hold {
-            let made = job.unclear.as_ref().is_some_and(|unclear| unclear.made);
+            let made = job.unclear().is_some_and(|unclear| unclear.made);
             let error = Error::new(Kind::TryAgain, format!("{id}: whether its batch was created is not known"));
             let error = error.fix(if made {
                 "the provider said that it made a batch, and not which: look for it at the provider's console"
@@ -259,7 +248,7 @@ impl Driver<'_> {
 
     /// Looks for the batch of this chunk until it must be listed if it exists. `None`: it is there, and adopted; else
     /// whether the listings prove that it does not exist.
-    async fn is_listed(&self, place: usize, job: &Job, listings: u32) -> std::result::Result<Option<bool>, Gave> {
+    async fn is_listed(&self, place: ChunkPlace, job: &Job, listings: u32) -> std::result::Result<Option<bool>, Gave> {
         let mut is_proof = false;
         for listing in 0..listings {
             if listing > 0 && !drill::without(Guard::Settle) {
@@ -275,10 +264,10 @@ impl Driver<'_> {
 
     /// Why a create that no listing shows is not sent again; `None`: it may be, once.
     fn why_held(&self, job: &Job, is_proof: bool) -> Result<Option<&'static str>> {
-        let holds_another = locked(self.journal)?.state.holds_another(&job.chunk.id);
-        let made = job.unclear.as_ref().is_some_and(|unclear| unclear.made);
+        let holds_another = self.journal.read(|state| state.holds_another(&job.chunk.id))?;
+        let made = job.unclear().is_some_and(|unclear| unclear.made);
         Ok(match self.settings.on_ambiguous {
-            OnAmbiguous::Again if job.held => None,
+            OnAmbiguous::Again if job.is_held() => None,
             _ if made => Some("the provider said that it made a batch, and not which"),
             _ if job.lost >= LOST_CREATES && !drill::without(Guard::Once) => {
                 Some("it is the second create without a clear answer")
@@ -292,31 +281,31 @@ impl Driver<'_> {
     }
 
     /// Gives a chunk up until the user says what to do.
-    fn hold(&self, place: usize, job: &Job, why: &str) -> Result<Gave> {
+    fn hold(&self, place: ChunkPlace, job: &Job, why: &str) -> Result<Gave> {
         let id = &job.chunk.id;
-        let answer = job.unclear.as_ref().map(|unclear| format!(" ({})", unclear.why)).unwrap_or_default();
-        if !job.held {
+        let answer = job.unclear().map(|unclear| format!(" ({})", unclear.why)).unwrap_or_default();
+        if !job.is_held() {
             self.append(&Event::Held { chunk: id.clone(), why: format!("{why}{answer}") })?;
         }
         // A refusal that repeats in the provider's own words is the provider's trouble, not a doubt of ours.
-        let refused = job.unclear.as_ref().and_then(|unclear| unclear.status).is_some_and(|status| status >= 300);
+        let refused = job.unclear().and_then(|unclear| unclear.status).is_some_and(|status| status >= 300);
         let kind = if refused && job.lost >= LOST_CREATES { Kind::Unavailable } else { Kind::TryAgain };
         let what =
             format!("{id}: whether its batch was created is not known{answer}, and it is not created again: {why}");
-        let (mark, file) = (self.mark(job)?, job.file_id.as_deref().unwrap_or_default());
+        let (mark, file) = (self.mark(job)?, job.file().map(FileId::as_str).unwrap_or_default());
         let error = Error::new(kind, what).fix(format!(
             "look for a batch with the metadata `{MARK}: {mark}` or the input file {file} at the provider's console. \
              If there is one, run the same command later: it is adopted as soon as the list shows it. \
              If there is none, run the same command with --on-ambiguous again"
         ));
-        let scope = if job.held { Scope::Chunk } else { Scope::Creates };
+        let scope = if job.is_held() { Scope::Chunk } else { Scope::Creates };
         Ok(Gave::Up { place, scope, error })
     }
 
     /// Takes the batch of this chunk from a complete listing, if it is there.
-    async fn adopt(&self, place: usize, job: &Job) -> std::result::Result<Listed, Gave> {
+    async fn adopt(&self, place: ChunkPlace, job: &Job) -> std::result::Result<Listed, Gave> {
         let (mark, file) = (self.mark(job)?, file_id(job)?);
-        let evidence = Evidence::of(&locked(self.journal)?.state);
+        let evidence = self.journal.read(Evidence::of)?;
         let ours = |batch: &Batch| {
             evidence.look_at(batch);
             let same_file = batch.input_file_id.as_ref() == Some(&file);
@@ -338,7 +327,7 @@ impl Driver<'_> {
     }
 
     /// Adopts a batch of this chunk that another copy of the directory made, if the account shows one.
-    async fn adopt_stray(&self, place: usize, job: &Job, gate: &Gate) -> std::result::Result<(), Gave> {
+    async fn adopt_stray(&self, place: ChunkPlace, job: &Job, gate: &Gate) -> std::result::Result<(), Gave> {
         let listed = gate.strays.get_or_init(async || match self.list_strays().await {
             Ok(strays) => Some(strays),
             Err(error) => {
@@ -363,7 +352,7 @@ impl Driver<'_> {
 
     /// Lists the account's batches, all pages, once in the life of the process (`docs/reliability.md` M7).
     async fn list_strays(&self) -> Result<Strays> {
-        let search = StraySearch::of(&locked(self.journal)?.state);
+        let search = self.journal.read(StraySearch::of)?;
         let listing = self.client.find_batches(|batch| {
             search.look_at(batch);
             false
@@ -414,30 +403,22 @@ impl Driver<'_> {
                 outcome.map_or_else(|e| format!("could not be cancelled: {e}"), |_| "is cancelled".to_owned());
             self.progress.always(format_args!("{id}: a second batch {} {outcome}", other.id));
         }
-        let unused =
-            job.file_id.as_ref().filter(|file| kept.file.as_ref().is_some_and(|input| input.as_str() != **file));
-        if unused.is_some() {
+        if let Some(unused) = job.file().filter(|file| kept.file.as_ref().is_some_and(|input| input != *file)) {
             // If this delete fails, an unused file is left there.
-            let _left_there = self.unless_stopped(self.client.delete(&file_id(job)?)).await?;
+            let _left_there = self.unless_stopped(self.client.delete(unused)).await?;
         }
-        let (batch_id, file_id) = (kept.id.to_string(), kept.file.map(String::from));
+        let (batch_id, file_id) = (kept.id, kept.file);
         Ok(self.append(&Event::Created { chunk: id.clone(), batch_id, adopted: true, file_id })?)
     }
 
     /// What all attempts of a chunk carry, and no other directory's chunk.
     fn mark(&self, job: &Job) -> Result<String> {
-        Ok(mark(&locked(self.journal)?.state, &job.chunk))
+        self.journal.read(|state| mark(state, &job.chunk))
     }
 
     fn over_the_cap(&self, job: &Job) -> Result<Option<Error>> {
-        let (batches, requests) = locked(self.journal)?.state.spent();
+        let (batches, requests) = self.journal.read(State::spent)?;
         Ok(check_caps(&self.settings, batches.saturating_add(1), requests.saturating_add(job.chunk.lines)))
-    }
-
-    async fn last_call(&self) {
-        let mut stop = self.stop.clone();
-        stopped(&mut stop).await;
-        sleep(LAST_CALL).await;
     }
 }
 
@@ -447,7 +428,7 @@ fn lacks_lists(error: &ApiError) -> bool {
 }
 
 /// The journal has lost events, and the list does not show what they may have told.
-fn cannot_know(place: usize, id: &ChunkId) -> Gave {
+fn cannot_know(place: ChunkPlace, id: &ChunkId) -> Gave {
     let what = format!(
         "{id}: the journal was repaired, and the provider's list cannot show whether the chunk has a batch: none is created"
     );

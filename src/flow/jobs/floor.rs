@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Chunk, Gate};
+use super::{Chunk, ChunkPlace, Gate};
 
 /// The longest pause before a full queue is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
@@ -30,7 +30,7 @@ pub(super) struct Floor {
 #[derive(Default)]
 pub(super) struct Queue {
     /// Places and their requests.
-    waiting: VecDeque<(usize, u64)>,
+    waiting: VecDeque<(ChunkPlace, u64)>,
     /// Requests at the provider, and the most there may be.
     queued: u64,
     limit: Option<u64>,
@@ -81,7 +81,7 @@ impl Floor {
     }
 
     /// Gives room to the first chunk for which there is some.
-    pub fn start(&mut self, gate: &Gate, most: usize) -> Option<usize> {
+    pub fn start(&mut self, gate: &Gate, most: usize) -> Option<ChunkPlace> {
         if self.live >= most {
             return None;
         }
@@ -147,7 +147,13 @@ impl Floor {
 
     /// The provider's queue had no room for this chunk, which has left and waits again.
     /// `was_made`: its batch was made, and failed for that.
-    pub fn found_full(&mut self, place: usize, chunk: &Chunk, was_made: bool, poll_interval: Duration) -> Option<Full> {
+    pub fn found_full(
+        &mut self,
+        place: ChunkPlace,
+        chunk: &Chunk,
+        was_made: bool,
+        poll_interval: Duration,
+    ) -> Option<Full> {
         let queue = self.models.get_mut(&chunk.model)?;
         queue.wait_first(place, chunk);
         Some(queue.room.close(queue.running, was_made, poll_interval))
@@ -155,22 +161,22 @@ impl Floor {
 }
 
 impl Queue {
-    pub fn wait(&mut self, place: usize, chunk: &Chunk) {
+    pub fn wait(&mut self, place: ChunkPlace, chunk: &Chunk) {
         self.waiting.push_back((place, chunk.lines));
     }
 
     /// Before all others: its upload is at the provider already.
-    pub fn wait_first(&mut self, place: usize, chunk: &Chunk) {
+    pub fn wait_first(&mut self, place: ChunkPlace, chunk: &Chunk) {
         self.waiting.push_front((place, chunk.lines));
     }
 
     /// The first in line, if the provider's queue has room for it.
-    fn next(&self, now: Instant) -> Option<usize> {
+    fn next(&self, now: Instant) -> Option<ChunkPlace> {
         self.first().filter(|_| self.room.takes(self.running, self.creating, now))
     }
 
     /// The first in line, if the documented limit leaves room for it.
-    fn first(&self) -> Option<usize> {
+    fn first(&self) -> Option<ChunkPlace> {
         let (place, lines) = self.waiting.front()?;
         // A chunk that is larger than the queue goes alone; the provider will say what it thinks of it.
         let fits = self.limit.is_none_or(|limit| self.queued == 0 || self.queued.saturating_add(*lines) <= limit);
@@ -219,6 +225,10 @@ mod tests {
     use super::*;
     use crate::flow::ChunkId;
 
+    fn place(at: usize) -> ChunkPlace {
+        ChunkPlace::new(at).expect("small")
+    }
+
     fn chunk(model: &str, lines: u64) -> Chunk {
         Chunk {
             id: ChunkId { analysis: "a".to_owned(), vision: false, part: 1 },
@@ -238,17 +248,17 @@ mod tests {
         let gate = Gate::new(None);
         let mut floor = Floor::default();
         let (full, free) = (chunk("full", 6), chunk("free", 1_000_000));
-        for place in 0..3 {
-            floor.queue(&full, Some(10)).wait(place, &full);
+        for at in 0..3 {
+            floor.queue(&full, Some(10)).wait(place(at), &full);
         }
-        floor.queue(&free, None).wait(3, &free);
-        floor.queue(&free, None).wait(4, &free);
-        let started: Vec<usize> = std::iter::from_fn(|| floor.start(&gate, 9)).collect();
-        assert_eq!(started, [0, 3, 4]);
+        floor.queue(&free, None).wait(place(3), &free);
+        floor.queue(&free, None).wait(place(4), &free);
+        let started: Vec<ChunkPlace> = std::iter::from_fn(|| floor.start(&gate, 9)).collect();
+        assert_eq!(started, [0, 3, 4].map(place));
         assert_eq!((floor.live, floor.waiting(&gate)), (3, 2));
         floor.arrive(&full);
         floor.leave(&full, true);
-        assert_eq!((floor.start(&gate, 3), floor.start(&gate, 3)), (Some(1), None));
+        assert_eq!((floor.start(&gate, 3), floor.start(&gate, 3)), (Some(place(1)), None));
         gate.bar("full".to_owned());
         assert_eq!((floor.waiting(&gate), floor.start(&gate, 9)), (0, None));
     }
@@ -259,15 +269,15 @@ mod tests {
         let gate = Gate::new(None);
         let mut floor = Floor::default();
         let chunk = chunk("m", 6);
-        for place in 0..3 {
-            floor.queue(&chunk, Some(10)).wait(place, &chunk);
+        for at in 0..3 {
+            floor.queue(&chunk, Some(10)).wait(place(at), &chunk);
         }
-        assert_eq!(floor.start(&gate, 9), Some(0));
+        assert_eq!(floor.start(&gate, 9), Some(place(0)));
         floor.leave(&chunk, false);
-        let full = floor.found_full(0, &chunk, false, Duration::from_secs(1)).expect("known");
+        let full = floor.found_full(place(0), &chunk, false, Duration::from_secs(1)).expect("known");
         assert!(floor.next_probe(&gate, 9).is_some());
         tokio::time::sleep(full.pause).await;
-        assert_eq!(floor.start(&gate, 9), Some(0));
+        assert_eq!(floor.start(&gate, 9), Some(place(0)));
         floor.arrive(&chunk);
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!((floor.start(&gate, 9), floor.next_probe(&gate, 9)), (None, None));
@@ -279,8 +289,8 @@ mod tests {
         let mut floor = Floor::default();
         let chunk = chunk("m", 1);
         let poll = Duration::from_secs(1);
-        for place in 0..100 {
-            floor.queue(&chunk, None).wait(place, &chunk);
+        for at in 0..100 {
+            floor.queue(&chunk, None).wait(place(at), &chunk);
         }
         for _ in 0..4 {
             floor.start(&gate, 100).expect("room");
@@ -290,31 +300,31 @@ mod tests {
         }
         // The fourth is refused: three are the most.
         floor.leave(&chunk, false);
-        let full = floor.found_full(3, &chunk, false, poll).expect("known");
+        let full = floor.found_full(place(3), &chunk, false, poll).expect("known");
         assert_eq!((full.times, full.running, full.is_news), (1, 3, true));
         assert_eq!(floor.start(&gate, 100), None);
         // One of ours ends: another one goes, the one that was refused, and only one.
         floor.leave(&chunk, true);
-        assert_eq!((floor.start(&gate, 100), floor.start(&gate, 100)), (Some(3), None));
+        assert_eq!((floor.start(&gate, 100), floor.start(&gate, 100)), (Some(place(3)), None));
         floor.arrive(&chunk);
         // A probe at a time, after its pause.
         assert_eq!(floor.start(&gate, 100), None);
         tokio::time::sleep_until(floor.next_probe(&gate, 100).expect("a probe")).await;
-        assert_eq!((floor.start(&gate, 100), floor.start(&gate, 100)), (Some(4), None));
+        assert_eq!((floor.start(&gate, 100), floor.start(&gate, 100)), (Some(place(4)), None));
         floor.leave(&chunk, false);
-        let again = floor.found_full(4, &chunk, false, poll).expect("known");
+        let again = floor.found_full(place(4), &chunk, false, poll).expect("known");
         assert!(again.pause > Duration::from_secs(2) && !again.is_news, "{:?}", again.pause);
         tokio::time::sleep(again.pause).await;
-        assert_eq!(floor.start(&gate, 100), Some(4));
+        assert_eq!(floor.start(&gate, 100), Some(place(4)));
         // It is taken: four are the most, and the next probe waits half as long.
         floor.arrive(&chunk);
         assert_eq!(floor.start(&gate, 100), None);
         tokio::time::sleep(again.pause / 2).await;
-        assert_eq!((floor.start(&gate, 100), floor.start(&gate, 100)), (Some(5), None));
+        assert_eq!((floor.start(&gate, 100), floor.start(&gate, 100)), (Some(place(5)), None));
         let mut longest = Duration::ZERO;
         for _ in 0..20 {
             floor.leave(&chunk, false);
-            longest = floor.found_full(5, &chunk, false, poll).expect("known").pause;
+            longest = floor.found_full(place(5), &chunk, false, poll).expect("known").pause;
             tokio::time::sleep(longest).await;
             floor.start(&gate, 100).expect("a probe");
         }

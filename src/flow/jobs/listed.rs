@@ -72,7 +72,7 @@ pub(super) fn best_first(found: &mut [Sighted]) {
 /// know of none yet, objects that have such fields are enough, and so is an empty listing.
 pub(super) struct Evidence {
     /// Input file and mark of each batch that we know of.
-    known: HashMap<String, (Option<String>, String)>,
+    known: HashMap<BatchId, (Option<FileId>, String)>,
     /// A batch of this directory was found in a listing before.
     proven: Cell<bool>,
     any: Cell<bool>,
@@ -84,17 +84,17 @@ impl Evidence {
         let known = state
             .jobs
             .iter()
-            .filter_map(|job| Some((job.batch_id.clone()?, (job.file_id.clone(), mark(state, &job.chunk)))));
+            .filter_map(|job| Some((job.batch()?.clone(), (job.file().cloned(), mark(state, &job.chunk)))));
         let (any, traceable) = (Cell::new(false), Cell::new(false));
         Self { known: known.collect(), proven: Cell::new(state.was_listed), any, traceable }
     }
 
     pub fn look_at(&self, batch: &Batch) {
-        let (file, mark) = (batch.input_file_id.as_ref().map(FileId::as_str), batch.metadata.get(MARK));
+        let (file, mark) = (batch.input_file_id.as_ref(), batch.metadata.get(MARK));
         self.any.set(true);
         self.traceable.set(self.traceable.get() || file.is_some() || mark.is_some());
-        if let Some((known_file, known_mark)) = self.known.get(batch.id.as_str()) {
-            let same = file.is_some() && file == known_file.as_deref() || mark == Some(known_mark);
+        if let Some((known_file, known_mark)) = self.known.get(&batch.id) {
+            let same = file.is_some() && file == known_file.as_ref() || mark == Some(known_mark);
             self.proven.set(self.proven.get() || same);
         }
     }
@@ -130,20 +130,20 @@ pub(super) struct StraySearch {
     /// What the marks of this directory's batches begin with.
     prefix: String,
     /// Chunks by the uploaded file that no create of this journal has used.
-    uploaded: HashMap<String, String>,
-    given_up: Vec<String>,
+    uploaded: HashMap<FileId, String>,
+    given_up: Vec<BatchId>,
     found: RefCell<Strays>,
     count: Cell<usize>,
 }
 
 impl StraySearch {
     pub fn of(state: &State) -> Self {
-        let uploaded = state.jobs.iter().filter(|job| job.batch_id.is_none());
+        let uploaded = state.jobs.iter().filter(|job| job.batch().is_none());
         let given_up = state.jobs.iter().flat_map(|job| job.given_up.iter().cloned());
         Self {
             evidence: Evidence::of(state),
             prefix: mark_prefix(state),
-            uploaded: uploaded.filter_map(|job| Some((job.file_id.clone()?, job.chunk.id.to_string()))).collect(),
+            uploaded: uploaded.filter_map(|job| Some((job.file()?.clone(), job.chunk.id.to_string()))).collect(),
             given_up: given_up.collect(),
             found: RefCell::default(),
             count: Cell::new(0),
@@ -153,11 +153,10 @@ impl StraySearch {
     pub fn look_at(&self, batch: &Batch) {
         self.evidence.look_at(batch);
         let by_mark = batch.metadata.get(MARK).and_then(|mark| mark.strip_prefix(&self.prefix));
-        let by_file = || Some(self.uploaded.get(batch.input_file_id.as_ref()?.as_str())?.as_str());
+        let by_file = || Some(self.uploaded.get(batch.input_file_id.as_ref()?)?.as_str());
         let Some(chunk) = by_mark.or_else(by_file) else { return };
         let sighted = Sighted::of(batch);
-        let id = batch.id.as_str();
-        let is_known = self.evidence.known.contains_key(id) || self.given_up.iter().any(|given_up| given_up == id);
+        let is_known = self.evidence.known.contains_key(&batch.id) || self.given_up.contains(&batch.id);
         // A failed batch did nothing and cost nothing.
         if is_known || sighted.failed || self.is_full() {
             return;

@@ -3,11 +3,7 @@
 use tokio::time::{Instant, sleep};
 
 use super::{Driver, Gave};
-use crate::{
-    error::Result,
-    journal::{Step, locked},
-    provider::ApiError,
-};
+use crate::{error::Result, journal::Step, provider::ApiError};
 
 impl Driver<'_> {
     /// Makes a call; again after each failure that `may_pass`, while batches run and `--patience` lasts.
@@ -34,7 +30,6 @@ impl Driver<'_> {
 
     /// A batch runs, or has ended and its results are not here.
     fn has_batches(&self) -> Result<bool> {
-        let state = &locked(self.journal)?.state;
-        Ok(state.at(Step::Created) + state.at(Step::Ended) > 0)
+        self.journal.read(|state| state.at(Step::Created) + state.at(Step::Ended) > 0)
     }
 }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::{
     Json, Router,
@@ -88,9 +88,9 @@ fn server(seen: &Seen) -> Router {
 }
 
 /// A work directory of `chunks` chunks of one row each, and one of another model.
-fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
+fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Journal) {
     let mut work = WorkDir::create(dir).expect("a directory");
-    let mut journal = work.journal().expect("a journal");
+    let journal = work.journal().expect("a journal");
     let config = Config {
         input: "posts".to_owned(),
         analyses: Vec::new(),
@@ -126,10 +126,10 @@ fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
         let input = InputMark { posts: 1, blake3: String::new() };
         journal.append(&Event::Chunk { chunk, input }).expect("appended");
     }
-    (work, Mutex::new(journal))
+    (work, journal)
 }
 
-async fn drive(router: Router, work: &WorkDir, journal: &Mutex<Journal>, goal: Goal) -> JobsEnd {
+async fn drive(router: Router, work: &WorkDir, journal: &Journal, goal: Goal) -> JobsEnd {
     let (_, none) = mpsc::channel(1);
     drive_with(router, work, journal, goal, none).await
 }
@@ -137,9 +137,9 @@ async fn drive(router: Router, work: &WorkDir, journal: &Mutex<Journal>, goal: G
 async fn drive_with(
     router: Router,
     work: &WorkDir,
-    journal: &Mutex<Journal>,
+    journal: &Journal,
     goal: Goal,
-    cut: mpsc::Receiver<usize>,
+    cut: mpsc::Receiver<ChunkPlace>,
 ) -> JobsEnd {
     drive_as(router, work, journal, cut, |settings| JobSettings { goal, ..settings }).await
 }
@@ -148,8 +148,8 @@ async fn drive_with(
 async fn drive_as(
     router: Router,
     work: &WorkDir,
-    journal: &Mutex<Journal>,
-    cut: mpsc::Receiver<usize>,
+    journal: &Journal,
+    cut: mpsc::Receiver<ChunkPlace>,
     change: impl FnOnce(JobSettings) -> JobSettings,
 ) -> JobsEnd {
     drive_for(Duration::from_secs(3600), router, work, journal, cut, change).await
@@ -160,8 +160,8 @@ async fn drive_for(
     most: Duration,
     router: Router,
     work: &WorkDir,
-    journal: &Mutex<Journal>,
-    cut: mpsc::Receiver<usize>,
+    journal: &Journal,
+    cut: mpsc::Receiver<ChunkPlace>,
     change: impl FnOnce(JobSettings) -> JobSettings,
 ) -> JobsEnd {
     let client = Client::new(ClientSettings {
@@ -173,7 +173,7 @@ async fn drive_for(
     })
     .expect("a client");
     let progress = Progress::new(Console::new(true, 0, cli::Progress::None), None);
-    let (_tell, stop) = watch::channel(None);
+    let stop = Stop::default();
     let settings = change(JobSettings {
         goal: Goal::Done,
         max_concurrent: 3,
@@ -188,13 +188,25 @@ async fn drive_for(
         keep_requests: false,
         keep_remote: false,
     });
-    let driver = Driver { client: &client, work, journal, settings, stop, progress: &progress, fetched: None };
+    let driver = Driver { client: &client, work, journal, settings, stop: &stop, progress: &progress, fetched: None };
     let driven = tokio::time::timeout(most, driver.drive(cut)).await;
     driven.expect("it ends").expect("the disk holds")
 }
 
-fn job(journal: &Mutex<Journal>, at: usize) -> Job {
-    journal.lock().expect("whole").state.jobs[at].clone()
+fn job(journal: &Journal, at: usize) -> Job {
+    journal.job(ChunkPlace::new(at).expect("small")).expect("there")
+}
+
+fn at(journal: &Journal, step: Step) -> u64 {
+    journal.read(|state| state.at(step)).expect("whole")
+}
+
+fn spent(journal: &Journal) -> (u64, u64) {
+    journal.read(State::spent).expect("whole")
+}
+
+fn id<T: std::str::FromStr<Err = Error>>(text: impl AsRef<str>) -> T {
+    text.as_ref().parse().expect("an id")
 }
 
 #[tokio::test]
@@ -215,8 +227,8 @@ async fn m1_an_error_after_the_deed_is_looked_up() {
     assert!(end.trouble.is_none(), "{end:?}");
     assert_eq!((seen.batches().len(), seen.count("list")), (1, 2), "a page that brings nothing new is the last");
     let job = job(&journal, 0);
-    assert_eq!((job.step, job.batch_id.as_deref()), (Step::Fetched, Some("batch-1")));
-    assert_eq!(job.rows.map(|rows| rows.absent), Some(1), "it has no files");
+    assert_eq!((job.step(), job.batch().map(BatchId::as_str)), (Step::Fetched, Some("batch-1")));
+    assert_eq!(job.rows().map(|rows| rows.absent), Some(1), "it has no files");
 }
 
 /// The cutting thread may be faster than the driver's first look at the journal.
@@ -235,11 +247,11 @@ async fn m1_a_chunk_that_is_known_and_announced_has_one_job() {
         }),
     );
     let (send, cut) = mpsc::channel(1);
-    send.send(0).await.expect("taken");
+    send.send(ChunkPlace::default()).await.expect("taken");
     drop(send);
     let end = drive_with(router, &work, &journal, Goal::Done, cut).await;
     assert!(end.trouble.is_none(), "{end:?}");
-    assert_eq!((seen.count("upload"), seen.batches().len(), job(&journal, 0).step), (1, 1, Step::Fetched));
+    assert_eq!((seen.count("upload"), seen.batches().len(), job(&journal, 0).step()), (1, 1, Step::Fetched));
 }
 
 #[tokio::test]
@@ -247,15 +259,7 @@ async fn s8_many_batches_are_looked_after_a_few_at_a_time() {
     let dir = tempfile::tempdir().expect("a directory");
     let many = u32::try_from(3 * LOOKED_AFTER).expect("a small number");
     let (work, journal) = directory(dir.path(), many);
-    for place in 0..many as usize {
-        let chunk = job(&journal, place).chunk;
-        let mut journal = journal.lock().expect("whole");
-        let (id, file_id, blake3) = (chunk.id, "file".to_owned(), chunk.blake3);
-        journal.append(&Event::Uploaded { chunk: id.clone(), file_id: file_id.clone() }).expect("appended");
-        journal.append(&Event::Intent { chunk: id.clone(), file_id, attempt: 1, blake3 }).expect("appended");
-        let created = Event::Created { chunk: id, batch_id: format!("batch-{place}"), adopted: false, file_id: None };
-        journal.append(&created).expect("appended");
-    }
+    (0..many as usize).for_each(|place| made_before(&journal, place));
     let now = Arc::new(Mutex::new((0_usize, 0_usize)));
     let polled = Arc::clone(&now);
     let router = Router::new().route(
@@ -273,7 +277,7 @@ async fn s8_many_batches_are_looked_after_a_few_at_a_time() {
     );
     let end = drive(router, &work, &journal, Goal::Fetched).await;
     assert!(end.trouble.is_none(), "{end:?}");
-    assert_eq!(journal.lock().expect("whole").state.at(Step::Fetched), u64::from(many));
+    assert_eq!(at(&journal, Step::Fetched), u64::from(many));
     assert!((2..=LOOKED_AFTER + 3).contains(&now.lock().expect("whole").1), "{:?}", now.lock());
 }
 
@@ -295,7 +299,7 @@ async fn m1_of_two_batches_the_oldest_that_lives_is_kept() {
     }));
     drive(router, &work, &journal, Goal::Submitted).await;
     assert_eq!((seen.count("cancel"), seen.count("cancel young")), (1, 1));
-    assert_eq!(job(&journal, 0).batch_id.as_deref(), Some("old"));
+    assert_eq!(job(&journal, 0).batch().map(BatchId::as_str), Some("old"));
 }
 
 #[tokio::test]
@@ -314,8 +318,8 @@ async fn m1_a_refused_file_is_uploaded_once_more_and_no_more() {
     let end = drive(router, &work, &journal, Goal::Submitted).await;
     assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
     assert_eq!((seen.count("create"), seen.count("upload"), seen.count("delete file-1")), (2, 2, 1));
-    assert_eq!(job(&journal, 0).step, Step::Uploaded);
-    assert_eq!(journal.lock().expect("whole").state.spent(), (0, 0));
+    assert_eq!(job(&journal, 0).step(), Step::Uploaded);
+    assert_eq!(spent(&journal), (0, 0));
 }
 
 #[tokio::test]
@@ -338,11 +342,11 @@ async fn a_refused_model_does_not_stop_the_others() {
     );
     let end = drive(router, &work, &journal, Goal::Done).await;
     assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
-    assert_eq!(job(&journal, 8).step, Step::Fetched);
+    assert_eq!(job(&journal, 8).step(), Step::Fetched);
     assert!(seen.count("create") <= 4, "only those that were under way: {}", seen.count("create"));
 }
 
-fn none() -> mpsc::Receiver<usize> {
+fn none() -> mpsc::Receiver<ChunkPlace> {
     mpsc::channel(1).1
 }
 
@@ -384,12 +388,12 @@ async fn r10_1_a_create_that_was_answered_without_an_id_is_never_sent_again() {
         assert_eq!((error.kind(), seen.count("create")), (Kind::TryAgain, 1), "{error}");
         assert!(error.to_string().contains("zbatch: run/a_batch_part1"), "{error}");
     }
-    assert_eq!(journal.lock().expect("whole").state.spent(), (1, 1));
+    assert_eq!(spent(&journal), (1, 1));
     // The list shows it one day.
     seen.add(json!({"id": "batch-1", "status": "completed", "input_file_id": "file-1"}));
     let end = drive(router, &work, &journal, Goal::Done).await;
     assert!(end.trouble.is_none(), "{end:?}");
-    assert_eq!((job(&journal, 0).step, seen.count("create"), seen.count("upload")), (Step::Fetched, 1, 1));
+    assert_eq!((job(&journal, 0).step(), seen.count("create"), seen.count("upload")), (Step::Fetched, 1, 1));
 }
 
 /// The same server reset connections: a chunk was created for as long as one waited.
@@ -405,12 +409,12 @@ async fn r10_1_a_create_without_an_answer_is_sent_once_more_and_then_held() {
         assert_eq!((error.kind(), seen.count("create")), (Kind::TryAgain, 2), "{error}");
         assert!(error.to_string().contains("--on-ambiguous again"), "{error}");
     }
-    assert_eq!(journal.lock().expect("whole").state.spent(), (2, 2), "each may have been paid for");
+    assert_eq!(spent(&journal), (2, 2), "each may have been paid for");
     // The user has looked, and says so: once more, and held again.
     let again = |settings| JobSettings { on_ambiguous: OnAmbiguous::Again, ..settings };
     let end = drive_as(router, &work, &journal, none(), again).await;
     assert_eq!((end.trouble.map(|error| error.kind()), seen.count("create")), (Some(Kind::TryAgain), 3));
-    assert!(job(&journal, 0).held);
+    assert!(job(&journal, 0).is_held());
 }
 
 /// A server whose list is always empty, or shows batches without their input and metadata.
@@ -442,7 +446,7 @@ async fn r10_1_a_list_that_cannot_show_our_batches_proves_nothing() {
         let router = hide(router, hidden);
         let end = drive_as(router.clone(), &work, &journal, none(), one).await;
         assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::TryAgain));
-        assert_eq!((seen.count("create a_batch_part2"), job(&journal, 1).held), (1, true), "{shown}");
+        assert_eq!((seen.count("create a_batch_part2"), job(&journal, 1).is_held()), (1, true), "{shown}");
         assert_eq!(seen.count("create a_batch_part3"), 0, "no more creates once one is held");
         // The next command sends the third, once, and holds it at once.
         drive_as(router, &work, &journal, none(), one).await;
@@ -527,9 +531,9 @@ async fn r10_2_a_batch_that_found_the_queue_full_is_created_again() {
     });
     let end = drive(router, &work, &journal, Goal::Done).await;
     assert!(end.trouble.is_none(), "{end:?}");
-    assert_eq!((job(&journal, 0).step, job(&journal, 1).step), (Step::Fetched, Step::Fetched));
+    assert_eq!((job(&journal, 0).step(), job(&journal, 1).step()), (Step::Fetched, Step::Fetched));
     assert!(seen.count("create a_batch_part2") >= 2, "{seen:?}");
-    assert_eq!(journal.lock().expect("whole").state.spent(), (2, 2), "nothing ran of the others");
+    assert_eq!(spent(&journal), (2, 2), "nothing ran of the others");
 }
 
 /// Other servers refuse the create for the same reason. It does not go on for ever.
@@ -592,7 +596,8 @@ async fn r10_3_a_file_that_is_late_is_asked_for_again_and_stops_nothing_else() {
     let end = drive(router, &work, &journal, Goal::Done).await;
     assert!(end.trouble.is_none(), "{end:?}");
     for place in 0..5 {
-        let rows = job(&journal, place).rows.expect("fetched");
+        let job = job(&journal, place);
+        let rows = job.rows().expect("fetched");
         assert_eq!((rows.output, rows.absent, rows.short), (1, 0, false));
     }
 }
@@ -608,14 +613,14 @@ async fn r10_3_a_file_that_never_comes_leaves_absent_rows_and_no_trouble() {
         // A command that does not wait leaves it for later, a few times.
         let no_wait = |settings| JobSettings { no_wait: true, ..settings };
         let end = drive_as(router.clone(), &work, &journal, none(), no_wait).await;
-        assert!(end.trouble.is_none() && job(&journal, 0).step < Step::Fetched, "{end:?}");
+        assert!(end.trouble.is_none() && job(&journal, 0).step() < Step::Fetched, "{end:?}");
         let end = drive(router, &work, &journal, Goal::Done).await;
         assert!(end.trouble.is_none(), "{end:?}");
         for place in 0..2 {
             let job = job(&journal, place);
-            let rows = job.rows.expect("fetched");
+            let rows = job.rows().expect("fetched");
             // What the provider may still have is left there.
-            assert_eq!((rows.output, rows.absent, rows.short, job.cleaned), (0, 1, false, false));
+            assert_eq!((rows.output, rows.absent, rows.short, job.is_cleaned()), (0, 1, false, false));
             assert_eq!(seen.count("delete"), 0);
         }
     }
@@ -631,7 +636,7 @@ async fn r10_20_a_refused_download_halts_no_create() {
         let router = finished(&seen, get(async move || StatusCode::from_u16(status).expect("a status")));
         let end = drive(router, &work, &journal, Goal::Done).await;
         assert!(end.trouble.is_some(), "{status}");
-        assert_eq!((seen.count("create"), journal.lock().expect("whole").state.at(Step::Ended)), (6, 6), "{status}");
+        assert_eq!((seen.count("create"), at(&journal, Step::Ended)), (6, 6), "{status}");
     }
 }
 
@@ -662,8 +667,8 @@ async fn r10_1_a_lost_create_is_looked_for_once_more_before_the_next_one() {
     });
     let end = drive(router, &work, &journal, Goal::Done).await;
     assert!(end.trouble.is_none(), "{end:?}");
-    assert_eq!((seen.count("create"), job(&journal, 0).batch_id.as_deref()), (1, Some("batch-1")));
-    assert_eq!(journal.lock().expect("whole").state.spent(), (1, 1));
+    assert_eq!((seen.count("create"), job(&journal, 0).batch().map(BatchId::as_str)), (1, Some("batch-1")));
+    assert_eq!(spent(&journal), (1, 1));
 }
 
 /// Forty chunks and a queue for two: every chunk was uploaded again and again, and all of them were in the way of each other.
@@ -714,7 +719,7 @@ async fn r11_9f_a_server_in_trouble_is_waited_for_while_batches_run() {
         let poll_interval = Duration::from_secs(60);
         let settings = |settings| JobSettings { patience, poll_interval, ..settings };
         let end = drive_for(40 * HOUR, router, &work, &journal, none(), settings).await;
-        let fetched = journal.lock().expect("whole").state.at(Step::Fetched);
+        let fetched = at(&journal, Step::Fetched);
         assert_eq!(
             (end.trouble.is_none(), fetched),
             (comes, if comes { 2 } else { 0 }),
@@ -742,13 +747,13 @@ async fn r11_9f_before_the_first_batch_a_server_that_is_gone_ends_it() {
 }
 
 /// Events of a chunk whose batch an earlier process made.
-fn made_before(journal: &Mutex<Journal>, place: usize) {
+fn made_before(journal: &Journal, place: usize) {
     let chunk = job(journal, place).chunk;
-    let mut journal = journal.lock().expect("whole");
-    let (id, file_id, blake3) = (chunk.id, format!("file-{place}"), chunk.blake3);
-    journal.append(&Event::Uploaded { chunk: id.clone(), file_id: file_id.clone() }).expect("appended");
-    journal.append(&Event::Intent { chunk: id.clone(), file_id, attempt: 1, blake3 }).expect("appended");
-    let created = Event::Created { chunk: id, batch_id: format!("batch-{place}"), adopted: false, file_id: None };
+    let (name, file_id, blake3): (_, FileId, _) = (chunk.id, id(format!("file-{place}")), chunk.blake3);
+    journal.append(&Event::Uploaded { chunk: name.clone(), file_id: file_id.clone() }).expect("appended");
+    journal.append(&Event::Intent { chunk: name.clone(), file_id, attempt: 1, blake3 }).expect("appended");
+    let batch_id = id(format!("batch-{place}"));
+    let created = Event::Created { chunk: name, batch_id, adopted: false, file_id: None };
     journal.append(&created).expect("appended");
 }
 
@@ -767,18 +772,18 @@ async fn r11_9b_a_batch_that_vanishes_stops_nothing_else() {
     let end = drive_as(router, &work, &journal, none(), one).await;
     assert!(end.trouble.is_none(), "{end:?}");
     let job = job(&journal, 0);
-    let rows = job.rows.expect("fetched");
-    assert_eq!((job.end.expect("an end").status.as_str(), rows.absent, rows.missing), (VANISHED, 1, true));
-    assert_eq!((seen.count("create"), job.cleaned), (2, false));
+    let rows = job.rows().expect("fetched");
+    assert_eq!((job.end().expect("an end").status.as_str(), rows.absent, rows.missing), (VANISHED, 1, true));
+    assert_eq!((seen.count("create"), job.is_cleaned()), (2, false));
 }
 
 /// A directory with a history, as a process finds it that goes on with it.
-fn resumed(dir: &std::path::Path, chunks: u32) -> (WorkDir, Mutex<Journal>) {
+fn resumed(dir: &std::path::Path, chunks: u32) -> (WorkDir, Journal) {
     let (mut work, journal) = directory(dir, chunks);
     drop(journal);
     let journal = work.journal().expect("a journal");
     assert!(journal.resumed);
-    (work, Mutex::new(journal))
+    (work, journal)
 }
 
 /// What the list of another copy's account shows, and how many creates follow.
@@ -838,9 +843,9 @@ async fn r11_9a_what_a_listing_shows_is_adopted_or_created() {
         let end = drive(router, &work, &journal, Goal::Submitted).await;
         assert!(end.trouble.is_none(), "{name}: {end:?}");
         let id = if adopted { "batch-7" } else { "batch-1" };
-        assert_eq!(job(&journal, 0).batch_id.as_deref(), Some(id), "{name}");
+        assert_eq!(job(&journal, 0).batch().map(BatchId::as_str), Some(id), "{name}");
         assert_eq!((seen.count("create"), seen.count("upload")), if adopted { (0, 0) } else { (1, 1) }, "{name}");
-        assert_eq!(journal.lock().expect("whole").state.spent(), (1, 1), "{name}: it is paid for either way");
+        assert_eq!(spent(&journal), (1, 1), "{name}: it is paid for either way");
     }
 }
 
@@ -869,7 +874,7 @@ async fn r11_9a_all_chunks_share_one_listing_and_the_oldest_batch_is_kept() {
     // This server shows its only page again when it is asked for the next.
     assert_eq!((seen.count("list"), seen.count("create")), (2, 18));
     assert_eq!(
-        (job(&journal, 0).batch_id.as_deref(), job(&journal, 1).batch_id.as_deref()),
+        (job(&journal, 0).batch().map(BatchId::as_str), job(&journal, 1).batch().map(BatchId::as_str)),
         (Some("old"), Some("two"))
     );
     assert_eq!((seen.count("cancel"), seen.count("cancel young")), (1, 1));
