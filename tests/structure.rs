@@ -12,7 +12,7 @@ use std::{
 const ROOMS: [(&str, &[&str]); 12] = [
     ("ground", &["text", "json", "units", "shell", "blocking", "error", "threads", "drill"]),
     ("flags and stderr", &["cli", "console", "progress"]),
-    ("files", &["folder", "lines"]),
+    ("files", &["folder", "lines", "stop"]),
     ("questions", &["analysis"]),
     ("stages", &["flow"]),
     ("provider", &["provider"]),
