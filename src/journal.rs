@@ -1,15 +1,15 @@
-//! The state of a work directory on disk: `journal.jsonl`, one event a line, appended and synced before the call
-//! that it announces, never re-written. Everything else that is known of the directory is the fold of it.
+//! The state of a work directory on disk: `journal.jsonl`. Each line is an [`Event`], appended and synced before the call
+//! that it announces, and never re-written. [`State`], the fold of the events, is all that is known of the directory.
 //!
-//! | event | says | then |
+//! | event | says | status of the chunk, or remark |
 //! |---|---|---|
 //! | `start` | version, run id, [`Config`]: what decides the requests | always the first line |
 //! | `origin` | the server that the batches are at: scheme, host and port; none for the embedded emulator | the same until a create is billed |
-//! | `place` | where the journal lies: a copy of it is not gone on with by mistake | |
-//! | `chunk` | a [`Chunk`] is on disk, whole and synced, and how far the input had been read | [`JobStatus::Cut`] |
+//! | `place` | where the journal lies: a copy of the directory is noticed by it | |
+//! | `chunk` | a [`Chunk`](crate::flow::chunks::Chunk) is on disk, whole and synced, and how far the input was read then | [`JobStatus::Cut`] |
 //! | `posts` | the input has ended: how many places, how many good posts, hash of all | |
 //! | `uploaded` | the provider keeps the chunk's file | [`JobStatus::Uploaded`] |
-//! | `intent` | a create will now be sent, once | [`JobStatus::Intended`] |
+//! | `intent` | a create will be sent next, once | [`JobStatus::Intended`] |
 //! | `refused` | that create was refused for certain: nothing is billed | [`JobStatus::Uploaded`] |
 //! | `unclear` | that create was answered with neither yes nor no; `made`: with a yes that does not name the batch | |
 //! | `held` | no listing settles whether that create made a batch, or the results of an adopted batch are gone: the chunk is not created again unless the user says so | |
@@ -18,17 +18,17 @@
 //! | `cancelling` | the provider was asked to cancel the batch, and took it | |
 //! | `full` | the batch failed before any of its requests ran, since the account's queue was full: nothing is billed | [`JobStatus::Cut`] |
 //! | `ended` | the batch is terminal; its result files (a second one: where they are after all) | [`JobStatus::Ended`] |
-//! | `fetched` | its results are on disk, verified and synced; how its rows balance, length and hash of each file | [`JobStatus::Fetched`] |
+//! | `fetched` | its results are on disk, verified and synced; the counts of its rows, length and hash of each file | [`JobStatus::Fetched`] |
 //! | `missing` | the batch, or a results file, is not at the provider, or not yet | |
 //! | `again` | its results are to be downloaded once more | [`JobStatus::Ended`] |
 //! | `cleaned` | its files at the provider are deleted | |
 //! | `cancelled` | `zbatch cancel` was here: no batch is created any more | |
 //! | `resumed` | the user said `--resume`: batches are created again | |
-//! | `repaired` | what followed was damaged and is aside: a batch is looked for in the provider's list before one is created | |
+//! | `repaired` | the lines that followed were damaged and are in another file: before a create, the provider's list is searched for a batch of the chunk | |
 //!
-//! A last line without its line feed was torn by a crash and is dropped, with a notice. Anything else that is not
-//! an event, or an event that cannot follow, is refused with its line number and offset (`docs/reliability.md` S3); [`repair`] puts it
-//! aside, with all that follows it.
+//! A last line without its line feed was torn by a crash and is dropped, with a notice. Any other line that is not an event,
+//! and an event that cannot follow, is damage: the journal is refused with the line's number and offset
+//! (`docs/reliability.md` S3). [`repair`] moves that line, and all that follow it, to another file.
 
 mod events;
 mod fold;
@@ -60,18 +60,19 @@ use crate::{
 };
 
 pub const FILE: &str = "journal.jsonl";
-/// What the damaged end of a journal is called, with a number.
+/// Name of the file that holds the damaged end of a journal, after the journal's own; a number follows.
 pub const BAD: &str = ".bad-";
 const VERSION: u32 = 1;
 /// An event is a line of a few hundred bytes; a longer one is damage.
 const LONGEST_EVENT: u64 = 1 << 20;
+
 /// The journal, open for appending, and its fold. Clones are the same journal: the thread that cuts and the jobs share it.
 #[derive(Clone, Debug)]
 pub struct Journal {
     log: Arc<Mutex<Log>>,
     /// Bytes of a torn last line that were dropped at opening.
     pub torn: u64,
-    /// It had begun before it was opened.
+    /// It held events when it was opened.
     pub resumed: bool,
 }
 
@@ -144,7 +145,7 @@ impl Log {
         self.state.apply(event).map_err(|what| Error::input(format!("{}: {what}", self.path.display())))?;
         let mut line = serde_json::to_vec(event).map_err(|e| Error::io("write", &self.path, &e.into()))?;
         line.push(b'\n');
-        let written = self.write(&line, event.name());
+        let written = self.write(&line, &event.name());
         self.failed = written.as_ref().err().map(|error| error.parts().0);
         written
     }
@@ -187,7 +188,7 @@ pub fn whole(dir: &Path) -> Result<u64> {
     length().map_err(|e| Error::io("read", entry.path(), &e))
 }
 
-/// The same, and what is wrong with it.
+/// Reads a journal without touching it, also one with damage.
 pub fn examine(dir: &Path) -> Result<Replay> {
     let none = |why: &dyn std::fmt::Display| {
         Error::input(format!("{} is not a work directory: {why}", dir.display()))
@@ -207,7 +208,7 @@ pub struct Replay {
     pub whole: u64,
     /// Bytes of a torn last line.
     pub torn: u64,
-    /// Names the first line that is not an event, or cannot follow.
+    /// The first line that is not an event, or cannot follow.
     pub damage: Option<Error>,
     /// Bytes of the lines before that one.
     sound: u64,
@@ -230,7 +231,7 @@ fn replay(file: &File, path: &Path) -> Result<Replay> {
     replay_part(file, path, all)
 }
 
-/// The same of its first bytes.
+/// Folds the whole lines of the first `all` bytes.
 fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     let whole = end_of_last_line(file, all).map_err(|e| Error::io("read", path, &e))?;
     let mut reader = file.try_clone().map_err(|e| Error::io("open", path, &e))?;
@@ -240,7 +241,7 @@ fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     let mut block = Block::default();
     let mut read =
         Replay { state: State::default(), whole, torn: all - whole, damage: None, sound: whole, chunks: Vec::new() };
-    // What is wrong, and all that can be read in spite of it.
+    // The first damage, and the fold of all lines that follow in spite of it.
     let mut damaged: Option<(String, State)> = None;
     while lines.fill(&mut block)? {
         for line in block.lines() {
@@ -263,7 +264,7 @@ fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     Ok(read)
 }
 
-/// Without the list of all events there are.
+/// The error without serde's list of all events.
 fn unreadable(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.split_once(", expected one of") {
@@ -272,7 +273,8 @@ fn unreadable(error: &serde_json::Error) -> String {
     }
 }
 
-/// What can be done about a damaged journal, and what beginning again would cost. `beyond`: with what follows the damage.
+/// How the user can go on with a damaged journal, and what beginning again would cost. `beyond`: the fold of the lines after
+/// the damage, too.
 fn way_out(path: &Path, sound: &State, beyond: &State) -> String {
     if sound.config.is_none() {
         return "this line names the job, or is of another version of zbatch: put the journal back from a backup"
@@ -296,12 +298,12 @@ fn first_without_requests(dir: &Path, read: &Replay) -> Option<u64> {
     read.state.jobs.iter().zip(&read.chunks).find(|(job, _)| is_gone(job)).map(|(_, at)| *at)
 }
 
-/// Puts the first line that cannot be read, and all that follow, aside as `journal.jsonl.bad-N`; the caller holds the
-/// directory's lock. `None`: there is no such line. What follows is known to others: the provider lists the batches,
-/// results that are here are taken, and what was cut is cut again.
+/// Moves the first damaged line, and all that follow, to `journal.jsonl.bad-N`; the caller holds the directory's lock.
+/// `None`: no line is damaged. The next command recovers what the lines said: the provider lists the batches, results that
+/// are here are taken, and chunks are cut again.
 ///
 /// # Errors
-/// The first line is damaged: nobody knows the job's name any more.
+/// The first line is damaged. It names the job, and nothing else does.
 pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
     let path = dir.join(FILE);
     let file = File::options().read(true).write(true).open(&path).map_err(|e| Error::io("open", &path, &e))?;
@@ -311,7 +313,7 @@ pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
         return Err(damage);
     }
     let mut sound = read.sound;
-    // A chunk is cut again whose request file was not needed any more when the journal had all of its events.
+    // A request file may have been removed after its batch was made, by an event that is lost now: cut its chunk again.
     while let Some(at) = first_without_requests(dir, &read) {
         sound = at;
         read = replay_part(&file, &path, sound)?;
@@ -322,7 +324,7 @@ pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
     let mut rest = file.try_clone().map_err(|e| Error::io("open", &path, &e))?;
     let copied = rest.seek(SeekFrom::Start(sound)).and_then(|_| std::io::copy(&mut rest, &mut copy));
     copied.map_err(|e| Error::io("write", &aside, &e))?;
-    // Before the journal forgets it.
+    // Before the journal forgets these lines.
     copy.commit()?;
     // Whatever ends this process, the journal is damaged still, or says that it was repaired.
     let mut line = serde_json::to_vec(&Event::Repaired {}).map_err(|e| Error::io("write", &path, &e.into()))?;
@@ -338,7 +340,7 @@ fn end_of_last_line(mut file: &File, len: u64) -> std::io::Result<u64> {
     let start = len.saturating_sub(LONGEST_EVENT);
     file.seek(SeekFrom::Start(start))?;
     let mut tail = Vec::new();
-    // No more than that: somebody may be appending.
+    // Another process may append meanwhile: read no further than `len`.
     #[expect(clippy::disallowed_methods, reason = "at most LONGEST_EVENT bytes")]
     file.take(len - start).read_to_end(&mut tail)?;
     Ok(memchr::memrchr(b'\n', &tail).map_or(if start == 0 { 0 } else { len }, |at| start + at as u64 + 1))

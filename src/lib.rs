@@ -27,7 +27,7 @@
 //! | [`flow::posts`], [`flow::columns`] | posts with their index, given here and nowhere else; which fields of the prompts any post has |
 //! | [`flow::requests`], [`flow::images`] | request lines |
 //! | [`flow::chunks`], [`flow::rows`] | chunk files, written by a thread of their own, and the indexes that each holds |
-//! | [`flow::jobs`] over [`provider`] | batches, then verified result files; the one async stage |
+//! | [`jobs`] over [`provider`] | batches, then verified result files; the one async stage |
 //! | [`flow::results`], [`flow::refusals`] | the text of an answer, or why there is none; what a provider's words about a row mean |
 //! | [`flow::answers`] | a value that its rule accepts, or a fault |
 //! | [`flow::enhanced`] | a post with its fields |
@@ -55,23 +55,22 @@
 //! ```text
 //!  1. plan    count chunks, requests and bytes; nothing is created yet
 //!
-//!  2. cutter thread ──[1 place]──► driver: one task ──[16 places]──► results thread
+//!  2. cutter thread ──[1 place]──► jobs: one task ────[16 places]──► results thread
 //!     posts → chunk files          ≤ 3 batches (default),         result files → answers → store
 //!     + journal                    ≤ 4 chunks wait, + journal        ≤ --memory, then a temp file
 //!
 //!  3. join    the posts once more, past the store: enhanced posts, faults, report
 //! ```
 //!
-//! What travels through the two channels is a chunk's *place*, its number in the journal; the bytes are on disk. The
-//! cutter blocks when one place is not taken (`CUT_AHEAD`), and the driver takes none while four wait beside those that
-//! run (`WAITING`): so there are never many more chunk files than `--max-concurrent-tasks` batches need. The driver is one
-//! future on the main thread that holds a future for each job (`FuturesUnordered`); file work goes to the runtime's
-//! blocking threads. When sixteen fetched chunks are unread (`FETCHED_AHEAD`), fetching waits for the results thread. That
-//! thread owns the store and hands it over to the join when it ends. The three share only the journal, behind a mutex
-//! that is never held across an await.
+//! Both channels carry a chunk's *place*, its number in the journal; the bytes are on disk. The cutter blocks when one place
+//! is not taken (`CUT_AHEAD`), and [`jobs::jobs`] takes none while four chunks wait for a slot (`WAITING`): so there are never
+//! many more chunk files than `--max-concurrent-tasks` batches need. The jobs are one stream on the main thread with a future
+//! for each chunk; file work goes to the runtime's blocking threads. When sixteen fetched chunks are unread
+//! ([`jobs::UNREAD`]), further downloads wait for the results thread. That thread owns the store and hands it over to the join
+//! when it ends. The three share only the journal, behind a mutex that is never held across an await.
 //!
-//! A signal or a deadline reaches the driver, and the join, as a [`stop::Stop`]. The driver closes the cutter's channel, and
-//! with that the cutter; it drops the sender of the other channel, and with that the results thread runs out of work.
+//! A signal or a deadline reaches the jobs, and the join, as a [`stop::Stop`]. The jobs drop the receiver of the cutter's
+//! channel, which ends the cutter, and the sender of the other channel, which ends the results thread.
 
 pub mod analysis;
 pub mod blocking;
@@ -83,6 +82,7 @@ pub mod emulator;
 pub mod error;
 pub mod flow;
 pub mod folder;
+pub mod jobs;
 pub mod journal;
 pub mod json;
 pub mod lines;

@@ -4,6 +4,7 @@ mod elsewhere;
 
 use std::path::Path;
 
+use futures::stream;
 use tokio::sync::mpsc;
 
 use super::{
@@ -14,11 +15,9 @@ use crate::{
     cli::FetchArgs,
     console::Console,
     error::{Error, Result},
-    flow::{
-        ChunkId,
-        jobs::{Driver, Goal},
-    },
-    journal::{ChunkPlace, Event, Journal, State, Step, totals},
+    flow::ChunkId,
+    jobs::{Fetched, Goal, Jobs, UNREAD, drive, hand_over},
+    journal::{Event, Journal, State, Step, totals},
     lines::output::Output,
     progress::Progress,
     snapshots,
@@ -30,9 +29,6 @@ use crate::{
         results::{Lost, append_results, find_lost_results},
     },
 };
-
-/// Places of fetched chunks that the emitting thread has not come to.
-const AHEAD: usize = 16;
 
 pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     if !args.batch.is_empty() {
@@ -67,17 +63,14 @@ pub fn run(args: &FetchArgs, console: &Console) -> Result<Ended> {
     let progress = Progress::new(*console, Some(journal.read(|state| state.jobs.len())? as u64));
     let runtime = runtime()?;
     let stop = Stop::listen(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
-    let (send, receive) = mpsc::channel(AHEAD);
-    let fetched = args.output.is_some().then_some(send);
-    let driver =
-        Driver { client: &client, work: &work, journal: &journal, settings, stop: &stop, progress: &progress, fetched };
-    let (_, none) = mpsc::channel(1);
+    let jobs = Jobs::new((&client, &work, &journal), settings, &stop, &progress);
+    let (send, receive) = mpsc::channel(UNREAD);
+    let send = args.output.is_some().then_some(send);
     let (held, shared) = (&work, &journal);
     let (end, emitted) = std::thread::scope(|scope| {
         let emit = |path| threads::spawn_scoped(scope, move || emit_all(path, held, shared, receive));
         let emitter = args.output.as_deref().map(emit).transpose()?;
-        let end = runtime.block_on(driver.drive(none));
-        drop(driver);
+        let end = runtime.block_on(drive(&jobs, stream::empty(), hand_over(send)));
         let died = |_| Err(Error::input("the thread that writes the results died; run the same command again"));
         let emitted = emitter.map(|emitter| emitter.join().unwrap_or_else(died)).transpose();
         Ok::<_, Error>((end, emitted))
@@ -157,15 +150,16 @@ fn named_again(names: &[String], state: &State) -> Result<Vec<ChunkId>> {
 
 /// Writes the results of every fetched chunk, one whole file at a time: first those that were here, then the others as
 /// they come. Whether that was all, and the output may appear, the caller knows.
-fn emit_all(path: &Path, work: &WorkDir, journal: &Journal, mut places: mpsc::Receiver<ChunkPlace>) -> Result<Output> {
+fn emit_all(path: &Path, work: &WorkDir, journal: &Journal, mut fetched: mpsc::Receiver<Fetched>) -> Result<Output> {
     let mut output = Output::create(Some(path))?;
     let here = journal.read(|state| state.fetched())?;
     for place in &here {
         append_results(&journal.job(*place)?, work, &mut output)?;
     }
-    while let Some(place) = places.blocking_recv() {
-        if here.binary_search(&place).is_err() {
-            append_results(&journal.job(place)?, work, &mut output)?;
+    while let Some(chunk) = fetched.blocking_recv() {
+        // It may have come before the journal was read.
+        if here.binary_search(&chunk.place).is_err() {
+            append_results(&journal.job(chunk.place)?, work, &mut output)?;
         }
     }
     Ok(output)

@@ -16,10 +16,8 @@ use crate::{
     cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, Typed, WorkArgs},
     console::Console,
     error::{Error, Kind, Result},
-    flow::{
-        ChunkId,
-        jobs::{Goal, JobSettings, JobsEnd},
-    },
+    flow::ChunkId,
+    jobs::{Goal, JobSettings, JobsEnd},
     journal::{Event, Journal, State, Step},
     provider::{Client, ClientSettings, Dialect, Key, is_same_server},
     settings::Config,

@@ -7,11 +7,13 @@ mod join;
 pub use join::OF_A_ROUND;
 
 use std::{
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tokio::{runtime::Runtime, sync::mpsc};
 
@@ -34,9 +36,9 @@ use crate::{
         chunks::{Chunk, Limits},
         columns::Columns,
         faults::FaultLog,
-        jobs::{Driver, Goal, JobSettings, JobsEnd, check_caps},
         posts::PostReader,
     },
+    jobs::{Fetched, Goal, JobSettings, Jobs, JobsEnd, UNREAD, check_caps, drive, hand_over},
     journal::{self, ChunkPlace, Event, Journal, State, Step},
     lines::{output::Output, spill::AnswerStore},
     progress::Progress,
@@ -54,8 +56,6 @@ use crate::{
 
 /// Chunks that are cut and that the driver has not taken.
 const CUT_AHEAD: usize = 1;
-/// Places of fetched chunks whose results nobody has read.
-const FETCHED_AHEAD: usize = 16;
 
 pub fn run(args: &RunArgs, console: &Console) -> Result<Ended> {
     let runtime = runtime()?;
@@ -170,12 +170,10 @@ impl<'a> Run<'a> {
         let store = self.store()?;
         std::thread::scope(|scope| {
             let (cut_send, cut_receive) = mpsc::channel(CUT_AHEAD);
-            let (fetched_send, fetched_receive) = mpsc::channel(FETCHED_AHEAD);
+            let (fetched_send, fetched_receive) = mpsc::channel(UNREAD);
             let cutter = threads::spawn_scoped(scope, || self.cut(cut_send))?;
             let reader = threads::spawn_scoped(scope, || self.gather(store, fetched_receive))?;
-            let driver = self.driver(stop, Some(fetched_send));
-            let end = runtime.block_on(driver.drive(cut_receive));
-            drop(driver);
+            let end = runtime.block_on(self.drive(stop, cut_receive, hand_over(Some(fetched_send))));
             let cut = cutter.join().unwrap_or_else(|_| Err(died("cuts chunks")));
             let read = reader.join().unwrap_or_else(|_| Err(died("reads results")));
             let end = end?;
@@ -214,21 +212,20 @@ impl<'a> Run<'a> {
         cut_all(&self.posts, &self.rendering, &self.work, &self.journal, places, self.console)
     }
 
-    /// Chunks → results files; the place of each that is here goes to `fetched`.
-    pub fn driver<'r>(&'r self, stop: &'r Stop, fetched: Option<mpsc::Sender<ChunkPlace>>) -> Driver<'r> {
-        Driver {
-            client: &self.client,
-            work: &self.work,
-            journal: &self.journal,
-            settings: self.settings.clone(),
-            stop,
-            progress: &self.progress,
-            fetched,
-        }
+    /// Chunks → results files. `take` gets each chunk whose results are here.
+    pub async fn drive(
+        &self,
+        stop: &Stop,
+        mut cut: mpsc::Receiver<ChunkPlace>,
+        take: impl FnMut(Fetched) -> ControlFlow<()>,
+    ) -> Result<JobsEnd> {
+        let of = (&self.client, &self.work, &self.journal);
+        let jobs = Jobs::new(of, self.settings.clone(), stop, &self.progress);
+        drive(&jobs, stream::poll_fn(move |context| cut.poll_recv(context)).map(Ok), take).await
     }
 
     /// Results files → answers, until no more places come.
-    pub fn gather(&self, store: AnswerStore, fetched: mpsc::Receiver<ChunkPlace>) -> Result<Gathered> {
+    pub fn gather(&self, store: AnswerStore, fetched: mpsc::Receiver<Fetched>) -> Result<Gathered> {
         read_results(&self.rendering, &self.work, &self.journal, store, fetched)
     }
 

@@ -1,6 +1,8 @@
 //! Chunks → batches.
 
-use tokio::sync::mpsc;
+use std::ops::ControlFlow;
+
+use futures::stream;
 
 use super::{
     Ended,
@@ -11,7 +13,7 @@ use crate::{
     cli::SubmitArgs,
     console::Console,
     error::Result,
-    flow::jobs::{Driver, Goal, check_caps},
+    jobs::{Goal, Jobs, check_caps, drive},
     journal::{State, Step},
     progress::Progress,
     snapshots,
@@ -50,18 +52,9 @@ pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {
     let progress = Progress::new(*console, Some(journal.read(|state| state.jobs.len())? as u64));
     let runtime = runtime()?;
     let stop = Stop::listen(&runtime, config.timeout(args.remote.timeout).map(|timeout| timeout.value))?;
-    let driver = Driver {
-        client: &client,
-        work: &work,
-        journal: &journal,
-        settings,
-        stop: &stop,
-        progress: &progress,
-        fetched: None,
-    };
+    let jobs = Jobs::new((&client, &work, &journal), settings, &stop, &progress);
     // All chunks are in the journal: none comes later.
-    let (_, none) = mpsc::channel(1);
-    let end = runtime.block_on(driver.drive(none));
+    let end = runtime.block_on(drive(&jobs, stream::empty(), |_| ControlFlow::Continue(())));
     journal.read(|state| snapshots::write_batch_results(&work, state, console))??;
     let end = end?;
     let ended = journal.read(|state| conclude(end, state, Goal::Submitted, &next("submit"), console))??;

@@ -1,4 +1,4 @@
-//! The stages, in the order a post meets them. Each is a plain function over bytes; [`jobs`] alone is async.
+//! The stages, in the order a post meets them. Each is a plain function over bytes. The one async stage is [`crate::jobs`].
 
 pub mod answers;
 pub mod chunks;
@@ -6,7 +6,6 @@ pub mod columns;
 pub mod enhanced;
 pub mod faults;
 pub mod images;
-pub mod jobs;
 pub mod posts;
 pub mod refusals;
 pub mod requests;

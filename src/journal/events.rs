@@ -273,30 +273,8 @@ impl Event {
     }
 
     /// Its value of `event` in the file.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Start { .. } => "start",
-            Self::Origin { .. } => "origin",
-            Self::Location(_) => "place",
-            Self::Chunk { .. } => "chunk",
-            Self::Posts { .. } => "posts",
-            Self::Uploaded { .. } => "uploaded",
-            Self::Intent { .. } => "intent",
-            Self::Refused { .. } => "refused",
-            Self::Unclear { .. } => "unclear",
-            Self::Held { .. } => "held",
-            Self::Lost { .. } => "lost",
-            Self::Full { .. } => "full",
-            Self::Created { .. } => "created",
-            Self::Cancelling { .. } => "cancelling",
-            Self::Ended { .. } => "ended",
-            Self::Fetched { .. } => "fetched",
-            Self::Missing { .. } => "missing",
-            Self::Again { .. } => "again",
-            Self::Cleaned { .. } => "cleaned",
-            Self::Cancelled {} => "cancelled",
-            Self::Resumed {} => "resumed",
-            Self::Repaired {} => "repaired",
-        }
+    pub fn name(&self) -> String {
+        let written = serde_json::to_value(self).unwrap_or_default();
+        written.get("event").and_then(|name| name.as_str()).unwrap_or_default().to_owned()
     }
 }

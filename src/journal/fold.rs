@@ -281,14 +281,14 @@ impl Job {
         matches!(self.status, JobStatus::Fetched { cleaned: true, .. })
     }
 
-    /// Its download was cut short or failed, and the provider's copy was kept for another one.
-    pub fn came_short(&self) -> bool {
-        self.rows().is_some_and(|rows| rows.short) && !self.is_cleaned()
-    }
-
     /// No batch of it is created unless the user says so.
     pub fn is_held(&self) -> bool {
         matches!(self.status, JobStatus::Intended { held: true, .. } | JobStatus::Ended { held: true, .. })
+    }
+
+    /// Its download was cut short or failed, and the provider's copy was kept for another one.
+    pub fn came_short(&self) -> bool {
+        self.rows().is_some_and(|rows| rows.short) && !self.is_cleaned()
     }
 
     pub fn is_cancelling(&self) -> bool {
@@ -346,6 +346,23 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// The rows of all chunks together.
+pub fn totals(jobs: &[Job]) -> RowBalance {
+    let mut sum = RowBalance::default();
+    for rows in jobs.iter().filter_map(Job::rows) {
+        let counts = [
+            (&mut sum.output, rows.output),
+            (&mut sum.error, rows.error),
+            (&mut sum.absent, rows.absent),
+            (&mut sum.foreign, rows.foreign),
+            (&mut sum.bad, rows.bad),
+        ];
+        counts.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
+        sum.short |= rows.short;
+    }
+    sum
 }
 
 /// The number of a chunk in the journal, from 0.
@@ -545,21 +562,4 @@ impl State {
         self.move_one(Some(from), to, lines, event, counted);
         Ok(())
     }
-}
-
-/// The rows of all chunks together.
-pub fn totals(jobs: &[Job]) -> RowBalance {
-    let mut sum = RowBalance::default();
-    for rows in jobs.iter().filter_map(Job::rows) {
-        let counts = [
-            (&mut sum.output, rows.output),
-            (&mut sum.error, rows.error),
-            (&mut sum.absent, rows.absent),
-            (&mut sum.foreign, rows.foreign),
-            (&mut sum.bad, rows.bad),
-        ];
-        counts.into_iter().for_each(|(sum, count)| *sum = sum.saturating_add(count));
-        sum.short |= rows.short;
-    }
-    sum
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     future::Future,
+    ops::ControlFlow,
     os::unix::fs::MetadataExt as _,
     panic::AssertUnwindSafe,
     path::{Path, PathBuf},
@@ -544,7 +545,6 @@ impl World {
         drop(nobody);
         let stop = Stop::default();
         let driven = self.runtime.block_on(async {
-            let driver = run.driver(&stop, None);
             let (no_more, cut) = mpsc::channel(1);
             drop(no_more);
             let stopper = async {
@@ -556,7 +556,8 @@ impl World {
                 std::future::pending::<()>().await;
             };
             let driven = async {
-                tokio::select! { biased; end = driver.drive(cut) => end, () = stopper => unreachable!("it never ends") }
+                let drive = run.drive(&stop, cut, |_| ControlFlow::Continue(()));
+                tokio::select! { biased; end = drive => end, () = stopper => unreachable!("it never ends") }
             };
             KilledAt { polls: fate.poll, driven: Box::pin(driven) }.await
         });

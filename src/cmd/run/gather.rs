@@ -17,6 +17,7 @@ use crate::{
         rows::{self, RowSet},
         tally::Tally,
     },
+    jobs::Fetched,
     journal::{ChunkPlace, Job, Journal, RefusedLine},
     lines::{blocks::Block, spill::AnswerStore},
     text::excerpt,
@@ -32,7 +33,7 @@ pub fn read_results(
     work: &WorkDir,
     journal: &Journal,
     store: AnswerStore,
-    mut fetched: mpsc::Receiver<ChunkPlace>,
+    mut fetched: mpsc::Receiver<Fetched>,
 ) -> Result<Gathered> {
     let mut gatherer = Gatherer {
         set: &rendering.set,
@@ -47,9 +48,10 @@ pub fn read_results(
         gatherer.read_chunk(*place, &journal.job(*place)?)?;
     }
     let mut came: HashSet<ChunkPlace> = here.into_iter().collect();
-    while let Some(place) = fetched.blocking_recv() {
-        if came.insert(place) {
-            gatherer.read_chunk(place, &journal.job(place)?)?;
+    while let Some(chunk) = fetched.blocking_recv() {
+        // It may have come before the journal was read.
+        if came.insert(chunk.place) {
+            gatherer.read_chunk(chunk.place, &journal.job(chunk.place)?)?;
         }
     }
     Ok(Gathered { store: gatherer.store, tally: gatherer.tally, came })

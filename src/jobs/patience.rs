@@ -1,20 +1,24 @@
-//! A provider that is gone, or in trouble, is waited for while batches run: they are paid for, and it comes back.
+//! A provider that does not answer, or is in trouble, is waited for while batches run: they are paid for, and it comes back.
 
 use tokio::time::{Instant, sleep};
 
-use super::{Driver, Gave};
-use crate::{error::Result, journal::Step, provider::ApiError};
+use super::Jobs;
+use crate::{
+    error::Result,
+    journal::Step,
+    provider::{ApiError, Class},
+};
 
-impl Driver<'_> {
+impl Jobs<'_> {
     /// Makes a call; again after each failure that `may_pass`, while batches run and `--patience` lasts.
     pub(super) async fn patiently<T>(
         &self,
         may_pass: impl Fn(&ApiError) -> bool,
         call: impl AsyncFn() -> Result<T, ApiError>,
-    ) -> std::result::Result<Result<T, ApiError>, Gave> {
+    ) -> Result<Result<T, ApiError>> {
         let mut since = None;
         loop {
-            let error = match self.unless_stopped(call()).await? {
+            let error = match call().await {
                 Err(error) if may_pass(&error) => error,
                 outcome => return Ok(outcome),
             };
@@ -24,7 +28,7 @@ impl Driver<'_> {
             }
             self.progress.detail(format_args!("{error}; it is tried again"));
             self.progress.polls_in(self.settings.poll_interval);
-            self.unless_stopped(sleep(self.settings.poll_interval)).await?;
+            sleep(self.settings.poll_interval).await;
         }
     }
 
@@ -32,4 +36,9 @@ impl Driver<'_> {
     fn has_batches(&self) -> Result<bool> {
         self.journal.read(|state| state.at(Step::Created) + state.at(Step::Ended) > 0)
     }
+}
+
+/// No answer comes, whatever is asked for.
+pub(super) fn is_unreachable(error: &ApiError) -> bool {
+    error.class == Class::Unreachable
 }

@@ -9,13 +9,15 @@ use axum::{
 };
 use serde_json::{Value, json};
 
+use tokio::sync::mpsc;
+
 use super::*;
 use crate::{
     cli,
     console::Console,
-    flow::chunks::InputMark,
-    journal::{Config, start},
-    provider::{ClientSettings, Dialect, Key},
+    flow::chunks::{Chunk, InputMark},
+    journal::{Config, State, start},
+    provider::{BatchId, ClientSettings, Dialect, FileId, Key},
 };
 
 /// What a server did: batches in the order of their creation, and calls by name.
@@ -109,24 +111,29 @@ fn directory(dir: &std::path::Path, chunks: u32) -> (WorkDir, Journal) {
     };
     journal.append(&start("run".to_owned(), false, config)).expect("appended");
     for part in 1..=chunks {
-        let id = crate::flow::ChunkId { analysis: "a".to_owned(), vision: false, part };
-        let chunk = Chunk {
-            path: format!("requests/{id}.jsonl"),
-            analysis: "a".to_owned(),
-            model: if part == chunks { "glm-4-air" } else { "glm-4v-plus" }.to_owned(),
-            lines: 1,
-            bytes: 3,
-            first_index: 0,
-            last_index: 0,
-            blake3: blake3::hash(b"{}\n").to_hex().to_string(),
-            id,
-        };
-        work.request(&chunk.id).write(b"{}\n").expect("written");
-        work.rows(&chunk.id).write(b"0-0\n").expect("written");
-        let input = InputMark { posts: 1, blake3: String::new() };
-        journal.append(&Event::Chunk { chunk, input }).expect("appended");
+        cut(&work, &journal, part, if part == chunks { "glm-4-air" } else { "glm-4v-plus" });
     }
     (work, journal)
+}
+
+/// A chunk of one row, in the journal.
+fn cut(work: &WorkDir, journal: &Journal, part: u32, model: &str) {
+    let id = crate::flow::ChunkId { analysis: "a".to_owned(), vision: false, part };
+    let chunk = Chunk {
+        path: format!("requests/{id}.jsonl"),
+        analysis: "a".to_owned(),
+        model: model.to_owned(),
+        lines: 1,
+        bytes: 3,
+        first_index: 0,
+        last_index: 0,
+        blake3: blake3::hash(b"{}\n").to_hex().to_string(),
+        id,
+    };
+    work.request(&chunk.id).write(b"{}\n").expect("written");
+    work.rows(&chunk.id).write(b"0-0\n").expect("written");
+    let input = InputMark { posts: 1, blake3: String::new() };
+    journal.append(&Event::Chunk { chunk, input }).expect("appended");
 }
 
 async fn drive(router: Router, work: &WorkDir, journal: &Journal, goal: Goal) -> JobsEnd {
@@ -161,9 +168,23 @@ async fn drive_for(
     router: Router,
     work: &WorkDir,
     journal: &Journal,
-    cut: mpsc::Receiver<ChunkPlace>,
+    mut cut: mpsc::Receiver<ChunkPlace>,
     change: impl FnOnce(JobSettings) -> JobSettings,
 ) -> JobsEnd {
+    let chunks = stream::poll_fn(move |context| cut.poll_recv(context)).map(Ok);
+    let driven = drive_stream(most, router, work, journal, chunks, change, hand_over(None)).await;
+    driven.expect("it ends").expect("the disk holds")
+}
+
+async fn drive_stream(
+    most: Duration,
+    router: Router,
+    work: &WorkDir,
+    journal: &Journal,
+    chunks: impl Stream<Item = Result<ChunkPlace>>,
+    change: impl FnOnce(JobSettings) -> JobSettings,
+    take: impl FnMut(Fetched) -> ControlFlow<()>,
+) -> std::result::Result<Result<JobsEnd>, tokio::time::error::Elapsed> {
     let client = Client::new(ClientSettings {
         dialect: Dialect::find("zhipu").expect("known"),
         base_url: Some("http://127.0.0.1/x".to_owned()),
@@ -188,9 +209,60 @@ async fn drive_for(
         keep_requests: false,
         keep_remote: false,
     });
-    let driver = Driver { client: &client, work, journal, settings, stop: &stop, progress: &progress, fetched: None };
-    let driven = tokio::time::timeout(most, driver.drive(cut)).await;
-    driven.expect("it ends").expect("the disk holds")
+    let jobs = Jobs::new((&client, work, journal), settings, &stop, &progress);
+    tokio::time::timeout(most, super::drive(&jobs, chunks, take)).await
+}
+
+/// The results are kept unread by a reader that is slow: the provider is not, and its batches are made all the same.
+#[tokio::test(start_paused = true)]
+async fn unread_results_hold_downloads_and_no_creates() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let many = u32::try_from(UNREAD + 5).expect("small");
+    let (work, journal) = directory(dir.path(), many);
+    let seen = Seen::default();
+    let router = finished(&seen, get(async || "{\"custom_id\":\"a_0000\",\"response\":{}}\n"));
+    let mut unread = Vec::new();
+    let keep = |fetched| {
+        unread.push(fetched);
+        ControlFlow::Continue(())
+    };
+    let hour = Duration::from_secs(3600);
+    let waits = drive_stream(hour, router.clone(), &work, &journal, stream::empty(), |settings| settings, keep).await;
+    assert!(waits.is_err(), "it waits for the reader");
+    let fetched = at(&journal, Step::Fetched);
+    assert_eq!((unread.len(), fetched, seen.count("create")), (UNREAD, UNREAD as u64, many as usize));
+    drop(unread);
+    assert!(drive(router, &work, &journal, Goal::Done).await.trouble.is_none());
+    assert_eq!(at(&journal, Step::Fetched), u64::from(many));
+}
+
+/// Chunks are cut as they are needed, and no more once nothing can be created.
+#[tokio::test(start_paused = true)]
+async fn no_more_chunks_are_taken_than_may_be_created() {
+    for (is_refused, most) in [(true, 3 + WAITING), (false, 50)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (work, journal) = directory(dir.path(), 0);
+        let seen = Seen::default();
+        let router = creating(&seen, move |seen, asked| {
+            if is_refused {
+                return StatusCode::UNAUTHORIZED.into_response();
+            }
+            let id = format!("batch-{}", seen.batches().len());
+            let batch = json!({"id": id, "status": "completed", "input_file_id": asked["input_file_id"]});
+            seen.add(batch.clone());
+            Json(batch).into_response()
+        });
+        let chunks = stream::iter(0..50).map(|at| {
+            cut(&work, &journal, at + 1, "glm-4v-plus");
+            ChunkPlace::new(at as usize).ok_or_else(|| Error::input("too many"))
+        });
+        let hour = Duration::from_secs(3600);
+        let ended = drive_stream(hour, router, &work, &journal, chunks, |settings| settings, hand_over(None)).await;
+        let end = ended.expect("it ends").expect("the disk holds");
+        let taken = journal.read(|state| state.jobs.len()).expect("whole");
+        assert_eq!((taken <= most, end.trouble.is_some()), (true, is_refused), "{taken}: {end:?}");
+        assert_eq!(at(&journal, Step::Fetched), if is_refused { 0 } else { 50 });
+    }
 }
 
 fn job(journal: &Journal, at: usize) -> Job {
@@ -559,7 +631,7 @@ async fn r10_2_a_create_that_is_refused_for_a_full_queue_is_sent_later() {
             assert_eq!((seen.count("create"), seen.count("upload")), (3, 1));
         } else {
             assert_eq!(end.trouble.map(|error| error.kind()), Some(Kind::Unavailable));
-            assert_eq!(seen.count("create"), FULL_QUEUES as usize + 1);
+            assert_eq!(seen.count("create"), life::FULL_QUEUES as usize + 1);
         }
     }
 }
@@ -773,7 +845,7 @@ async fn r11_9b_a_batch_that_vanishes_stops_nothing_else() {
     assert!(end.trouble.is_none(), "{end:?}");
     let job = job(&journal, 0);
     let rows = job.rows().expect("fetched");
-    assert_eq!((job.end().expect("an end").status.as_str(), rows.absent, rows.missing), (VANISHED, 1, true));
+    assert_eq!((job.end().expect("an end").status.as_str(), rows.absent, rows.missing), ("vanished", 1, true));
     assert_eq!((seen.count("create"), job.is_cleaned()), (2, false));
 }
 

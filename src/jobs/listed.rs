@@ -6,8 +6,11 @@ use std::{
     collections::HashMap,
 };
 
-use super::{Chunk, State};
-use crate::provider::{Batch, BatchId, BatchStatus, FileId, MARK};
+use crate::{
+    flow::chunks::Chunk,
+    journal::State,
+    provider::{Batch, BatchId, BatchStatus, FileId, MARK},
+};
 
 /// Key of the hash of the chunk's content: another copy of the directory may have cut the same chunk from other posts.
 pub(super) const CONTENT: &str = "blake3";
@@ -70,6 +73,7 @@ pub(super) fn best_first(found: &mut [Sighted]) {
 
 /// Whether a listing can show our batches: it does if it shows one that we know of with its input file or mark. Where we
 /// know of none yet, objects that have such fields are enough, and so is an empty listing.
+#[derive(Debug)]
 pub(super) struct Evidence {
     /// Input file and mark of each batch that we know of.
     known: HashMap<BatchId, (Option<FileId>, String)>,
@@ -125,6 +129,7 @@ impl Strays {
 }
 
 /// Gathers [`Strays`] from a listing, page by page.
+#[derive(Debug)]
 pub(super) struct StraySearch {
     pub evidence: Evidence,
     /// What the marks of this directory's batches begin with.
