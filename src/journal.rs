@@ -26,6 +26,7 @@
 //! | `resumed` | the user said `--resume`: batches are created again | |
 //! | `repaired` | the lines that followed were damaged and are in another file: before a create, the provider's list is searched for a batch of the chunk | |
 //!
+//! Each line ends with `sum`, the CRC-32 of the rest of it, so that a changed byte is noticed also inside a value.
 //! A last line without its line feed was torn by a crash and is dropped, with a notice. Any other line that is not an event,
 //! and an event that cannot follow, is damage: the journal is refused with the line's number and offset
 //! (`docs/reliability.md` S3). [`repair`] moves that line, and all that follow it, to another file.
@@ -143,8 +144,7 @@ impl Log {
             return Err(Error::new(Kind::Io, why));
         }
         self.state.apply(event).map_err(|what| Error::input(format!("{}: {what}", self.path.display())))?;
-        let mut line = serde_json::to_vec(event).map_err(|e| Error::io("write", &self.path, &e.into()))?;
-        line.push(b'\n');
+        let line = to_line(event).map_err(|e| Error::io("write", &self.path, &e))?;
         let written = self.write(&line, &event.name());
         self.failed = written.as_ref().err().map(|error| error.parts().0);
         written
@@ -245,7 +245,8 @@ fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     let mut damaged: Option<(String, State)> = None;
     while lines.fill(&mut block)? {
         for line in block.lines() {
-            let event = serde_json::from_slice(line.bytes).map_err(|e| unreadable(&e));
+            let event =
+                check_sum(line.bytes).and_then(|()| serde_json::from_slice(line.bytes).map_err(|e| unreadable(&e)));
             let state = damaged.as_mut().map_or(&mut read.state, |(_, beyond)| beyond);
             let followed = event.and_then(|Object(event): Object<Event>| state.apply(&event));
             if let Err(what) = followed
@@ -262,6 +263,38 @@ fn replay_part(file: &File, path: &Path, all: u64) -> Result<Replay> {
     }
     read.damage = damaged.map(|(what, beyond)| Error::input(what).fix(way_out(path, &read.state, &beyond)));
     Ok(read)
+}
+
+/// Begins the last member of a line: eight hexadecimal digits, the CRC-32 of the line without that member.
+const SUM: &[u8] = br#","sum":""#;
+
+/// The line of an event, with its sum and its line feed.
+fn to_line(event: &Event) -> std::io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(event)?;
+    let sum = crc32fast::hash(&line);
+    // The closing brace comes after the sum. Every event has at least its name, so a comma stands between them.
+    line.pop();
+    line.extend_from_slice(SUM);
+    line.extend_from_slice(format!("{sum:08x}\"}}\n").as_bytes());
+    Ok(line)
+}
+
+/// A byte that a disk changed inside a value leaves JSON whole. Lines of earlier versions, and lines that a person wrote, have no
+/// sum and are taken as they are.
+fn check_sum(line: &[u8]) -> std::result::Result<(), String> {
+    const DIGITS: usize = 8;
+
+    let end = line.strip_suffix(b"\"}").and_then(|rest| rest.split_last_chunk::<DIGITS>());
+    let Some((text, digits)) = end.and_then(|(rest, digits)| Some((rest.strip_suffix(SUM)?, digits))) else {
+        return Ok(());
+    };
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(text);
+    hasher.update(b"}");
+    match format!("{:08x}", hasher.finalize()).as_bytes() == digits {
+        true => Ok(()),
+        false => Err("the line is not as it was written: its sum differs".to_owned()),
+    }
 }
 
 /// The error without serde's list of all events.
@@ -327,8 +360,7 @@ pub fn repair(dir: &Path) -> Result<Option<PathBuf>> {
     // Before the journal forgets these lines.
     copy.commit()?;
     // Whatever ends this process, the journal is damaged still, or says that it was repaired.
-    let mut line = serde_json::to_vec(&Event::Repaired {}).map_err(|e| Error::io("write", &path, &e.into()))?;
-    line.push(b'\n');
+    let line = to_line(&Event::Repaired {}).map_err(|e| Error::io("write", &path, &e))?;
     let end = sound + line.len() as u64;
     let written = file.write_all_at(&line, sound).and_then(|()| file.sync_all());
     let cut = written.and_then(|()| file.set_len(end)).and_then(|()| file.sync_all());

@@ -42,7 +42,7 @@ use crate::{
     journal::{self, ChunkPlace, Event, Journal, State, Step},
     lines::{output::Output, spill::AnswerStore},
     progress::Progress,
-    provider::{Client, ClientSettings, Dialect, Key},
+    provider::{Client, ClientSettings, Key},
     settings::Config,
     shell, snapshots,
     stop::{Stop, StopReason},
@@ -342,15 +342,11 @@ fn emulated(settings: emulator::Settings, work: &WorkDir, rendering: &Rendering,
     let server = Emulator::open(settings, &work.join("emulator"), Arc::clone(&rendering.set))?;
     Client::new(ClientSettings {
         dialect: rendering.dialect,
-        base_url: Some(format!("http://127.0.0.1{}", emulated_path(rendering.dialect))),
+        base_url: Some(format!("http://127.0.0.1{}", rendering.dialect.emulated_path)),
         key: Key::new("any-key")?,
         ca_cert: None,
         direct: Some(server.router()),
     })
-}
-
-fn emulated_path(dialect: &Dialect) -> &'static str {
-    if dialect.sends_auto_delete { "/api/paas/v4" } else { "/v1" }
 }
 
 /// Before anything more is paid for, or waited for: what was cut is found again in these posts.

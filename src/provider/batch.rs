@@ -1,100 +1,32 @@
-//! What a server says about a batch, read as tolerantly as `docs/providers.md` asks: only id and status are
-//! needed, null, `""` and absent are alike, times come in seconds or milliseconds.
+//! A batch as a server describes it. The reading is tolerant because servers differ: only id and status are needed; null, `""`
+//! and absent are alike; times come in seconds or milliseconds.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Dialect, Key,
+    BatchId, Dialect, FileId, Key,
     error::{harmless, harmless_message, says_full_queue},
-};
-use crate::{
-    error::{Error, Result},
-    text::escape_control,
+    ids::parse_id,
 };
 
-const MAX_ID_BYTES: usize = 256;
 /// The metadata key under which a batch carries the mark of the work directory and the chunk that it was made for.
 pub const MARK: &str = "zbatch";
 /// Above this a time is in milliseconds; in seconds it would be the year 5138.
 const SECONDS_END: u64 = 100_000_000_000;
-/// Of the errors a batch may list.
+/// Errors of a batch that are kept.
 const ERRORS_KEPT: usize = 20;
-/// Of those that name a line; all of them go into one event of the journal.
+/// Errors that name a line and are kept; all of them go into one event of the journal.
 const LINES_KEPT: usize = 1000;
 const LINE_WHY_CHARS: usize = 120;
 const STATUS_CHARS: usize = 40;
-/// Metadata holds 16 pairs of at most 64 and 512 characters; of one that says more, so much is kept.
+/// Metadata holds 16 pairs of at most 64 and 512 characters. Of larger metadata this many pairs and bytes are kept.
 const MAX_PAIRS: usize = 64;
 const MAX_PAIR_BYTES: usize = 4096;
 
-macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(into = "String", try_from = "String")]
-        pub struct $name(String);
-
-        impl $name {
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = Error;
-
-            fn from_str(text: &str) -> Result<Self> {
-                check_id(text, $what)?;
-                Ok(Self(text.to_owned()))
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = Error;
-
-            fn try_from(text: String) -> Result<Self> {
-                check_id(&text, $what)?;
-                Ok(Self(text))
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(id: $name) -> Self {
-                id.0
-            }
-        }
-    };
-}
-
-id! {
-    /// A file at the provider. Opaque.
-    FileId, "file id"
-}
-id! {
-    /// A batch at the provider. Opaque.
-    BatchId, "batch id"
-}
-
-/// What can stand in a URL, a journal and a message without harm once it is escaped for the first.
-fn check_id(id: &str, what: &str) -> Result<()> {
-    // `.` and `..` change a path even when percent-encoded.
-    if id.is_empty() || id.len() > MAX_ID_BYTES || id == "." || id == ".." || escape_control(id) != id {
-        let shown: String = escape_control(id).chars().take(STATUS_CHARS).collect();
-        return Err(Error::input(format!("{shown:?} cannot be a {what}")));
-    }
-    Ok(())
-}
-
-/// A batch as the server tells it.
+/// A batch as the server describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     pub id: BatchId,
@@ -107,11 +39,11 @@ pub struct Batch {
     /// Unix milliseconds.
     pub completed_at: Option<u64>,
     pub request_counts: RequestCounts,
-    /// As it came: to be compared, not to be shown.
+    /// As the server gave it: compare it, do not show it.
     pub metadata: BTreeMap<String, String>,
-    /// Why the input did not validate; fit to be shown.
+    /// Why the input did not validate. These texts may be shown.
     pub errors: Vec<String>,
-    /// Lines of the input, from 1, for which it did not validate, and why; fit to be shown.
+    /// Lines of the input, from 1, that did not validate, and why. These texts may be shown.
     pub refused_lines: Vec<(u64, String)>,
 }
 
@@ -126,16 +58,16 @@ pub struct RequestCounts {
 pub enum BatchStatus {
     Validating,
     InProgress,
-    /// All done, results being written: not finished yet.
+    /// All requests are done and results are being written: the batch has not ended yet.
     Finalizing,
     Completed,
     /// The input did not validate.
     Failed,
-    /// Not finished in time; what was finished is kept.
+    /// It did not end in time; the provider keeps the finished requests.
     Expired,
     Cancelling,
     Cancelled,
-    /// A word we do not know; the batch is taken to run. Fit to be shown.
+    /// A word that is not known: the batch counts as running. The word may be shown.
     Unknown(String),
 }
 
@@ -156,7 +88,7 @@ impl BatchStatus {
         }
     }
 
-    /// Nothing changes any more.
+    /// The batch changes no more.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Expired | Self::Cancelled)
     }
@@ -183,22 +115,22 @@ impl fmt::Display for BatchStatus {
 }
 
 impl Batch {
-    /// `None`: there is no id or no status to be read.
+    /// `None`: there is no readable id or status.
     pub(super) fn parse(body: &Value, dialect: &Dialect, key: &Key) -> Option<Self> {
         let body = unwrap_object(body);
-        let id = |name: &str| parse_id::<FileId>(body.get(name), key);
+        let file = |name: &str| parse_id(body.get(name), key);
         let time = |name: &str| body.get(name).and_then(number).map(|t| if t > SECONDS_END { t } else { t * 1000 });
         let counts = body.get("request_counts");
         let count = |name: &str| {
-            // The documentation shows them at the top.
+            // The documentation shows the counts at the top level.
             counts.and_then(|counts| counts.get(name)).or_else(|| body.get(name)).and_then(number).unwrap_or(0)
         };
         Some(Self {
             id: parse_id(body.get("id"), key)?,
             status: BatchStatus::parse(body.get("status")?.as_str()?, dialect, key),
-            input_file_id: id("input_file_id"),
-            output_file_id: id("output_file_id"),
-            error_file_id: id("error_file_id"),
+            input_file_id: file("input_file_id"),
+            output_file_id: file("output_file_id"),
+            error_file_id: file("error_file_id"),
             created_at: time("created_at"),
             completed_at: time("completed_at"),
             request_counts: RequestCounts {
@@ -212,17 +144,12 @@ impl Batch {
         })
     }
 
-    /// It ended before any of its requests ran, since the account's queue was full. The same file may be sent again.
+    /// The batch ended before any of its requests ran, because the account's queue was full. The same file may be sent again.
     pub fn found_full_queue(&self) -> bool {
         let ran = self.request_counts.completed > 0 || self.request_counts.failed > 0;
         let has_files = self.output_file_id.is_some() || self.error_file_id.is_some();
         self.status == BatchStatus::Failed && !ran && !has_files && self.errors.iter().any(|why| says_full_queue(why))
     }
-}
-
-/// An id of a server, unless it is an echo of the key: ids go into the journal.
-pub(super) fn parse_id<T: FromStr>(value: Option<&Value>, key: &Key) -> Option<T> {
-    value?.as_str().filter(|id| !key.is_in(id))?.parse().ok()
 }
 
 /// The object itself, where a server wraps it.
@@ -276,7 +203,7 @@ fn refused_lines(value: Option<&Value>, key: &Key) -> Vec<(u64, String)> {
     named.take(LINES_KEPT).collect()
 }
 
-/// `code C: MESSAGE` of an error object, or the text that stands in its place.
+/// `code C: MESSAGE` of an error object, or of a text in its place.
 fn code_and_message(error: &Value) -> String {
     let field = |name: &str| match error.get(name) {
         Some(Value::String(text)) if !text.is_empty() => Some(text.clone()),
@@ -297,18 +224,6 @@ mod tests {
     fn parse(provider: &str, body: &Value) -> Option<Batch> {
         let key = Key::new("some-long-secret-key").expect("a key");
         Batch::parse(body, Dialect::find(provider).expect("known"), &key)
-    }
-
-    #[test]
-    fn ids_round_trip_or_are_refused() {
-        let id: FileId = "1788419253_0123/é".parse().expect("an id");
-        assert_eq!(id.to_string().parse::<FileId>().expect("an id"), id);
-        let text = serde_json::to_string(&id).expect("written");
-        assert_eq!(serde_json::from_str::<FileId>(&text).expect("read"), id);
-        for bad in ["", ".", "..", "a\nb", "a\u{1b}", "a\u{202e}b", "x".repeat(257).as_str()] {
-            assert!(bad.parse::<BatchId>().is_err(), "{bad:?}");
-            assert!(serde_json::from_value::<FileId>(json!(bad)).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

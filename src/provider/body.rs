@@ -1,141 +1,184 @@
-//! Bodies under a bound: compressed ones are decoded as a stream, and stop at a size and at a ratio
-//! (`docs/reliability.md` N6). Compression is not asked for; a server may still send it.
+//! The body of a reply, unpacked under bounds (`docs/reliability.md` N6). No request asks for compression, but a server may
+//! compress all the same. What is unpacked has a largest size and a largest ratio to what came over the wire; a body that is
+//! cut short is an error. Everything runs in place: no thread is started.
 
-use std::io::{self, Write};
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
+use bytes::{Bytes, BytesMut};
+use futures::stream::{BoxStream, TryStreamExt as _};
 use http::{HeaderMap, header};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, BufReader},
+    time::timeout,
+};
+use tokio_util::io::{InspectReader, StreamReader};
 
+use super::transport::Broken;
 use crate::drill::{self, Guard};
 
-/// What may come out of one byte of a compressed body, beyond [`SLACK`].
+/// Bytes that one byte of a compressed body may become, beyond [`SLACK`].
 const MOST_RATIO: u64 = 500;
 const SLACK: u64 = 1 << 20;
 
-/// Passes on at most `most` bytes.
+/// Why a body has no further piece although it is not whole.
 #[derive(Debug)]
-pub(super) struct Capped<W> {
-    pub inner: W,
-    pub bytes: u64,
+pub(super) enum BodyError {
+    /// The network or the server ended it too early.
+    Broken(Broken),
+    /// It is not what its `Content-Encoding` says.
+    Damaged(io::Error),
+    /// It is larger than its bound, or unpacks to too much.
+    TooLarge,
+}
+
+/// The unpacked bytes of a reply, read piece by piece.
+pub(super) struct Body {
+    reader: Pin<Box<dyn AsyncRead + Send>>,
+    /// Bytes that came over the wire, and their number as the server announced it.
+    wire: Arc<AtomicU64>,
+    announced: Option<u64>,
+    /// Bytes that were unpacked, and their bound.
+    unpacked: u64,
     most: u64,
-    /// The cap was met.
-    over: bool,
+    is_plain: bool,
+    /// The error that follows the pieces that were given.
+    error: Option<BodyError>,
 }
 
-impl<W: Write> Write for Capped<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.saturating_add(bytes.len() as u64) > self.most && !drill::without(Guard::Caps) {
-            self.over = true;
-            return Err(io::Error::other("too large"));
-        }
-        self.inner.write_all(bytes)?;
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-/// Writes what a body says, whatever its `Content-Encoding`.
-pub(super) struct Decoder<W: Write> {
-    form: Form<W>,
-    /// Bytes that came over the wire.
-    pub wire: u64,
-    most: u64,
-}
-
-/// That of `zstd::stream::write` does not tell whether its frame has ended.
-type ZstdWriter<W> = zstd::stream::zio::Writer<W, zstd::stream::raw::Decoder<'static>>;
-
-enum Form<W: Write> {
-    Plain(Capped<W>),
-    Gzip(Box<flate2::write::MultiGzDecoder<Capped<W>>>),
-    Zstd(Box<ZstdWriter<Capped<W>>>),
-}
-
-impl<W: Write> Decoder<W> {
+impl Body {
+    /// `idle` is the longest pause between two pieces.
+    ///
     /// # Errors
-    /// The name of an encoding that was not asked for and is not known.
-    pub fn new(headers: &HeaderMap, inner: W, most: u64) -> Result<Self, String> {
-        let capped = Capped { inner, bytes: 0, most, over: false };
+    /// The name of an encoding that is not known.
+    pub fn new(
+        headers: &HeaderMap,
+        pieces: BoxStream<'static, Result<Bytes, Broken>>,
+        idle: Duration,
+        most: u64,
+    ) -> Result<Self, String> {
+        let pieces = futures::stream::try_unfold(pieces, move |mut pieces| async move {
+            match timeout(idle, pieces.try_next()).await {
+                Ok(piece) => Ok(piece?.map(|piece| (piece, pieces))),
+                Err(_) => Err(Broken::new("the reply stopped half way".to_owned())),
+            }
+        });
+        let wire = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&wire);
+        let raw = InspectReader::new(StreamReader::new(Box::pin(pieces)), move |bytes: &[u8]| {
+            count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        });
         let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes().to_ascii_lowercase());
-        let form = match encoding.as_deref() {
-            None | Some(b"" | b"identity") => Form::Plain(capped),
-            Some(b"gzip" | b"x-gzip") => Form::Gzip(Box::new(flate2::write::MultiGzDecoder::new(capped))),
+        let is_plain = matches!(encoding.as_deref(), None | Some(b"" | b"identity"));
+        let reader: Pin<Box<dyn AsyncRead + Send>> = match encoding.as_deref() {
+            _ if is_plain => Box::pin(raw),
+            Some(b"gzip" | b"x-gzip") => {
+                let mut decoder = GzipDecoder::new(BufReader::new(raw));
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }
             Some(b"zstd") => {
-                let decoder = zstd::stream::raw::Decoder::new().map_err(|e| e.to_string())?;
-                Form::Zstd(Box::new(ZstdWriter::new(capped, decoder)))
+                let mut decoder = ZstdDecoder::new(BufReader::new(raw));
+                decoder.multiple_members(true);
+                Box::pin(decoder)
             }
-            Some(other) => return Err(String::from_utf8_lossy(other).into_owned()),
+            other => return Err(String::from_utf8_lossy(other.unwrap_or_default()).into_owned()),
         };
-        Ok(Self { form, wire: 0, most })
+        let announced = content_length(headers);
+        Ok(Self { reader, wire, announced, unpacked: 0, most, is_plain, error: None })
     }
 
+    /// What came before an error is of use: half of a compressed body is not.
     pub fn is_plain(&self) -> bool {
-        matches!(self.form, Form::Plain(_))
+        self.is_plain
     }
 
-    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.wire += bytes.len() as u64;
-        if !self.is_plain() {
-            self.capped_mut().most = self.most.min(self.wire.saturating_mul(MOST_RATIO).saturating_add(SLACK));
+    /// The next piece, of at most `size` bytes; `None` at the end. What came before an error is given before the error.
+    pub async fn next(&mut self, size: usize) -> Result<Option<Bytes>, BodyError> {
+        let mut piece = BytesMut::with_capacity(size);
+        while piece.len() < size && self.error.is_none() {
+            match self.read(&mut piece).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => self.error = Some(error),
+            }
         }
-        match &mut self.form {
-            Form::Plain(out) => out.write_all(bytes),
-            Form::Gzip(out) => out.write_all(bytes),
-            Form::Zstd(out) => out.write_all(bytes),
-        }
-    }
-
-    /// Ends a compressed body; one that was cut is an error.
-    pub fn finish(&mut self) -> io::Result<()> {
-        match &mut self.form {
-            Form::Plain(out) => out.flush(),
-            Form::Gzip(out) => out.try_finish(),
-            Form::Zstd(_) if self.wire == 0 => Ok(()),
-            Form::Zstd(out) => {
-                let mut before = None;
-                while before.replace(out.writer().bytes) != Some(out.writer().bytes) {
-                    // Nothing more to read: what is left inside comes out, and whether the frame ended.
-                    #[expect(clippy::disallowed_methods, reason = "there is nothing to be written short")]
-                    let _nothing = out.write(&[])?;
-                }
-                out.finish()
+        match (piece.is_empty(), self.error.take()) {
+            (true, Some(error)) => Err(error),
+            (true, None) => Ok(None),
+            (false, error) => {
+                self.error = error;
+                Ok(Some(piece.freeze()))
             }
         }
     }
 
-    /// The reason why a `put` failed was a cap.
-    pub fn is_over(&mut self) -> bool {
-        self.capped_mut().over
+    /// Reads to the end. After an error `into` holds what came before it.
+    pub async fn read_to_end(&mut self, into: &mut BytesMut) -> Result<(), BodyError> {
+        while self.read(into).await? > 0 {}
+        Ok(())
     }
 
-    /// What a plain body was written to, or a compressed one that has ended.
-    pub fn into_inner(self) -> Option<W> {
-        match self.form {
-            Form::Plain(out) => Some(out.inner),
-            Form::Gzip(out) => out.finish().ok().map(|out| out.inner),
-            Form::Zstd(out) => Some(out.into_inner().0.inner),
+    /// One read, checked against the bounds; 0 at the end.
+    async fn read(&mut self, into: &mut BytesMut) -> Result<usize, BodyError> {
+        let read = match self.reader.read_buf(into).await {
+            Ok(read) => read,
+            Err(error) => match error.downcast::<Broken>() {
+                Ok(broken) => return Err(BodyError::Broken(broken)),
+                // An empty body is whole in every encoding.
+                Err(_) if self.wire() == 0 => 0,
+                Err(damage) => {
+                    if damage.kind() == io::ErrorKind::UnexpectedEof {
+                        self.check_length()?;
+                    }
+                    return Err(BodyError::Damaged(damage));
+                }
+            },
+        };
+        if read == 0 {
+            self.check_length()?;
+        }
+        self.unpacked += read as u64;
+        let explodes = !self.is_plain && self.unpacked > self.wire().saturating_mul(MOST_RATIO).saturating_add(SLACK);
+        if (explodes || self.unpacked > self.most) && !drill::without(Guard::Caps) {
+            return Err(BodyError::TooLarge);
+        }
+        Ok(read)
+    }
+
+    /// All has come that the server announced.
+    fn check_length(&self) -> Result<(), BodyError> {
+        match self.announced {
+            Some(announced) if announced != self.wire() => {
+                let why = format!("it is cut short: {} of {announced} bytes came", self.wire());
+                Err(BodyError::Broken(Broken::new(why)))
+            }
+            _ => Ok(()),
         }
     }
 
-    pub fn capped_mut(&mut self) -> &mut Capped<W> {
-        match &mut self.form {
-            Form::Plain(out) => out,
-            Form::Gzip(out) => out.get_mut(),
-            Form::Zstd(out) => out.writer_mut(),
-        }
+    fn wire(&self) -> u64 {
+        self.wire.load(Ordering::Relaxed)
     }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::Write as _;
 
-    fn headers(encoding: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(header::CONTENT_ENCODING, http::HeaderValue::from_static(encoding))])
-    }
+    use super::*;
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
@@ -143,57 +186,96 @@ mod tests {
         out.finish().expect("compressed")
     }
 
-    fn decode(encoding: &'static str, body: &[u8], most: u64) -> Result<Vec<u8>, bool> {
-        let mut decoder = Decoder::new(&headers(encoding), Vec::new(), most).expect("known");
-        match body.chunks(7).try_for_each(|piece| decoder.put(piece)).and_then(|()| decoder.finish()) {
-            Ok(()) => Ok(std::mem::take(&mut decoder.capped_mut().inner)),
-            Err(_) => Err(decoder.is_over()),
-        }
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        zstd::encode_all(bytes, 3).expect("compressed")
     }
 
-    #[test]
-    fn every_encoding_says_the_same() {
+    fn body(encoding: &'static str, bytes: &[u8], size: usize, most: u64) -> Result<Body, String> {
+        let headers = HeaderMap::from_iter([(header::CONTENT_ENCODING, http::HeaderValue::from_static(encoding))]);
+        let pieces: Vec<_> = bytes.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        Body::new(&headers, Box::pin(futures::stream::iter(pieces)), Duration::from_secs(1), most)
+    }
+
+    /// `bytes` come in pieces of `size`.
+    async fn unpack_pieces(encoding: &'static str, bytes: &[u8], size: usize, most: u64) -> Result<Vec<u8>, BodyError> {
+        let mut unpacked = BytesMut::new();
+        body(encoding, bytes, size, most).expect("known").read_to_end(&mut unpacked).await?;
+        Ok(unpacked.to_vec())
+    }
+
+    /// The error tells whether the bound was met.
+    async fn unpack(encoding: &'static str, bytes: &[u8], most: u64) -> Result<Vec<u8>, bool> {
+        unpack_pieces(encoding, bytes, 7, most).await.map_err(|error| matches!(error, BodyError::TooLarge))
+    }
+
+    #[tokio::test]
+    async fn every_encoding_says_the_same() {
         let text = "一行\n".repeat(1000).into_bytes();
-        let zstd = zstd::encode_all(text.as_slice(), 3).expect("compressed");
-        for (encoding, body) in [("identity", text.clone()), ("gzip", gzip(&text)), ("zstd", zstd)] {
-            assert_eq!(decode(encoding, &body, 1 << 20).as_ref(), Ok(&text), "{encoding}");
-            assert_eq!(decode(encoding, &body, text.len() as u64).as_ref(), Ok(&text), "{encoding}");
-            assert_eq!(decode(encoding, &body, text.len() as u64 - 1), Err(true), "{encoding}");
+        for (encoding, packed) in [("identity", text.clone()), ("gzip", gzip(&text)), ("zstd", zstd(&text))] {
+            assert_eq!(unpack(encoding, &packed, 1 << 20).await.as_ref(), Ok(&text), "{encoding}");
+            assert_eq!(unpack(encoding, &packed, text.len() as u64).await.as_ref(), Ok(&text), "{encoding}");
+            assert_eq!(unpack(encoding, &packed, text.len() as u64 - 1).await, Err(true), "{encoding}");
+            assert_eq!(unpack(encoding, &[], 1).await, Ok(Vec::new()), "{encoding}");
         }
-        assert!(Decoder::new(&headers("br"), Vec::new(), 1).is_err());
+        assert_eq!(body("br", &[], 1, 1).err().as_deref(), Some("br"));
     }
 
-    #[test]
-    fn r3_a_cut_zstd_body_is_refused_and_a_whole_one_comes_whole() {
+    #[tokio::test]
+    async fn r3_a_cut_body_is_refused_and_a_whole_one_comes_whole() {
         let mut text = Vec::new();
         for n in 0..60_000_u64 {
             text.extend_from_slice(format!("{} ", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).as_bytes());
         }
         for most in [0, 1, 100, 131_072, 131_073, 200_000, text.len()] {
             let text = &text[..most];
-            let whole = zstd::encode_all(text, 3).expect("compressed");
-            for size in [1 << 10, 1 << 18, 1 << 24] {
-                let decode = |body: &[u8]| {
-                    let mut decoder = Decoder::new(&headers("zstd"), Vec::new(), u64::MAX).expect("known");
-                    let done = body.chunks(size).try_for_each(|piece| decoder.put(piece));
-                    done.and_then(|()| decoder.finish()).ok().and_then(|()| decoder.into_inner())
-                };
-                assert!(decode(&whole).as_deref() == Some(text), "{most} bytes in pieces of {size}");
+            for (encoding, whole) in [("gzip", gzip(text)), ("zstd", zstd(text))] {
                 let two = [whole.as_slice(), whole.as_slice()].concat();
-                assert!(decode(&two) == Some([text, text].concat()), "{most} bytes twice in pieces of {size}");
-                for cut in [1, whole.len() / 2, whole.len() - 1] {
-                    assert!(decode(&whole[..cut]).is_none(), "{most} bytes cut at {cut} in pieces of {size}");
+                for size in [1 << 10, 1 << 18, 1 << 24] {
+                    let what = format!("{encoding}: {most} bytes in pieces of {size}");
+                    let unpack = async |bytes: &[u8]| unpack_pieces(encoding, bytes, size, u64::MAX).await.ok();
+                    assert!(unpack(&whole).await.as_deref() == Some(text), "{what}");
+                    assert!(unpack(&two).await == Some([text, text].concat()), "{what}, twice");
+                    for cut in [1, whole.len() / 2, whole.len() - 1] {
+                        assert!(unpack(&whole[..cut]).await.is_none(), "{what}, cut at {cut}");
+                        assert!(unpack(&two[..whole.len() + cut]).await.is_none(), "{what}, second cut at {cut}");
+                    }
+                    let mut corrupt = two.clone();
+                    corrupt[whole.len() + 1] ^= 0xff;
+                    assert!(unpack(&corrupt).await.is_none(), "{what}, second corrupt");
                 }
             }
         }
     }
 
-    #[test]
-    fn a_bomb_and_a_cut_body_are_refused() {
+    #[tokio::test]
+    async fn a_bomb_and_a_cut_body_are_refused() {
         let bomb = gzip(&vec![0; 8 << 20]);
-        assert_eq!(decode("gzip", &bomb, u64::MAX), Err(true));
+        assert_eq!(unpack("gzip", &bomb, u64::MAX).await, Err(true));
         let whole = gzip(b"some text");
-        assert_eq!(decode("gzip", &whole[..whole.len() - 4], u64::MAX), Err(false));
-        assert_eq!(decode("gzip", b"not gzip at all", u64::MAX), Err(false));
+        assert_eq!(unpack("gzip", &whole[..whole.len() - 4], u64::MAX).await, Err(false));
+        assert_eq!(unpack("gzip", b"not gzip at all", u64::MAX).await, Err(false));
+    }
+
+    #[tokio::test]
+    async fn what_came_before_an_error_is_given_before_it() {
+        let pieces =
+            [Ok(Bytes::from_static(b"abc")), Ok(Bytes::from_static(b"de")), Err(Broken::new("gone".to_owned()))];
+        let pieces = Box::pin(futures::stream::iter(pieces));
+        let mut body = Body::new(&HeaderMap::new(), pieces, Duration::from_secs(1), 100).expect("plain");
+        assert_eq!(body.next(4).await.expect("a piece").as_deref(), Some(&b"abcd"[..]));
+        assert_eq!(body.next(4).await.expect("a piece").as_deref(), Some(&b"e"[..]));
+        assert!(matches!(body.next(4).await, Err(BodyError::Broken(broken)) if broken.why == "gone"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_is_left_and_one_that_moves_is_not() {
+        for (pause, whole) in [(Duration::from_millis(900), true), (Duration::from_millis(1100), false)] {
+            let pieces = futures::stream::unfold(0, move |n| async move {
+                tokio::time::sleep(pause).await;
+                (n < 5).then(|| (Ok(Bytes::from_static(b"x")), n + 1))
+            });
+            let mut body = Body::new(&HeaderMap::new(), Box::pin(pieces), Duration::from_secs(1), 100).expect("plain");
+            assert_eq!(body.read_to_end(&mut BytesMut::new()).await.is_ok(), whole, "{pause:?}");
+        }
     }
 }

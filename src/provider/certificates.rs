@@ -1,4 +1,4 @@
-//! Which servers are believed: those that the system's certificates vouch for, and those that `--ca-cert` names.
+//! Which servers are trusted: those with a certificate that the system trusts, and those that `--ca-cert` names.
 
 use std::{path::Path, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     text::chain,
 };
 
-/// A PEM file larger than this is a mistake.
+/// A larger PEM file is a mistake of the user.
 const MAX_FILE: u64 = 1 << 20;
 
 /// The certificates of `--ca-cert`.
@@ -36,7 +36,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     Ok(certificates)
 }
 
-/// TLS that also believes the `given` certificates, as roots or as the server's own.
+/// TLS that also trusts the `given` certificates, as roots or as the server's own.
 pub(super) fn believing(given: Vec<CertificateDer<'static>>) -> Result<ClientConfig> {
     let fail = |e: rustls::Error| Error::new(Kind::Unavailable, format!("cannot set up TLS: {}", chain(&e)));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -48,8 +48,8 @@ pub(super) fn believing(given: Vec<CertificateDer<'static>>) -> Result<ClientCon
     Ok(config)
 }
 
-/// Before the usual checks: a certificate that is byte for byte one of the given ones is the one the user named. The usual
-/// checks would refuse it where it is self-signed, since it then is a CA's, and no CA's may be a server's.
+/// Accepts a certificate that is byte for byte one of `given`, before the usual checks. The usual checks would refuse a
+/// self-signed one: it is the certificate of a CA, and no server may use such a certificate.
 #[derive(Debug)]
 struct Verifier {
     given: Vec<CertificateDer<'static>>,
@@ -71,7 +71,7 @@ impl ServerCertVerifier for Verifier {
         self.system.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
-    // That the server has the certificate's key is checked as always.
+    // The proof that the server holds the certificate's key is checked as always.
     fn verify_tls12_signature(
         &self,
         message: &[u8],

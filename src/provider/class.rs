@@ -16,16 +16,16 @@ pub enum Class {
     RateLimited,
     /// The server's trouble, or a reply that could not be read.
     Transient,
-    /// The network: no connection, no answer, a broken one.
+    /// The network: no connection, no reply, or a broken reply.
     Unreachable,
-    /// A reply that we refuse to take: too large, an endless listing.
+    /// A reply that the client refuses: too large, or a listing without end.
     Reply,
-    /// A redirect that is not followed: of a call with the key, or of a download to where we do not go.
+    /// A redirect that is not followed: of a call with the key, or of a download to a forbidden address.
     Redirect,
     /// The server's certificate is not trusted.
     Certificate,
     /// The proxy wants a password, or another one.
     Proxy,
-    /// A file of ours.
+    /// A file on this machine.
     Io,
 }

@@ -1,8 +1,8 @@
-//! How providers differ, as values. A provider is one constant here; no code elsewhere asks for its name.
+//! How providers differ, as values. A provider is one constant here.
 //!
 //! `docs/providers.md` says where each value comes from, and which values are not verified.
 
-use super::{Class, transport::origin_of};
+use super::{Class, address::origin_of};
 use crate::{
     error::{Error, Result},
     text::did_you_mean,
@@ -16,6 +16,10 @@ pub struct Dialect {
     pub base_url: &'static str,
     /// Base URLs of the same provider for other countries: its key may go there too.
     pub other_base_urls: &'static [&'static str],
+    /// The environment variable that may hold another base URL.
+    pub base_url_variable: Option<&'static str>,
+    /// The base path under which the emulator speaks this dialect.
+    pub emulated_path: &'static str,
     /// The `url` of a request line and the `endpoint` of a batch, which must be equal.
     pub line_url: &'static str,
     /// Sent as `completion_window` if there is one.
@@ -24,23 +28,21 @@ pub struct Dialect {
     pub max_lines: u64,
     /// Largest file.
     pub max_bytes: u64,
-    /// Shortest `custom_id`, in characters.
-    pub min_custom_id: usize,
     /// `auto_delete_input_file` is known here and would be true unless sent as false.
     pub sends_auto_delete: bool,
     /// Status words of its own that mean: running.
     pub running_words: &'static [&'static str],
-    /// Environment variables that may hold the key, first come first.
+    /// Environment variables that may hold the key; the first one that is set wins.
     pub key_variables: &'static [&'static str],
     /// Most requests that may be queued, by model in lower case.
     pub queue_limits: &'static [(&'static str, u64)],
-    /// Models known to be taken for batches; empty: not known. It changes, so it is for a warning only.
+    /// Models that the provider takes for batches; empty: not known. The list changes, so it is used for a warning only.
     pub batch_models: &'static [&'static str],
-    /// Days that files and results are kept, if it is known.
+    /// Days that the provider keeps files and results, if they are known.
     pub kept_days: Option<u64>,
     /// A model that costs nothing, for `doctor`.
     pub free_model: Option<&'static str>,
-    /// What its business codes mean.
+    /// The meaning of its business codes.
     pub codes: &'static [(&'static str, Class)],
 }
 
@@ -50,11 +52,12 @@ const ZHIPU: Dialect = Dialect {
     name: "zhipu",
     base_url: "https://open.bigmodel.cn/api/paas/v4",
     other_base_urls: &["https://api.z.ai/api/paas/v4"],
+    base_url_variable: Some("ZHIPUAI_BASE_URL"),
+    emulated_path: "/api/paas/v4",
     line_url: "/v4/chat/completions",
     completion_window: None,
     max_lines: 50_000,
     max_bytes: 100_000_000,
-    min_custom_id: 6,
     sends_auto_delete: true,
     running_words: &[],
     key_variables: &["ZHIPUAI_API_KEY", "ZAI_API_KEY", "ZHIPU_API_KEY"],
@@ -69,11 +72,12 @@ const OPENAI: Dialect = Dialect {
     name: "openai",
     base_url: "https://api.openai.com/v1",
     other_base_urls: &[],
+    base_url_variable: None,
+    emulated_path: "/v1",
     line_url: COMPATIBLE,
     completion_window: Some("24h"),
     max_lines: 50_000,
     max_bytes: 200_000_000,
-    min_custom_id: 1,
     sends_auto_delete: false,
     running_words: &[],
     key_variables: &["OPENAI_API_KEY"],
@@ -204,7 +208,7 @@ const ZHIPU_CODES: &[(&str, Class)] = &[
     ("1301", Class::BadRequest),
 ];
 
-/// Words of the OpenAI shape and of those who follow it; in lower case.
+/// Codes of OpenAI and of providers with the same API, in lower case.
 const COMPATIBLE_CODES: &[(&str, Class)] = &[
     ("invalid_api_key", Class::Key),
     ("invalidapikey", Class::Key),
@@ -225,7 +229,7 @@ impl Dialect {
     pub const ALL: [&'static Self; 6] = [&ZHIPU, &OPENAI, &DASHSCOPE, &SILICONFLOW, &MOONSHOT, &GROQ];
 
     /// # Errors
-    /// [`crate::error::Kind::Usage`], naming the nearest, for a name that is not one of ours.
+    /// [`crate::error::Kind::Usage`], naming the nearest, for an unknown name.
     pub fn find(name: &str) -> Result<&'static Self> {
         Self::ALL.into_iter().find(|dialect| dialect.name == name).ok_or_else(|| {
             let names = Self::ALL.map(|dialect| dialect.name);
@@ -248,12 +252,12 @@ impl Dialect {
         self.queue_limits.iter().find(|(name, _)| name.eq_ignore_ascii_case(model)).map(|(_, limit)| *limit)
     }
 
-    /// `model` is known to be taken for batches, or there is no list.
+    /// `model` is on the list of batch models, or there is no list.
     pub fn lists_model(&self, model: &str) -> bool {
         self.batch_models.is_empty() || self.batch_models.iter().any(|name| name.eq_ignore_ascii_case(model))
     }
 
-    /// What a business code means here; `None` for an unknown one.
+    /// The meaning of a business code; `None` for an unknown one.
     pub(super) fn class_of(&self, code: &str) -> Option<Class> {
         self.codes.iter().find(|(known, _)| known.eq_ignore_ascii_case(code)).map(|(_, class)| *class)
     }

@@ -1,7 +1,7 @@
-//! What a call to the provider can end with, and what that means.
+//! The errors of calls to the provider, and what each class of error means.
 //!
-//! The business code of the body speaks first and the HTTP status second: an empty wallet arrives as 429 too
-//! (`docs/reliability.md` M4). Text of a server is redacted, escaped and cut before it is kept here (K1, H3).
+//! The business code of the body decides first and the HTTP status second: an empty wallet arrives as 429 too
+//! (`docs/reliability.md` M4). Text of a server is redacted, escaped and cut before an [`ApiError`] keeps it (K1, H3).
 
 use std::{fmt, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     text::escape_control,
 };
 
-/// The call that may be redirected.
+/// The only call that follows redirects.
 pub(super) const DOWNLOAD: &str = "download a file";
 const MESSAGE_CHARS: usize = 300;
 const CODE_CHARS: usize = 64;
@@ -22,11 +22,10 @@ pub(super) const UPLOAD: &str = "upload a file";
 pub(super) const CREATE: &str = "create a batch";
 pub(super) const CANCEL: &str = "cancel a batch";
 const CALLS_WITH_A_MODEL: [&str; 2] = [UPLOAD, CREATE];
-/// Of all other calls, a GET or a DELETE, 404 and 410 mean that what they name is not there.
+/// Calls by POST. Every other call is a GET or a DELETE, where 404 and 410 mean that the object does not exist.
 const POSTS: [&str; 3] = [UPLOAD, CREATE, CANCEL];
 
-/// Codes and phrases, in lower case, of a provider whose queue holds as much of the account as it may. Each was seen in a
-/// report: `token_limit_exceeded` and "Enqueued token limit reached … try again once some in_progress batches have been
+/// Codes and phrases, in lower case, that mean: the account's queue at the provider is full. Each was seen in a report: `token_limit_exceeded` and "Enqueued token limit reached … try again once some in_progress batches have been
 /// completed" at OpenAI (openai-python issue 2084), "Enqueued request limit reached" there too (its forum, topic 1002388),
 /// "the number of enqueued tokens has surpassed …" at Azure (its Q&A, 2285577), `too_many_tasks` (`docs/reliability.md` M6).
 const FULL_QUEUE: [&str; 6] = [
@@ -41,27 +40,27 @@ const FULL_QUEUE: [&str; 6] = [
 /// Why a call failed.
 #[derive(Clone, Debug)]
 pub struct ApiError {
-    /// What was tried, e.g. `create a batch`.
+    /// The call, e.g. `create a batch`.
     pub call: &'static str,
     pub status: Option<u16>,
     /// The business code of the body.
     pub code: Option<String>,
     pub message: String,
     pub class: Class,
-    /// How long the server asks us to wait.
+    /// The wait that the server asks for.
     pub retry_after: Option<Duration>,
-    /// What the server itself says about trying again.
+    /// The server says whether another try makes sense (`x-should-retry`).
     pub(super) should_retry: Option<bool>,
-    /// The body was an error object, not a page of some gateway.
+    /// The body was an error object of the API, not a page of a gateway.
     pub(super) readable: bool,
     /// Something may have reached the server.
     pub(super) sent: bool,
-    /// It came with a success that holds an object, and not the one that was asked for.
+    /// The reply was a success with an object, but the batch could not be read from it.
     pub(super) made: bool,
 }
 
 impl ApiError {
-    /// An error of our own making, with a text of our own.
+    /// An error that the client found itself.
     pub(super) fn new(call: &'static str, class: Class, message: impl Into<String>) -> Self {
         Self {
             call,
@@ -77,7 +76,7 @@ impl ApiError {
         }
     }
 
-    /// The server takes no file of this size. The next one is as large.
+    /// The server takes no file of this size. The next file is as large.
     pub fn is_too_large(&self) -> bool {
         self.call == UPLOAD && matches!(self.status, Some(413 | 435))
     }
@@ -87,7 +86,7 @@ impl ApiError {
         says_full_queue(self.code.as_deref().unwrap_or_default()) || says_full_queue(&self.message)
     }
 
-    /// The same call may succeed later (`docs/reliability.md` N3). Of a create only when it was refused for certain.
+    /// The same call may succeed later (`docs/reliability.md` N3). For a create that holds only if it was certainly refused.
     pub fn is_retryable(&self) -> bool {
         match (self.class, self.should_retry) {
             (Class::Io | Class::Reply | Class::Key | Class::Account, _) => false,
@@ -147,18 +146,18 @@ impl From<ApiError> for Error {
     }
 }
 
-/// Why a create failed; what may be done next differs (`docs/reliability.md` M1).
+/// Why a create failed. The variant decides whether another create may be sent (`docs/reliability.md` M1).
 #[derive(Clone, Debug)]
 pub enum CreateError {
     /// The server said no, and why: there is no batch.
     Refused(ApiError),
     /// Nothing reached the server: there is no batch.
     NotSent(ApiError),
-    /// A 4xx whose body is no error of the API, such as a gateway's page: no batch, unless a listing shows it.
+    /// A 4xx whose body is no error of the API, such as a gateway's page: there is no batch, unless a listing shows it.
     Denied(ApiError),
-    /// The server said yes, and not which batch it made: it is never created again.
+    /// The server said yes but did not name the batch: the chunk is never created again.
     Made(ApiError),
-    /// There may be a batch. Look for it before anything else.
+    /// There may be a batch: look for it in the listing first.
     Ambiguous(ApiError),
 }
 
@@ -182,9 +181,9 @@ impl fmt::Display for CreateError {
 
 impl std::error::Error for CreateError {}
 
-/// Text of a server, fit to be shown: without the key, without control characters, short.
+/// Text of a server for a message: without the key, without control characters, at most `most` characters.
 pub(super) fn harmless(key: &Key, text: &str, most: usize) -> String {
-    // The key goes first: cut or escaped, what is left of it would not be known again.
+    // The key is taken out first: a key that is cut or escaped would no longer be found.
     let text = key.redact(text);
     let text = escape_control(text.trim());
     match text.char_indices().nth(most) {
@@ -193,35 +192,35 @@ pub(super) fn harmless(key: &Key, text: &str, most: usize) -> String {
     }
 }
 
-/// A message of a server, or of the network about it.
+/// A message of a server, or of the network about a server.
 pub(super) fn harmless_message(key: &Key, text: &str) -> String {
     harmless(key, text, MESSAGE_CHARS)
 }
 
-/// The error a body tells of.
+/// The error object in a body.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct ErrorObject {
     pub code: Option<String>,
     pub message: String,
 }
 
 /// Looks for an error in a body of any status: `{"error":{…}}`, `{"error":"text"}`, and at the top
-/// `{"code","message"}` or `{"code","msg"}` unless the object that was wanted came with them.
-pub(super) fn find_error(body: &Value) -> Option<Told> {
+/// `{"code","message"}` or `{"code","msg"}` unless the wanted object came with them.
+pub(super) fn find_error(body: &Value) -> Option<ErrorObject> {
     let object = body.as_object()?;
     match object.get("error") {
         Some(Value::Object(error)) => {
             let message = text(error.get("message").or_else(|| error.get("msg"))).unwrap_or_default();
-            // OpenAI's code may be null where its type tells the same.
+            // OpenAI's `code` may be null while its `type` holds the same word.
             let code = text(error.get("code")).or_else(|| text(error.get("type")));
-            return (code.is_some() || !message.is_empty()).then_some(Told { code, message });
+            return (code.is_some() || !message.is_empty()).then_some(ErrorObject { code, message });
         }
         Some(Value::String(error)) if !error.is_empty() => {
             let message = match text(object.get("message").or_else(|| object.get("msg"))) {
                 Some(more) => format!("{error}: {more}"),
                 None => error.clone(),
             };
-            return Some(Told { code: text(object.get("code")), message });
+            return Some(ErrorObject { code: text(object.get("code")), message });
         }
         _ => {}
     }
@@ -231,7 +230,7 @@ pub(super) fn find_error(body: &Value) -> Option<Told> {
     let code = text(object.get("code"))?;
     let message = text(object.get("message").or_else(|| object.get("msg")))?;
     // Some gateways say "success" in the same words.
-    (!matches!(code.as_str(), "0" | "200" | "20000")).then_some(Told { code: Some(code), message })
+    (!matches!(code.as_str(), "0" | "200" | "20000")).then_some(ErrorObject { code: Some(code), message })
 }
 
 /// A string that is not empty, or a number.
@@ -243,26 +242,26 @@ fn text(value: Option<&Value>) -> Option<String> {
     }
 }
 
-/// Makes an error of a reply. `told` is what its body told, `page` the body that told nothing.
+/// Makes an error of a reply. `object` is the error object of its body; `page` is a body without one.
 pub(super) fn from_reply(
     call: &'static str,
     dialect: &Dialect,
     key: &Key,
     status: http::StatusCode,
-    told: Option<Told>,
+    object: Option<ErrorObject>,
     page: &[u8],
 ) -> ApiError {
-    let readable = told.is_some();
-    let Told { code, message } = told.unwrap_or_else(|| Told { code: None, message: page_text(page) });
+    let readable = object.is_some();
+    let ErrorObject { code, message } = object.unwrap_or_else(|| ErrorObject { code: None, message: page_text(page) });
     let by_status = match class_of(status) {
         Class::Key if tells_of_balance(code.as_deref(), &message) => Class::Account,
         by_status => by_status,
     };
     let class = match code.as_deref().and_then(|code| dialect.class_of(code)) {
         _ if by_status == Class::NotFound && !POSTS.contains(&call) => Class::NotFound,
-        // A parameter that names nothing: the status says more than the code.
+        // A parameter names an object that does not exist: the status says more than the code.
         Some(Class::BadRequest) | None if by_status == Class::NotFound => Class::NotFound,
-        // Only an upload or a create has a model that could be chosen otherwise.
+        // Only an upload and a create name a model that the user can change.
         Some(Class::Model) if !CALLS_WITH_A_MODEL.contains(&call) => by_status,
         by_code => by_code.unwrap_or(by_status),
     };
@@ -275,7 +274,7 @@ pub(super) fn from_reply(
     }
 }
 
-/// How an empty wallet is said in a 401 or 403, in lower case (`docs/reliability.md` M4).
+/// Words for an empty wallet in a 401 or 403, in lower case (`docs/reliability.md` M4).
 const BALANCE_WORDS: &[&str] = &[
     // DeepSeek and sub2api; as code too.
     "insufficient balance",
@@ -314,7 +313,7 @@ fn tells_of_balance(code: Option<&str>, message: &str) -> bool {
     BALANCE_WORDS.iter().any(|word| said.contains(word))
 }
 
-/// When no business code is known.
+/// The class by status, for a reply without a known business code.
 fn class_of(status: http::StatusCode) -> Class {
     match status.as_u16() {
         401 | 403 | 434 => Class::Key,
@@ -322,9 +321,9 @@ fn class_of(status: http::StatusCode) -> Class {
         407 => Class::Proxy,
         404 | 410 => Class::NotFound,
         429 => Class::RateLimited,
-        // A full or broken disk: ours, if the server is in this process; the client knows.
+        // A full or broken disk. `Client::read_refusal` knows whether it is the disk of this machine.
         507 => Class::Io,
-        // 200 and its like: only asked about when the body was not what it should be.
+        // A 2xx gets here only with a body that is not the wanted one.
         408 | 409 | 425 | 100..=299 | 500..=599 => Class::Transient,
         300..=399 => Class::Redirect,
         _ => Class::BadRequest,
@@ -353,10 +352,10 @@ fn page_text(page: &[u8]) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Of a page that is looked at for its words.
+/// Bytes of a page that are searched for words.
 const PAGE_BYTES: usize = 8 << 10;
 
-/// The words are those of a provider whose queue has no room for the account now.
+/// The words mean: the account's queue at the provider is full.
 pub(super) fn says_full_queue(words: &str) -> bool {
     let words = words.to_lowercase();
     FULL_QUEUE.iter().any(|phrase| words.contains(phrase))
@@ -382,7 +381,7 @@ mod tests {
         let zhipu = Dialect::find("zhipu").expect("known");
         let key = Key::new("idididididid.secretsecretsecret").expect("a key");
         let class = |call, status, code: &str| {
-            let told = Some(Told { code: Some(code.to_owned()), message: "no".to_owned() });
+            let told = Some(ErrorObject { code: Some(code.to_owned()), message: "no".to_owned() });
             let status = http::StatusCode::from_u16(status).expect("a status");
             from_reply(call, zhipu, &key, status, told, &[]).class
         };

@@ -6,12 +6,13 @@ use std::env;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::Url;
 
+use super::address::host;
 use crate::error::{Error, Result};
 
 const VARIABLES: [[&str; 2]; 2] = [["HTTPS_PROXY", "https_proxy"], ["ALL_PROXY", "all_proxy"]];
 const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
-/// Refuses a proxy that cannot be used, if it would be.
+/// Refuses a proxy that would be used for `base` and cannot be used.
 ///
 /// # Errors
 /// [`crate::error::Kind::Usage`], naming the variable and not its value, which may hold a password.
@@ -24,7 +25,7 @@ fn check_with(base: &Url, variable: impl Fn(&str) -> Option<String>) -> Result<(
     let Ok(uri) = base.as_str().parse::<http::Uri>() else { return Ok(()) };
     let exceptions = first(EXCEPTIONS).map(|(_, value)| value).unwrap_or_default();
     let is_direct = Matcher::builder().all("http://any").no(exceptions).build().intercept(&uri).is_none();
-    // In a CGI program `HTTP_PROXY` is a header of a visitor: none is used there.
+    // In a CGI program `HTTP_PROXY` is a header of a visitor: no proxy is used there.
     if is_direct || variable("REQUEST_METHOD").is_some() {
         return Ok(());
     }
@@ -44,19 +45,13 @@ fn check_with(base: &Url, variable: impl Fn(&str) -> Option<String>) -> Result<(
     }
 }
 
-/// The host of a URL as a message names it: with the proxy on the way there.
+/// The host of a URL for a message, with the proxy on the way there.
 pub(super) fn host_and_proxy(url: &Url) -> String {
     let proxy = url.as_str().parse().ok().and_then(|uri| Matcher::from_env().intercept(&uri));
     match proxy.as_ref().and_then(|proxy| proxy.uri().authority()) {
         Some(proxy) => format!("{}, through the proxy {proxy}", host(url)),
         None => host(url),
     }
-}
-
-/// Host and port of a URL, as a message names them.
-pub(super) fn host(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 #[cfg(test)]

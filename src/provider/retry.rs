@@ -1,5 +1,5 @@
-//! Trying again: full jitter, `Retry-After`, and one budget that all calls of a client share, so that a server
-//! in trouble is not asked by everybody at once (`docs/reliability.md` N3). A create is never tried again here, but it waits its
+//! When a failed call is made again: full jitter, `Retry-After`, and one budget for all calls of a client, so that they do not
+//! all ask a server in trouble at once (`docs/reliability.md` N3). A create is never made again here, but it waits for its
 //! [`Retries::turn`] as every call does.
 
 use std::{
@@ -11,17 +11,17 @@ use tokio::time::Instant;
 
 use super::{ApiError, Class};
 
-/// The constants; a value only so that tests need not wait.
+/// The constants of [`Retries`]. Tests use shorter pauses.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
-    /// Of one call, the first included.
+    /// Tries of one call, the first included.
     pub tries: u32,
-    /// Upper end of the first pause; it doubles each time.
+    /// Upper end of the first pause; it doubles for each further pause.
     pub first: Duration,
-    /// The same for a server that says: too fast.
+    /// The same after [`Class::RateLimited`].
     pub first_limited: Duration,
     pub longest: Duration,
-    /// Most that a server may ask for.
+    /// Longest wait that a server may ask for.
     pub longest_asked: Duration,
 }
 
@@ -42,24 +42,24 @@ const BUDGET_PER_SECOND: f64 = 1.0;
 /// A call that would wait longer than this for the budget gives up instead.
 const LONGEST_QUEUE: Duration = Duration::from_secs(120);
 
-/// What all calls of one client share.
+/// The budget and the pause that all calls of one client share.
 #[derive(Debug)]
 pub(super) struct Retries {
     policy: Policy,
     bucket: Mutex<Bucket>,
-    /// No call is sent before this: a reply to one of them asked for it with `Retry-After`.
+    /// No call is sent before this instant: a reply asked for it with `Retry-After`.
     not_before: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
 struct Bucket {
-    /// Negative: taken in advance by calls that wait.
+    /// Negative: calls that wait have taken tokens in advance.
     tokens: f64,
     at: Option<Instant>,
 }
 
 impl Bucket {
-    /// Takes one token, and says how long to wait for it; `None`: too long, nothing was taken.
+    /// Takes one token and gives the wait for it; `None`: the wait would be too long, and no token was taken.
     fn take(&mut self, now: Instant) -> Option<Duration> {
         let since = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         self.at = Some(now);
@@ -78,7 +78,7 @@ impl Retries {
         Self { policy, bucket: Mutex::new(Bucket { tokens: BUDGET, at: None }), not_before: Mutex::default() }
     }
 
-    /// What one call was asked to wait, all calls to the same server wait.
+    /// A reply to one call asked for a wait: every call waits.
     pub fn hold_all(&self, asked: Duration) {
         let until = Instant::now() + asked.min(self.policy.longest_asked);
         let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +90,7 @@ impl Retries {
         loop {
             let until = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
             match until {
-                // It may be put off again while this call waits.
+                // Another reply may move the instant while this call waits.
                 Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
                 _ => return,
             }
@@ -103,7 +103,7 @@ impl Retries {
     }
 }
 
-/// How often one call was tried.
+/// The tries of one call so far.
 #[derive(Debug)]
 pub(super) struct Tries<'a> {
     retries: &'a Retries,
@@ -114,7 +114,7 @@ impl Tries<'_> {
     /// Waits until the call may be tried again.
     ///
     /// # Errors
-    /// The error it was given, when it is not worth another try.
+    /// The given error, when it is final or the tries are used up.
     pub async fn pause(&mut self, error: ApiError) -> Result<(), ApiError> {
         let Some(wait) = self.wait(&error) else { return Err(error) };
         tracing::debug!(call = error.call, tries = self.made, wait_ms = wait.as_millis(), "trying again: {error}");
@@ -131,7 +131,7 @@ impl Tries<'_> {
         let queued = self.retries.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())?;
         let first = if error.class == Class::RateLimited { policy.first_limited } else { policy.first };
         let doubled = first.saturating_mul(1 << (self.made - 1).min(16)).min(policy.longest);
-        // Full jitter; what the server asked for is the least.
+        // Full jitter; the wait that the server asked for is the minimum.
         let drawn = doubled.mul_f64(fastrand::f64());
         let asked = error.retry_after.map_or(Duration::ZERO, |asked| asked.min(policy.longest_asked));
         Some(queued.max(drawn).max(asked))
@@ -144,25 +144,9 @@ pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration
     if let Ok(seconds) = value.parse::<f64>() {
         return (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
     }
-    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(parse_http_date(value)?))?;
-    // A date that is past asks for nothing.
+    let at = httpdate::parse_http_date(value).ok()?;
+    // A date in the past asks for nothing.
     Some(at.duration_since(now).unwrap_or_default())
-}
-
-/// `Wed, 21 Oct 2015 07:28:00 GMT` in Unix seconds.
-fn parse_http_date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_once(", ")?.1.split(' ');
-    let day: u64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
-    let name = words.next()?;
-    let month = MONTHS.iter().position(|month| *month == name)? as u64 + 1;
-    let year: u64 = words.next()?.parse().ok().filter(|year| (1970..=9999).contains(year))?;
-    let mut clock = words.next()?.split(':').map(|part| part.parse::<u64>().ok().filter(|part| *part < 61));
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    // Days from the civil date, with the year that starts in March.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
-    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
 }
 
 #[cfg(test)]
@@ -250,7 +234,6 @@ mod tests {
         ] {
             assert_eq!(parse_retry_after(text, now), seconds.map(Duration::from_secs_f64), "{text}");
         }
-        assert_eq!(parse_http_date("Thu, 29 Feb 2024 23:59:59 GMT"), Some(1_709_251_199));
         assert_eq!(parse_retry_after("1e300", now), Some(Duration::MAX));
     }
 }

@@ -1,4 +1,4 @@
-//! What the calls wait for: a kind of call that is refused for now, or finds no server, until one of its kind succeeds.
+//! The waits of a job: a kind of call waits from its first failure that may pass until a call of this kind succeeds.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::ApiError;
 use crate::progress::Waiting;
 
-/// A wait of this length is worth a line.
+/// A wait of this length is worth a message.
 const LONG: Duration = Duration::from_secs(60);
 
-/// By the name of the call.
+/// The waits by name of the call.
 #[derive(Debug, Default)]
 pub(super) struct Waits(Mutex<BTreeMap<&'static str, Wait>>);
 
@@ -27,7 +27,7 @@ struct Wait {
 }
 
 impl Wait {
-    fn told(&self) -> Waiting {
+    fn so_far(&self) -> Waiting {
         Waiting { what: self.error.clone(), since: self.since.elapsed() }
     }
 }
@@ -40,24 +40,24 @@ impl Waits {
                 let wait = Wait { since: Instant::now(), error: String::new(), said: false };
                 waits.entry(call).or_insert(wait).error = error.to_string();
             }
-            // Whoever gets an error that is final tells it.
+            // The caller reports a final error.
             _ => drop(waits.remove(call)),
         }
     }
 
-    /// What is waited for now.
+    /// The waits now.
     pub fn list(&self) -> Vec<Waiting> {
         let waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waits.values().map(Wait::told).collect()
+        waits.values().map(Wait::so_far).collect()
     }
 
-    /// What has been waited for long, each wait once.
+    /// The waits that are longer than [`LONG`], each wait once.
     pub fn long(&self) -> Vec<Waiting> {
         let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let long = waits.values_mut().filter(|wait| !wait.said && wait.since.elapsed() >= LONG);
         long.map(|wait| {
             wait.said = true;
-            wait.told()
+            wait.so_far()
         })
         .collect()
     }

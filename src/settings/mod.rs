@@ -152,13 +152,14 @@ impl Config {
         let batch = &self.file.batch;
         let provider = self.text("--provider", flags.provider.as_ref(), batch.provider.as_ref(), PROVIDER);
         let variable = || {
-            let zhipu = provider.value == PROVIDER;
-            std::env::var("ZHIPUAI_BASE_URL").ok().filter(|url| zhipu && !url.is_empty())
+            let name = Dialect::find(&provider.value).ok()?.base_url_variable?;
+            let url = std::env::var(name).ok().filter(|url| !url.is_empty())?;
+            Some(Sourced { value: url, origin: Origin::Environment(name) })
         };
         let base_url = match (&flags.base_url, &batch.base_url) {
             (Some(url), _) => Some(Sourced { value: url.clone(), origin: Origin::Flag("--base-url") }),
             (None, filed) => match (variable(), filed) {
-                (Some(url), _) => Some(Sourced { value: url, origin: Origin::Environment("ZHIPUAI_BASE_URL") }),
+                (Some(url), _) => Some(url),
                 (None, Some(url)) => {
                     self.check_whose_url(url, &provider)?;
                     Some(self.in_file(url.clone()))

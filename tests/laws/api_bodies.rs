@@ -8,6 +8,7 @@ use std::sync::{
 use axum::{Router, body::Body, http::Response};
 use zbatch::{
     error::Error,
+    flow::rows::FileMark,
     folder::Entry,
     provider::{ApiError, Client, ClientSettings, CreateError, Dialect, FileId, Key},
 };
@@ -77,7 +78,9 @@ async fn ask(status: u16, encoding: &'static str, kind: &'static str, body: &[u8
     if let Ok(download) = &downloaded {
         assert!(download.complete && status == 200);
         if encoding.is_empty() {
-            assert_eq!(download.blake3, blake3::hash(body));
+            assert_eq!(download.bytes, body.len() as u64);
+            let mark = FileMark::of(&Entry::of(&to).expect("opened")).expect("read");
+            assert_eq!(mark.blake3, blake3::hash(body).to_hex().as_str());
         }
     }
     shown(downloaded.as_ref().err());

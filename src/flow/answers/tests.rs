@@ -98,29 +98,27 @@ fn hostile_texts_end_soon() {
 }
 
 /// Seen with models that fall into a loop: the time grew with the square of the text. Ten times the text takes some ten
-/// times as long, not a hundred times; both are measured here, and a moment stands for what is too short to measure.
+/// times as long, not a hundred times; both are measured here, and a moment stands for what is too short to measure. A busy
+/// machine spoils single rounds; a reader that is not linear fails all of them.
 #[test]
 fn r10_6_reading_is_linear() {
+    const ROUNDS: usize = 20;
     let set = set();
     let took = |analysis: &Analysis, text: &str| {
-        let one = || {
-            let started = std::time::Instant::now();
-            let _either = judge(analysis, text, &mut Vec::new());
-            started.elapsed()
-        };
-        (0..5).map(|_| one()).min().unwrap_or_default()
+        let started = std::time::Instant::now();
+        let _either = judge(analysis, text, &mut Vec::new());
+        started.elapsed()
     };
     let lines = [("- 支持\n", 1_000), ("支持\n", 1_000), ("支持\n\n", 1_000)];
     let line = [("<a>", 20_000), ("<answer>", 8_000), ("<|begin_of_box|>", 4_000), ("3", 65_000), ("。\n ", 1_000)];
     for (piece, times) in lines.into_iter().chain(line) {
+        let (long, short) = (piece.repeat(times), piece.repeat(times / 10));
         for analysis in &set.list {
-            let long = took(analysis, &piece.repeat(times));
-            let short = took(analysis, &piece.repeat(times / 10)).max(std::time::Duration::from_micros(200));
-            assert!(
-                long < 40 * short,
-                "{piece} {times} times for {}: {long:?}, a tenth of it {short:?}",
-                analysis.name
-            );
+            let is_linear = || {
+                let short = took(analysis, &short).max(std::time::Duration::from_micros(200));
+                took(analysis, &long) < 40 * short
+            };
+            assert!((0..ROUNDS).any(|_| is_linear()), "{piece} {times} times for {}", analysis.name);
         }
     }
 }
