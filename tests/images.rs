@@ -419,7 +419,7 @@ fn r10_0_image_urls_are_passed_on_as_far_as_the_flag_says() {
     cut("--image-urls=https").exits(0);
     let journal = dir.read("w/journal.jsonl").replace(r#","image_urls":"https""#, "");
     assert!(!journal.contains("image_urls"), "{journal}");
-    dir.write("w/journal.jsonl", journal);
+    dir.write_journal(&journal);
     assert!(!cut("--image-urls=all").exits(0).stderr.contains("now it is"));
 }
 

@@ -101,7 +101,7 @@ fn r11_6_texts_of_a_journal_forge_no_line() {
         "errors": [FORGED],
     });
     let hostile = journal.replace(&first, &event.to_string()) + &ended.to_string() + "\n";
-    setup.work.write("w/journal.jsonl", hostile);
+    setup.work.write_journal(&hostile);
     for args in [["status"], ["verify"], ["fetch"]] {
         let ran = Ran::of(setup.command(&args).arg("--config").arg("none.json").output().expect("starts"));
         assert_ne!(ran.code, Some(101), "{}", ran.stderr);

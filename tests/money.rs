@@ -316,5 +316,5 @@ fn pass_ten_minutes(dir: &WorkDir) {
     };
     let journal: String = dir.read("w/journal.jsonl").lines().map(earlier).collect();
     assert!(journal.contains("\"event\":\"missing\""), "{journal}");
-    dir.write("w/journal.jsonl", journal);
+    dir.write_journal(&journal);
 }

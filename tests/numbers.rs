@@ -121,7 +121,7 @@ fn events(dir: &WorkDir) -> Vec<Value> {
 }
 
 fn write_journal(dir: &WorkDir, events: &[Value]) {
-    dir.write("w/journal.jsonl", events.iter().map(|event| format!("{event}\n")).collect::<String>());
+    dir.write_journal(&events.iter().map(|event| format!("{event}\n")).collect::<String>());
 }
 
 /// Each number of each event, alone; and the same number of every event at once, so that sums of them overflow.

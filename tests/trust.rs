@@ -206,7 +206,7 @@ fn r11_2_a_chunk_is_where_its_id_says() {
             .enumerate()
             .map(|(n, line)| if n == at { format!("{event}\n") } else { format!("{line}\n") })
             .collect();
-        work.write("w/journal.jsonl", &hostile);
+        work.write_journal(&hostile);
         let told = format!("w/journal.jsonl, line {}, byte ", at + 1);
         for verb in [&["submit"][..], &["fetch"], &["cancel"]] {
             let ran = setup.run(verb).exits(65);
@@ -274,7 +274,7 @@ fn r11_9a_another_host_or_device_alone_is_no_copy() {
             event.to_string() + "\n"
         };
         let journal: String = work.read("w/journal.jsonl").lines().map(change).collect();
-        work.write("w/journal.jsonl", journal);
+        work.write_journal(&journal);
         setup.run(&["fetch", "--no-wait"]).exits(75);
     }
     // A directory that keeps its files is moved without a word, too.
@@ -284,7 +284,7 @@ fn r11_9a_another_host_or_device_alone_is_no_copy() {
     // A journal of before has no place; it gets one.
     let journal = work.read("w/journal.jsonl");
     let old: String = journal.lines().filter(|line| !line.contains("place")).map(|line| format!("{line}\n")).collect();
-    work.write("w/journal.jsonl", old);
+    work.write_journal(&old);
     setup.run(&["fetch"]).exits(0);
     assert!(work.read("w/journal.jsonl").contains(r#"{"event":"place""#));
 }
@@ -450,7 +450,7 @@ fn r11_9g_a_chunk_that_is_not_made_again_as_it_was_is_refused() {
         serde_json::from_str::<Value>(&event).expect("JSON")["blake3"].as_str().expect("a hash").to_owned()
     };
     let journal = work.read("w/journal.jsonl").replace(&hash, &"0".repeat(64));
-    work.write("w/journal.jsonl", &journal);
+    work.write_journal(&journal);
     shell(work, "rm w/requests/topic_analysis_batch_part2.jsonl");
     let ran = work.run(&CUT).exits(65);
     assert!(ran.stderr.contains("no longer give the requests of topic_analysis_batch_part2"), "{}", ran.stderr);

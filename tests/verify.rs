@@ -157,7 +157,7 @@ fn a_journal_without_marks_of_results() {
             event.to_string() + "\n"
         })
         .collect();
-    work.write("w/journal.jsonl", old);
+    work.write_journal(&old);
     is_sound(work, "24 results");
     let what = "topic_analysis_batch_part1: its rows do not balance: 0 results, 0 errors, 4 absent, 0 foreign, \
                 0 unreadable; 4 results, 0 errors, 0 absent, 0 foreign, 0 unreadable when it was fetched: ";
