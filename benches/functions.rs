@@ -1,16 +1,12 @@
 //! The functions that every row goes through, each alone: `cargo bench`. Bytes or rows a second; compare within one run.
 
-use std::io::Cursor;
+use std::{io::Cursor, sync::Arc};
 
 use divan::{Bencher, counter::BytesCount};
 use zbatch::{
     analysis::{AnalysisSet, Sources},
     flow::{
-        CustomId, PostIndex,
-        answers::AnswerReader,
-        enhanced::write_enhanced,
-        posts::PostParser,
-        requests::{Rendered, Renderer, Rows},
+        CustomId, PostIndex, answers::AnswerReader, enhanced::write_enhanced, posts::PostParser, requests::Requests,
         tally::Tally,
     },
     lines::{
@@ -27,15 +23,17 @@ fn main() {
 
 const POST: &str = r#"{"username":"白石县消防","content":"水退了，对门大爷先扫了我家门口，再去扫他自己家的。\n鼻子一酸。#洪水# http://t.example/A6x","publish_time":"2026-08-14 21:03:55","location":"白石县","repost_count":12,"comment_count":3,"like_count":980,"image_urls":[]}"#;
 
-fn set() -> AnalysisSet {
-    AnalysisSet::load(&Sources::default()).expect("the built-in analyses")
+fn set() -> Arc<AnalysisSet> {
+    Arc::new(AnalysisSet::load(&Sources::default()).expect("the built-in analyses"))
 }
 
 #[divan::bench]
 fn parse_post(bencher: Bencher) {
     let set = set();
-    let mut parser = PostParser::new(&set.fields);
-    bencher.counter(BytesCount::of_str(POST)).bench_local(|| parser.parse(PostIndex(7), POST.as_bytes()).is_ok());
+    let mut parser = PostParser::default();
+    bencher
+        .counter(BytesCount::of_str(POST))
+        .bench_local(|| parser.parse(&set.fields, PostIndex(7), POST.as_bytes()).is_ok());
 }
 
 /// Six requests.
@@ -43,19 +41,13 @@ fn parse_post(bencher: Bencher) {
 fn render(bencher: Bencher) {
     let set = set();
     let models = Config::default().models(&Default::default()).expect("the defaults");
-    let rows = Rows::default();
-    let mut renderer =
-        Renderer::new(&set, models.of_requests(), "/v4/chat/completions", None, &rows, u64::MAX).expect("a renderer");
-    let mut parser = PostParser::new(&set.fields);
-    let post = parser.parse(PostIndex(7), POST.as_bytes()).expect("a post");
+    let (url, rows) = ("/v4/chat/completions", Arc::default());
+    let mut requests = Requests::new(Arc::clone(&set), models.of_requests(), url, None, rows, u64::MAX).expect("ready");
+    let mut parser = PostParser::default();
+    let post = Ok(parser.parse(&set.fields, PostIndex(7), POST.as_bytes()).expect("a post"));
     let mut out = Vec::new();
     let mut once = |out: &mut Vec<u8>| {
-        renderer
-            .render(&post, &mut |rendered| match rendered {
-                Rendered::Request(request) => request.write_to(out),
-                Rendered::Fault(_) => Ok(()),
-            })
-            .expect("rendered");
+        requests.of(&post).flatten().for_each(|request| request.write_to(out).expect("written"));
     };
     once(&mut out);
     let bytes = out.len();
@@ -100,8 +92,8 @@ fn splice(bencher: Bencher) {
         store.push_value(7, at, 0, "[\"感动\"]".as_bytes()).expect("pushed");
     }
     let mut joined = store.join();
-    let mut parser = PostParser::new(&set.fields);
-    let post = parser.parse(PostIndex(7), POST.as_bytes()).expect("a post");
+    let mut parser = PostParser::default();
+    let post = parser.parse(&set.fields, PostIndex(7), POST.as_bytes()).expect("a post");
     let (mut out, mut filled) = (Vec::new(), Vec::new());
     bencher.counter(BytesCount::of_str(POST)).bench_local(|| {
         out.clear();

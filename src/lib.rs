@@ -23,10 +23,10 @@
 //! |---|---|
 //! | [`cli`], [`settings`] | what was typed; what is in force, and from where |
 //! | [`analysis`] | the questions: prompts made ready, rules with their labels, the names of the post's fields that they use |
-//! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`], which maps blocks on threads in order, [`lines::spill`], where answers wait, and [`lines::form`] and [`lines::flaw`], which say what is wrong with an input |
+//! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`] and [`lines::worker`], which work on other threads and keep the order, [`lines::spill`], where answers wait, and [`lines::form`] and [`lines::flaw`], which say what is wrong with an input |
 //! | [`flow::posts`], [`flow::columns`] | posts with their index, given here and nowhere else; which fields of the prompts any post has |
 //! | [`flow::requests`], [`flow::images`] | request lines |
-//! | [`flow::chunks`], [`flow::rows`] | chunk files, written by a thread of their own, and the indexes that each holds |
+//! | [`flow::chunks`], [`flow::rows`] | chunks: which request goes into which, their files, the check that the input is the same; the indexes that each holds |
 //! | [`jobs`] over [`provider`] | batches, then verified result files; the one async stage |
 //! | [`flow::results`], [`flow::refusals`] | the text of an answer, or why there is none; what a provider's words about a row mean |
 //! | [`flow::answers`] | a value that its rule accepts, or a fault |
@@ -48,29 +48,31 @@
 //!
 //! The filters `gen` and `merge` are one thread that reads a block, works on it, writes, and reads the next; `parse` hands its
 //! blocks to workers and writes them in order. Compressed data has a thread of its own, both ways, and so have chunk files:
-//! whoever renders hashes, hands the bytes on and goes on; the other copies, syncs, and yields each chunk when it is durable.
-//! `run` reads the posts three times (once more when it resumes: before anything new is paid for, the input must be the
-//! one that was cut), and the second time overlaps everything:
+//! [`flow::chunks::Chunks`] makes requests and hashes them, its [`lines::worker::Worker`] copies and syncs.
+//!
+//! Stages are pulled: `Posts::next` lends a place of the input, `Requests::of` gives the requests of a post, and `Chunks::next`
+//! reads on until a chunk is durable and in the journal. `run` reads the posts three times (once more when it resumes: before
+//! anything new is paid for, the input must be the one that was cut), and the second time overlaps everything:
 //!
 //! ```text
 //!  1. plan    count chunks, requests and bytes; nothing is created yet
 //!
-//!  2. cutter thread ──[1 place]──► jobs: one task ────[16 places]──► results thread
-//!     posts → chunk files          ≤ 3 batches (default),         result files → answers → store
-//!     + journal                    ≤ 4 chunks wait, + journal        ≤ --memory, then a temp file
+//!  2. stream of chunks ──[1 place]──► jobs: one task ────[16 places]──► results thread
+//!     posts → chunk files             ≤ 3 batches (default),         result files → answers → store
+//!     + journal                       ≤ 4 chunks wait, + journal        ≤ --memory, then a temp file
 //!
 //!  3. join    the posts once more, past the store: enhanced posts, faults, report
 //! ```
 //!
-//! Both channels carry a chunk's *place*, its number in the journal; the bytes are on disk. The cutter blocks when one place
-//! is not taken (`CUT_AHEAD`), and [`jobs::jobs`] takes none while four chunks wait for a slot (`WAITING`): so there are never
-//! many more chunk files than `--max-concurrent-tasks` batches need. The jobs are one stream on the main thread with a future
-//! for each chunk; file work goes to the runtime's blocking threads. When sixteen fetched chunks are unread
-//! ([`jobs::UNREAD`]), further downloads wait for the results thread. That thread owns the store and hands it over to the join
-//! when it ends. The three share only the journal, behind a mutex that is never held across an await.
+//! Both channels carry a chunk's *place*, its number in the journal; the bytes are on disk. The next chunk is cut, on a blocking
+//! thread of the runtime, when fewer than `CUT_AHEAD` places wait, and [`jobs::jobs`] takes none while four chunks wait for a
+//! slot (`WAITING`): so there are never many more chunk files than `--max-concurrent-tasks` batches need. The jobs are one
+//! stream on the main thread with a future for each chunk; file work goes to the runtime's blocking threads. When sixteen
+//! fetched chunks are unread ([`jobs::UNREAD`]), further downloads wait for the results thread. That thread owns the store and
+//! hands it over to the join when it ends. The three share only the journal, behind a mutex that is never held across an await.
 //!
-//! A signal or a deadline reaches the jobs, and the join, as a [`stop::Stop`]. The jobs drop the receiver of the cutter's
-//! channel, which ends the cutter, and the sender of the other channel, which ends the results thread.
+//! A signal or a deadline reaches the jobs, and the join, as a [`stop::Stop`]. The jobs drop the receiver of the cut chunks, and
+//! no more are pulled; they drop the sender of the other channel, which ends the results thread.
 
 pub mod analysis;
 pub mod blocking;

@@ -16,6 +16,7 @@
 //! user's key, so it must come from the user.
 
 pub mod check;
+pub mod claim;
 pub mod results;
 
 use std::{

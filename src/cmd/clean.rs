@@ -11,7 +11,6 @@ use rustix::fs::{FileType, Stat};
 use super::{
     Ended,
     remote::{Opened, client, keep_to_server, open, runtime},
-    setup::open_journal,
 };
 use crate::{
     cli::{CleanArgs, RemoteArgs, WorkArgs},
@@ -26,8 +25,8 @@ use crate::{
     text::escape_control,
     units::count,
     workdir::{
-        ALL_RESULTS, FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, check, list, results::write_results,
-        settle_place,
+        ALL_RESULTS, FOLDERS, LOCK, NAMES, ResultFile, SPOOL, SPOOL_HASH, WorkDir, check, claim::open_journal, list,
+        results::write_results, settle_place,
     },
 };
 

@@ -20,7 +20,6 @@ use self::findings::{Check, Findings, Verdict};
 use super::{
     Ended,
     remote::{SETTLE, client, runtime},
-    setup::run_id,
 };
 use crate::{
     cli::{DoctorArgs, RemoteArgs},
@@ -33,6 +32,7 @@ use crate::{
     settings::Config,
     stop::{Stop, StopReason},
     units::count,
+    workdir::claim::run_id,
 };
 
 /// What cleaning up may take.

@@ -1,7 +1,7 @@
 //! Posts ⋈ answers → enhanced posts. Answers are read first, in whatever order they come, into a store of bounded
 //! memory; then the posts stream past it, in order, and each takes its own.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use super::{Ended, next::NextCommand, outputs};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         Fault, FaultKind, FaultLine,
         enhanced::{parse_answer, write_enhanced, write_unreadable},
         faults::FaultLog,
-        posts::{PostCounts, PostReader},
+        posts::{PostCounts, Posts},
         tally::Tally,
     },
     lines::{
@@ -38,13 +38,13 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
         return Err(Error::usage("merge: only one of its inputs can be stdin")
             .fix("name the others, e.g. zbatch merge posts.jsonl - < answers.jsonl"));
     }
-    let set = Config::load(args.source.config.as_deref(), console)?.analyses(&args.source)?;
+    let set = Arc::new(Config::load(args.source.config.as_deref(), console)?.analyses(&args.source)?);
     for text in &set.notes {
         console.note(text);
     }
     // Inputs and outputs are opened before the work, so that a wrong path is known at once.
     let (max_line, start_index) = (args.input.max_line, args.input.start_index);
-    let reader = PostReader::open(Some(&args.posts), None, &set.fields, max_line, start_index)?;
+    let posts = Posts::open(Some(&args.posts), None, Arc::clone(&set), max_line, start_index)?;
     let output = args.output.output.as_deref();
     let inputs = answers.iter().map(|path| path.unwrap_or(Path::new("-")));
     outputs::check(Some(&args.posts), inputs, output, &args.faults, None)?;
@@ -68,8 +68,8 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
             "results go through `zbatch parse` first: zbatch parse results/*.jsonl | zbatch merge posts.jsonl -",
         ));
     }
-    let posts_name = reader.name().to_owned();
-    let counts = write_posts(reader, start_index, &set, store.join(), &mut writer, &mut seen)?;
+    let posts_name = posts.name().to_owned();
+    let counts = write_posts(posts, start_index, &set, store.join(), &mut writer, &mut seen)?;
     counts.check(&posts_name, console)?;
     // Where the output replaces the posts, one that could not be read would be gone.
     let replaced = output.filter(|output| counts.posts < counts.places && outputs::may_replace(&args.posts, output));
@@ -197,7 +197,7 @@ fn place_answer<'a>(
 
 /// Streams the posts past the answers.
 fn write_posts(
-    reader: PostReader<'_>,
+    mut posts: Posts,
     start_index: u64,
     set: &AnalysisSet,
     mut joined: Joined,
@@ -207,7 +207,7 @@ fn write_posts(
     let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
     // Places before the first post. If there is none, nothing is written: all these rows are alike.
     let (mut held, mut began) = (0u64, false);
-    let counts = reader.for_each(|place| {
+    while let Some(place) = posts.next()? {
         let index = place.index.0;
         let row = joined.row(index)?;
         enhanced.clear();
@@ -246,10 +246,11 @@ fn write_posts(
         }
         if !began {
             held += 1;
-            return Ok(());
+            continue;
         }
-        writer.put(&enhanced)
-    })?;
+        writer.put(&enhanced)?;
+    }
+    let counts = posts.counts();
     joined.beyond(start_index.saturating_add(counts.places), |index, at, _| {
         seen.add_row(set, index, at, FaultKind::UnknownId, "the input has no such post")
     })?;

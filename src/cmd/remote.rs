@@ -7,11 +7,7 @@ use std::{
 
 use tokio::runtime::{Builder, Runtime};
 
-use super::{
-    Ended,
-    next::NextCommand,
-    setup::{open_journal, recover_rows},
-};
+use super::{Ended, next::NextCommand};
 use crate::{
     cli::{ProviderArgs, RemoteArgs, SourceArgs, SpendArgs, Typed, WorkArgs},
     console::Console,
@@ -25,7 +21,11 @@ use crate::{
     stop::StopReason,
     threads,
     units::count,
-    workdir::{WorkDir, settle_place},
+    workdir::{
+        WorkDir,
+        claim::{open_journal, recover_rows},
+        settle_place,
+    },
 };
 
 /// How long a create without an answer is looked for in listings.

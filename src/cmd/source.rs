@@ -28,7 +28,7 @@ const BUFFER: usize = 256 << 10;
 
 /// The file that posts are read from.
 #[derive(Debug)]
-pub struct Posts {
+pub struct PostsFile {
     pub path: PathBuf,
     /// What the user calls them; `path` may be our copy.
     pub name: String,
@@ -75,14 +75,14 @@ impl Source {
     ///
     /// # Errors
     /// The directory holds other posts than those that are piped in now.
-    pub fn settle(&self, work: &WorkDir, journal: &Journal, console: &Console) -> Result<Posts> {
+    pub fn settle(&self, work: &WorkDir, journal: &Journal, console: &Console) -> Result<PostsFile> {
         let (path, from) = match self {
             Self::File(from) => (self.settle_file(from, work, journal)?, Some(from)),
             Self::Spooled(from) => (self.settle_copy(from.as_deref(), work, journal, console)?, from.as_ref()),
         };
         let name = from.map_or("stdin".to_owned(), |from| from.display().to_string());
         let is_output = self.is_spooled() && from.is_some_and(|from| from.is_file());
-        Ok(Posts { path, name, is_output })
+        Ok(PostsFile { path, name, is_output })
     }
 
     fn settle_file(&self, from: &Path, work: &WorkDir, journal: &Journal) -> Result<PathBuf> {

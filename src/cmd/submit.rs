@@ -7,7 +7,6 @@ use futures::stream;
 use super::{
     Ended,
     remote::{Opened, announce, client, command, conclude, job_settings, keep_to_server, open, runtime},
-    setup::stays_cancelled,
 };
 use crate::{
     cli::SubmitArgs,
@@ -19,6 +18,7 @@ use crate::{
     snapshots,
     stop::Stop,
     units::sum,
+    workdir::claim::stays_cancelled,
 };
 
 pub fn run(args: &SubmitArgs, console: &Console) -> Result<Ended> {

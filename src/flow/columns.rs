@@ -3,7 +3,7 @@
 //!
 //! In constant memory: a mark for each field, the names of the first columns, and the form of the first post.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
@@ -52,8 +52,8 @@ pub fn is_empty(raw: &str) -> bool {
 }
 
 #[derive(Debug)]
-pub struct Columns<'s> {
-    set: &'s AnalysisSet,
+pub struct Columns {
+    set: Arc<AnalysisSet>,
     fields: Vec<(Slot, Seen)>,
     /// Fields that may turn out better than they are.
     open: bool,
@@ -74,12 +74,12 @@ pub struct Lack {
     is_empty: bool,
 }
 
-impl<'s> Columns<'s> {
-    pub fn new(set: &'s AnalysisSet) -> Self {
+impl Columns {
+    pub fn new(set: Arc<AnalysisSet>) -> Self {
         let mut fields: Vec<(Slot, Seen)> = set
             .list
             .iter()
-            .flat_map(|analysis| placed(analysis).chain(required(analysis)).chain(image(analysis, set)))
+            .flat_map(|analysis| placed(analysis).chain(required(analysis)).chain(image(analysis, &set)))
             .map(|slot| (slot, Seen::Nothing))
             .collect();
         fields.sort();
@@ -131,7 +131,7 @@ impl<'s> Columns<'s> {
         // The worst first: what nobody can be asked about.
         let needed = |analysis: &Analysis| {
             let needed: Vec<Slot> = required(analysis).filter(|slot| self.seen(*slot) < Seen::Text).collect();
-            let mut all = placed(analysis).chain(image(analysis, self.set));
+            let mut all = placed(analysis).chain(image(analysis, &self.set));
             match needed.is_empty() && all.all(|slot| self.seen(slot) <= Seen::Empty) {
                 true => placed(analysis).collect(),
                 false => needed,
@@ -250,7 +250,7 @@ impl<'s> Columns<'s> {
         self.fields.iter().find_map(|(known, seen)| (*known == slot).then_some(*seen)).unwrap_or(Seen::Nothing)
     }
 
-    fn name(&self, slot: Slot) -> &'s str {
+    fn name(&self, slot: Slot) -> &str {
         self.set.fields.name(slot)
     }
 

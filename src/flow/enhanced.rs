@@ -182,8 +182,8 @@ mod tests {
     }
 
     fn merge(set: &AnalysisSet, post: &str, answers: &[Answer<'_>]) -> (String, Vec<bool>) {
-        let mut parser = PostParser::new(&set.fields);
-        let post = parser.parse(PostIndex(0), post.as_bytes()).expect("a post");
+        let mut parser = PostParser::default();
+        let post = parser.parse(&set.fields, PostIndex(0), post.as_bytes()).expect("a post");
         let (mut out, mut filled) = (Vec::new(), Vec::new());
         write_enhanced(&post, set, joined(answers).row(0).expect("a row"), &mut out, &mut filled);
         (String::from_utf8(out).expect("UTF-8"), filled)

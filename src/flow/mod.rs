@@ -1,4 +1,5 @@
-//! The stages, in the order a post meets them. Each is a plain function over bytes. The one async stage is [`crate::jobs`].
+//! The stages, in the order a post meets them. A stage owns its loop and is asked for the next thing. The one async stage is
+//! [`crate::jobs`].
 
 pub mod answers;
 pub mod chunks;

@@ -1,14 +1,14 @@
 //! Bytes → posts. A post is one JSON object on one line; only the fields that something asks for are
 //! looked at, and they are remembered as places in the line, so nothing is copied or re-serialised.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{Fault, FaultKind, FaultLine, PostIndex};
 use crate::{
-    analysis::{Fields, Slot},
+    analysis::{AnalysisSet, Fields, Slot},
     console::Console,
     error::{Error, Result as Outcome},
     json::{JSON_SPACE, word},
@@ -158,62 +158,79 @@ impl PostCounts {
     }
 }
 
-/// Reads posts from a file or stdin; the index is given here.
+/// Reads posts from a file or stdin, one place of the input at a time. Each place gets its index here.
 #[derive(Debug)]
-pub struct PostReader<'f> {
+pub struct Posts {
+    set: Arc<AnalysisSet>,
     lines: LineReader,
-    parser: PostParser<'f>,
+    parser: PostParser,
+    block: Block,
+    /// The next line of `block`.
+    next: usize,
+    counts: PostCounts,
 }
 
-impl<'f> PostReader<'f> {
-    /// `name`: what messages call the input, if it is a copy.
+impl Posts {
+    /// `name`: the input's name in messages, if `path` is a copy of it.
     pub fn open(
         path: Option<&Path>,
         name: Option<&str>,
-        fields: &'f Fields,
+        set: Arc<AnalysisSet>,
         max_line: u64,
         start_index: u64,
     ) -> Outcome<Self> {
         let input = Input::open(path, "cat posts.jsonl | zbatch gen, or zbatch gen posts.jsonl")?;
         let lines = LineReader::new(input, Shape::LinesOrArray, max_line, start_index);
-        Ok(Self { lines: lines.of_posts(name, fields.asked().to_vec()), parser: PostParser::new(fields) })
+        Ok(Self {
+            lines: lines.of_posts(name, set.fields.asked().to_vec()),
+            set,
+            parser: PostParser::default(),
+            block: Block::default(),
+            next: 0,
+            counts: PostCounts::default(),
+        })
     }
 
     pub fn name(&self) -> &str {
         self.lines.name()
     }
 
-    /// Calls `each` for every place of the input, in order.
+    /// The places and posts that [`Posts::next`] has yielded.
+    pub fn counts(&self) -> PostCounts {
+        self.counts
+    }
+
+    /// The next place of the input; `None` at its end.
     ///
     /// # Errors
-    /// What reading or `each` fails with, and an array element that is not JSON.
-    pub fn for_each(mut self, mut each: impl FnMut(Place<'_>) -> Outcome<()>) -> Outcome<PostCounts> {
-        let mut counts = PostCounts::default();
-        let mut block = Block::default();
-        while self.lines.fill(&mut block)? {
-            for line in block.lines() {
-                let index = PostIndex(line.index);
-                let post = if line.too_long {
-                    let detail = "the line is longer than --max-line".to_owned();
-                    Err(BadPost { detail, column: None, is_json: true })
-                } else {
-                    self.parser.parse(index, line.bytes)
-                };
-                counts.add(line.number, post.is_ok());
-                if post.is_err() {
-                    line.check_end(self.lines.name())?;
-                }
-                if let Err(bad) = &post
-                    && !bad.is_json
-                    && self.lines.is_array()
-                {
-                    return Err(broken_element(self.lines.name(), &line, bad));
-                }
-                let post = post.map_err(|bad| fault_line(self.lines.name(), &line, bad));
-                each(Place { index, bytes: line.bytes, post, in_array: self.lines.is_array() })?;
+    /// The input cannot be read, its last line is cut off, or an element of its array is not JSON.
+    #[expect(clippy::should_implement_trait, reason = "a place borrows from the reader, so this is no iterator")]
+    pub fn next(&mut self) -> Outcome<Option<Place<'_>>> {
+        while self.next == self.block.len() {
+            if !self.lines.fill(&mut self.block)? {
+                return Ok(None);
+            }
+            self.next = 0;
+        }
+        let Some(line) = self.block.line(self.next) else { return Ok(None) };
+        self.next += 1;
+        let (index, name) = (PostIndex(line.index), self.lines.name());
+        let post = if line.too_long {
+            let detail = "the line is longer than --max-line".to_owned();
+            Err(BadPost { detail, column: None, is_json: true })
+        } else {
+            self.parser.parse(&self.set.fields, index, line.bytes)
+        };
+        self.counts.add(line.number, post.is_ok());
+        let in_array = self.lines.is_array();
+        if let Err(bad) = &post {
+            line.check_end(name)?;
+            if in_array && !bad.is_json {
+                return Err(broken_element(name, &line, bad));
             }
         }
-        Ok(counts)
+        let post = post.map_err(|bad| fault_line(name, &line, bad));
+        Ok(Some(Place { index, bytes: line.bytes, post, in_array }))
     }
 }
 
@@ -245,20 +262,15 @@ fn fault_line(name: &str, line: &Line<'_>, bad: BadPost) -> FaultLine {
 }
 
 /// Parses posts one after another, reusing its buffer.
-#[derive(Debug)]
-pub struct PostParser<'f> {
-    fields: &'f Fields,
+#[derive(Debug, Default)]
+pub struct PostParser {
     values: Vec<FieldValue>,
 }
 
-impl<'f> PostParser<'f> {
-    pub fn new(fields: &'f Fields) -> Self {
-        Self { fields, values: Vec::new() }
-    }
-
+impl PostParser {
     /// # Errors
     /// Bytes that are not one UTF-8 JSON object.
-    pub fn parse<'a>(&'a mut self, index: PostIndex, line: &'a [u8]) -> Result<Post<'a>, BadPost> {
+    pub fn parse<'a>(&'a mut self, fields: &Fields, index: PostIndex, line: &'a [u8]) -> Result<Post<'a>, BadPost> {
         let bad = |detail: String| BadPost { detail, column: None, is_json: true };
         let broken = |e: &serde_json::Error| {
             let Flaw { what, column, .. } = Flaw::of(line, e);
@@ -272,21 +284,19 @@ impl<'f> PostParser<'f> {
                 Err(e) => broken(&e),
             });
         }
-        let has_keys = match self.read_object(line, false) {
+        let has_keys = match self.read_object(fields, line, false) {
             Ok(has_keys) => has_keys,
             // A key with a lone surrogate is no string to serde, and no reason to lose a post.
-            Err(e) => self.read_object(line, true).map_err(|_| broken(&e))?,
+            Err(e) => self.read_object(fields, line, true).map_err(|_| broken(&e))?,
         };
         Ok(Post { index, line, values: &self.values, has_keys })
     }
-}
 
-impl PostParser<'_> {
-    /// Notes where the values stand; whether there is any key. `raw_keys`: they are taken as they are written.
-    fn read_object(&mut self, line: &str, raw_keys: bool) -> serde_json::Result<bool> {
+    /// Notes where the values stand, and says whether there is any key. `raw_keys`: keys are taken as they are written.
+    fn read_object(&mut self, fields: &Fields, line: &str, raw_keys: bool) -> serde_json::Result<bool> {
         self.values.clear();
         let mut json = serde_json::Deserializer::from_str(line);
-        let seed = ObjectSeed { fields: self.fields, line, values: &mut self.values, raw_keys };
+        let seed = ObjectSeed { fields, line, values: &mut self.values, raw_keys };
         let has_keys = seed.deserialize(&mut json)?;
         json.end()?;
         Ok(has_keys)
@@ -371,9 +381,9 @@ mod tests {
     #[test]
     fn fields_are_places_in_the_line() {
         let (fields, content, topics) = fields();
-        let mut parser = PostParser::new(&fields);
+        let mut parser = PostParser::default();
         let line = r#" {"x":{"content":1},"content" : "旧","cont\u0065nt":"\ud800新", "n":1e999} "#;
-        let post = parser.parse(PostIndex(7), line.as_bytes()).expect("a post");
+        let post = parser.parse(&fields, PostIndex(7), line.as_bytes()).expect("a post");
         assert_eq!(post.raw(content), Some(r#""\ud800新""#), "the last of two, nested ones do not count");
         assert_eq!(post.values().len(), 2);
         assert_eq!(post.raw(topics), None);
@@ -383,14 +393,14 @@ mod tests {
     #[test]
     fn an_empty_object_needs_no_comma() {
         let (fields, ..) = fields();
-        let mut parser = PostParser::new(&fields);
-        assert_eq!(parser.parse(PostIndex(0), b"{ }").expect("a post").end(), (2, false));
+        let mut parser = PostParser::default();
+        assert_eq!(parser.parse(&fields, PostIndex(0), b"{ }").expect("a post").end(), (2, false));
     }
 
     #[test]
     fn what_is_no_post() {
         let (fields, ..) = fields();
-        let mut parser = PostParser::new(&fields);
+        let mut parser = PostParser::default();
         for (line, why) in [
             (&b"17"[..], "not a JSON object"),
             (b"[{}]", "not a JSON object"),
@@ -399,7 +409,7 @@ mod tests {
             (b"{\"a\":\"\xff\"}", "not UTF-8 at byte 6"),
             (b"nonsense", "not JSON"),
         ] {
-            let fault = parser.parse(PostIndex(0), line).map(|_| ()).expect_err("a fault");
+            let fault = parser.parse(&fields, PostIndex(0), line).map(|_| ()).expect_err("a fault");
             assert!(fault.detail.contains(why), "{} for {why}", fault.detail);
         }
     }
@@ -407,9 +417,12 @@ mod tests {
     #[test]
     fn depth_does_not_matter() {
         let (fields, content, _) = fields();
-        let mut parser = PostParser::new(&fields);
+        let mut parser = PostParser::default();
         let deep = "[".repeat(100_000) + &"]".repeat(100_000);
         let line = format!(r#"{{"a":{deep},"content":{deep}}}"#);
-        assert_eq!(parser.parse(PostIndex(0), line.as_bytes()).expect("a post").raw(content), Some(deep.as_str()));
+        assert_eq!(
+            parser.parse(&fields, PostIndex(0), line.as_bytes()).expect("a post").raw(content),
+            Some(deep.as_str())
+        );
     }
 }

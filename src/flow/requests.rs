@@ -7,6 +7,7 @@ use std::{
     fmt::Write as _,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -100,7 +101,7 @@ impl Line {
     }
 }
 
-/// One request line, ready to be written. Borrowed from the renderer until the next one.
+/// One request line, ready to be written.
 #[derive(Debug)]
 pub struct Request<'a> {
     pub index: PostIndex,
@@ -112,7 +113,7 @@ pub struct Request<'a> {
     pub bytes: u64,
     id: &'a str,
     line: &'a Line,
-    post: &'a Post<'a>,
+    post: Post<'a>,
     texts: &'a Texts,
     images: &'a [Image],
 }
@@ -128,7 +129,7 @@ impl Request<'_> {
         for piece in &self.line.pieces {
             out.write_all(piece.constant.as_bytes()).map_err(failed)?;
             if let Some(slot) = piece.slot {
-                out.write_all(self.texts.get(self.post, slot).as_bytes()).map_err(failed)?;
+                out.write_all(self.texts.get(&self.post, slot).as_bytes()).map_err(failed)?;
             }
         }
         for image in self.images {
@@ -138,13 +139,6 @@ impl Request<'_> {
         }
         out.write_all(self.line.close.as_bytes()).map_err(failed)
     }
-}
-
-/// What comes out of a post.
-#[derive(Debug)]
-pub enum Rendered<'a> {
-    Request(&'a Request<'a>),
-    Fault(FaultLine),
 }
 
 /// What rendering saw that is no fault.
@@ -173,28 +167,38 @@ pub struct RequestModels<'m> {
     pub temperature: &'m serde_json::Number,
 }
 
-/// Renders the requests of one post after another, reusing its buffers.
+/// Makes the requests of one post after another, and uses its buffers again.
 #[derive(Debug)]
-pub struct Renderer<'s> {
-    set: &'s AnalysisSet,
+pub struct Requests {
+    set: Arc<AnalysisSet>,
     frames: Vec<Frame>,
     finder: ImageFinder,
-    rows: &'s Rows,
+    rows: Arc<Rows>,
     max_bytes: u64,
     /// The multimodal model is another one, so that its requests need files of their own.
     two_models: bool,
+    /// Of the current post: its texts, its images (`None`: no analysis has asked for them), and what comes of it.
     texts: Texts,
+    images: Option<Images>,
+    prepared: Vec<Prepared>,
     pub tally: RenderTally,
 }
 
-impl<'s> Renderer<'s> {
+/// A request whose length is known, or the fault in its place.
+#[derive(Debug)]
+enum Prepared {
+    Request { analysis: usize, with_images: bool, bytes: u64 },
+    Fault(Box<FaultLine>),
+}
+
+impl Requests {
     /// `url` is the provider's line url; a line of more than `max_bytes` is a `too_large` fault.
     pub fn new(
-        set: &'s AnalysisSet,
+        set: Arc<AnalysisSet>,
         models: RequestModels<'_>,
         url: &str,
         data_dir: Option<&Path>,
-        rows: &'s Rows,
+        rows: Arc<Rows>,
         max_bytes: u64,
     ) -> Result<Self> {
         let RequestModels { text, vision, temperature } = models;
@@ -207,75 +211,108 @@ impl<'s> Renderer<'s> {
             max_bytes,
             two_models: text != vision,
             texts: Texts::default(),
+            images: None,
+            prepared: Vec::new(),
             tally: RenderTally::default(),
         })
     }
 
-    /// Renders every wanted request of a post, in the order of the analyses.
-    pub fn render(&mut self, post: &Post<'_>, each: &mut impl FnMut(Rendered<'_>) -> Result<()>) -> Result<()> {
-        self.texts.begin(post.index);
-        let mut images: Option<Images> = None;
-        for (at, (analysis, frame)) in self.set.list.iter().zip(&self.frames).enumerate() {
-            if !self.rows.wants(post, at, analysis) {
-                self.tally.skipped += u64::from(self.rows.skips(post.index, at));
-                continue;
+    /// Every wanted request of a post, in the order of the analyses, and the faults among them. A place of the input that is
+    /// no post gives its own fault.
+    pub fn of<'a>(
+        &'a mut self,
+        post: &'a std::result::Result<Post<'_>, FaultLine>,
+    ) -> impl Iterator<Item = std::result::Result<Request<'a>, FaultLine>> {
+        self.prepared.clear();
+        self.images = None;
+        match post {
+            Ok(post) => {
+                self.texts.begin(post.index);
+                (0..self.frames.len()).for_each(|at| self.prepare(post, at));
             }
-            let mut fault = |fault: Fault, name: Option<&str>| {
-                let (index, analysis) = (Some(post.index.0), name.map(str::to_owned));
-                each(Rendered::Fault(FaultLine { index, analysis, ..FaultLine::new(fault) }))
-            };
-            if let Some(missing) = missing_text(post, analysis, self.set) {
-                fault(missing, Some(&analysis.name))?;
-                continue;
-            }
-            let shows_images = self.rows.shows_images(post.index, at);
-            self.tally.without_images += u64::from(!shows_images);
-            let found: &[Image] = match self.set.image_slot.filter(|_| analysis.images && shows_images) {
-                None => &[],
-                Some(slot) => {
-                    let images = match &mut images {
-                        Some(images) => images,
-                        None => {
-                            let mut new = post.raw(slot).map_or_else(Images::default, |raw| self.finder.find(raw));
-                            for broken in new.faults.drain(..) {
-                                fault(broken, None)?;
-                            }
-                            self.tally.images_dropped += new.dropped;
-                            self.tally.urls_withheld += new.withheld;
-                            images.insert(new)
-                        }
-                    };
-                    &images.found
-                }
-            };
-            let line = if found.is_empty() { &frame.text } else { &frame.vision };
-            let mut bytes = line.bytes + (frame.id.len() + self.texts.index.len()) as u64;
-            for slot in line.pieces.iter().filter_map(|piece| piece.slot) {
-                self.texts.look_at(post, slot, &mut self.tally.surrogates);
-                bytes += self.texts.get(post, slot).len() as u64;
-            }
-            let around = (IMAGE_OPEN.len() + IMAGE_CLOSE.len()) as u64;
-            bytes += found.iter().map(|image| image.bytes() + around).sum::<u64>();
-            if bytes > self.max_bytes {
-                let detail = format!("its request has {bytes} bytes; a file may hold {}", self.max_bytes);
-                fault(Fault::new(FaultKind::TooLarge, detail), Some(&analysis.name))?;
-                continue;
-            }
-            self.tally.requests += 1;
-            each(Rendered::Request(&Request {
-                index: post.index,
-                analysis: at,
-                vision: self.two_models && !found.is_empty(),
-                bytes,
-                id: &frame.id,
-                line,
-                post,
-                texts: &self.texts,
-                images: found,
-            }))?;
+            Err(fault) => self.prepared.push(Prepared::Fault(Box::new(fault.clone()))),
         }
-        Ok(())
+        let Self { frames, texts, images, two_models, prepared, .. } = self;
+        let (frames, texts, two_models) = (&*frames, &*texts, *two_models);
+        let images = images.as_ref().map_or(&[][..], |images| &images.found);
+        prepared.drain(..).filter_map(move |prepared| match (prepared, post) {
+            (Prepared::Fault(fault), _) => Some(Err(*fault)),
+            (Prepared::Request { analysis, with_images, bytes }, Ok(post)) => {
+                let frame = frames.get(analysis)?;
+                Some(Ok(Request {
+                    index: post.index,
+                    analysis,
+                    vision: two_models && with_images,
+                    bytes,
+                    id: &frame.id,
+                    line: if with_images { &frame.vision } else { &frame.text },
+                    post: *post,
+                    texts,
+                    images: if with_images { images } else { &[] },
+                }))
+            }
+            (Prepared::Request { .. }, Err(_)) => None,
+        })
     }
+
+    /// Prepares what comes of a post under one analysis, if anything does.
+    fn prepare(&mut self, post: &Post<'_>, at: usize) {
+        let Some((analysis, frame)) = self.set.list.get(at).zip(self.frames.get(at)) else { return };
+        if !self.rows.wants(post, at, analysis) {
+            self.tally.skipped += u64::from(self.rows.skips(post.index, at));
+            return;
+        }
+        let fault = |fault: Fault| {
+            let (index, analysis) = (Some(post.index.0), Some(analysis.name.clone()));
+            Prepared::Fault(Box::new(FaultLine { index, analysis, ..FaultLine::new(fault) }))
+        };
+        if let Some(missing) = missing_text(post, analysis, &self.set) {
+            self.prepared.push(fault(missing));
+            return;
+        }
+        let shows_images = self.rows.shows_images(post.index, at);
+        self.tally.without_images += u64::from(!shows_images);
+        let images: &[Image] = match self.set.image_slot.filter(|_| analysis.images && shows_images) {
+            None => &[],
+            Some(slot) => {
+                let find = || find_images(&self.finder, post, slot, &mut self.prepared, &mut self.tally);
+                &self.images.get_or_insert_with(find).found
+            }
+        };
+        let line = if images.is_empty() { &frame.text } else { &frame.vision };
+        let mut bytes = line.bytes + (frame.id.len() + self.texts.index.len()) as u64;
+        for slot in line.pieces.iter().filter_map(|piece| piece.slot) {
+            self.texts.look_at(post, slot, &mut self.tally.surrogates);
+            bytes += self.texts.get(post, slot).len() as u64;
+        }
+        let around = (IMAGE_OPEN.len() + IMAGE_CLOSE.len()) as u64;
+        bytes += images.iter().map(|image| image.bytes() + around).sum::<u64>();
+        self.prepared.push(if bytes > self.max_bytes {
+            let detail = format!("its request has {bytes} bytes; a file may hold {}", self.max_bytes);
+            fault(Fault::new(FaultKind::TooLarge, detail))
+        } else {
+            self.tally.requests += 1;
+            Prepared::Request { analysis: at, with_images: !images.is_empty(), bytes }
+        });
+    }
+}
+
+/// The images of a post. The faults of others of them belong to the post, not to an analysis.
+fn find_images(
+    finder: &ImageFinder,
+    post: &Post<'_>,
+    slot: Slot,
+    prepared: &mut Vec<Prepared>,
+    tally: &mut RenderTally,
+) -> Images {
+    let mut images = post.raw(slot).map_or_else(Images::default, |raw| finder.find(raw));
+    prepared.extend(images.faults.drain(..).map(|fault| {
+        let index = Some(post.index.0);
+        Prepared::Fault(Box::new(FaultLine { index, ..FaultLine::new(fault) }))
+    }));
+    tally.images_dropped += images.dropped;
+    tally.urls_withheld += images.withheld;
+    images
 }
 
 /// What the analysis needs and the post does not have.
@@ -447,31 +484,32 @@ mod tests {
         serde_json::Number::from_f64(0.7).expect("finite")
     }
 
+    fn requests(set: &Arc<AnalysisSet>, max_bytes: u64) -> Requests {
+        let url = "/v4/chat/completions";
+        Requests::new(Arc::clone(set), models(&temperature()), url, None, Arc::default(), max_bytes).expect("ready")
+    }
+
     /// The request lines and faults of one post under the built-in analyses named.
     fn render(post: &str, only: &[&str], max_bytes: u64) -> (Vec<serde_json::Value>, Vec<FaultLine>, RenderTally) {
         let only = only.iter().map(|name| (*name).to_owned()).collect();
-        let set = AnalysisSet::load(&Sources { only, ..Default::default() }).expect("a set");
-        let rows = Rows::default();
-        let mut renderer = Renderer::new(&set, models(&temperature()), "/v4/chat/completions", None, &rows, max_bytes)
-            .expect("a renderer");
-        let mut parser = PostParser::new(&set.fields);
-        let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
+        let set = Arc::new(AnalysisSet::load(&Sources { only, ..Default::default() }).expect("a set"));
+        let mut requests = requests(&set, max_bytes);
+        let mut parser = PostParser::default();
+        let post = Ok(parser.parse(&set.fields, PostIndex(7), post.as_bytes()).expect("a post"));
         let (mut lines, mut faults) = (Vec::new(), Vec::new());
-        let mut each = |rendered: Rendered<'_>| {
-            match rendered {
-                Rendered::Request(request) => {
+        for request in requests.of(&post) {
+            match request {
+                Ok(request) => {
                     let mut line = Vec::new();
-                    request.write_to(&mut line)?;
+                    request.write_to(&mut line).expect("written");
                     assert_eq!(line.len() as u64, request.bytes);
                     assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                     lines.push(serde_json::from_slice(&line).expect("a JSON line"));
                 }
-                Rendered::Fault(fault) => faults.push(fault),
+                Err(fault) => faults.push(fault),
             }
-            Ok(())
-        };
-        renderer.render(&post, &mut each).expect("rendered");
-        (lines, faults, renderer.tally)
+        }
+        (lines, faults, requests.tally)
     }
 
     fn prompt(line: &serde_json::Value) -> &str {
@@ -525,23 +563,12 @@ mod tests {
     fn too_large_at_the_limit_and_around_it() {
         let post = r#"{"content":"好"}"#;
         let bytes = {
-            let set = AnalysisSet::load(&Sources::default()).expect("a set");
-            let rows = Rows::default();
-            let mut renderer =
-                Renderer::new(&set, models(&temperature()), "/v4/chat/completions", None, &rows, 1 << 20).expect("ok");
-            let mut parser = PostParser::new(&set.fields);
-            let post = parser.parse(PostIndex(7), post.as_bytes()).expect("a post");
-            let mut bytes = 0;
-            let mut each = |rendered: Rendered<'_>| {
-                if let Rendered::Request(request) = rendered
-                    && request.analysis == 1
-                {
-                    bytes = request.bytes;
-                }
-                Ok(())
-            };
-            renderer.render(&post, &mut each).expect("ok");
-            bytes
+            let set = Arc::new(AnalysisSet::load(&Sources::default()).expect("a set"));
+            let mut requests = requests(&set, 1 << 20);
+            let mut parser = PostParser::default();
+            let post = Ok(parser.parse(&set.fields, PostIndex(7), post.as_bytes()).expect("a post"));
+            let second = requests.of(&post).flatten().find(|request| request.analysis == 1);
+            second.expect("a request").bytes
         };
         for (limit, fits) in [(bytes - 1, false), (bytes, true), (bytes + 1, true)] {
             let (lines, faults, _) = render(post, &["sentiment_attribute"], limit);

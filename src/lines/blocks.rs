@@ -100,14 +100,28 @@ fn is_cut_off(line: &[u8]) -> bool {
 
 impl Block {
     pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        self.spans.iter().map(|span| Line {
+        self.spans.iter().map(|span| self.line_of(span))
+    }
+
+    /// The line at this place of the block, from 0.
+    pub fn line(&self, at: usize) -> Option<Line<'_>> {
+        self.spans.get(at).map(|span| self.line_of(span))
+    }
+
+    /// Lines in the block.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    fn line_of(&self, span: &Span) -> Line<'_> {
+        Line {
             bytes: self.bytes.get(span.start..span.end).unwrap_or_default(),
             index: span.index,
             number: span.number,
             offset: span.offset,
             too_long: span.too_long,
             has_no_end: span.has_no_end,
-        })
+        }
     }
 
     pub fn is_empty(&self) -> bool {

@@ -10,3 +10,4 @@ pub mod output;
 pub mod place;
 pub mod pool;
 pub mod spill;
+pub mod worker;

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use flate2::write::GzEncoder;
 use rustix::{
     fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid},
     io::Errno,
@@ -336,8 +337,9 @@ impl Write for Target {
 
 enum Encoder {
     Plain(BufWriter<Target>),
-    /// Gzip or zstd, on a thread of its own.
-    Packed(WriteBehind<BufWriter<Target>>),
+    /// On threads of their own.
+    Gzip(WriteBehind<GzEncoder<BufWriter<Target>>>),
+    Zstd(WriteBehind<zstd::Encoder<'static, BufWriter<Target>>>),
 }
 
 /// A device, pipe or socket, or a stream that is open already.
@@ -444,14 +446,11 @@ impl Output {
         let target = BufWriter::with_capacity(BUFFER, target);
         let encoder = match Packing::of(path) {
             Packing::Plain => Encoder::Plain(target),
-            Packing::Gzip => {
-                let encoder = flate2::write::GzEncoder::new(target, flate2::Compression::default());
-                Encoder::Packed(WriteBehind::new(encoder, flate2::write::GzEncoder::finish)?)
-            }
+            Packing::Gzip => Encoder::Gzip(WriteBehind::new(GzEncoder::new(target, flate2::Compression::default()))?),
             Packing::Zstd => {
                 let encoder = zstd::Encoder::new(target, zstd::DEFAULT_COMPRESSION_LEVEL)
                     .map_err(|e| Error::io("compress", path, &e))?;
-                Encoder::Packed(WriteBehind::new(encoder, zstd::Encoder::finish)?)
+                Encoder::Zstd(WriteBehind::new(encoder)?)
             }
         };
         let name = if path == Path::new("-") { Path::new("stdout") } else { path };
@@ -470,7 +469,8 @@ impl Output {
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let done = match &mut self.encoder {
             Encoder::Plain(out) => out.write_all(bytes),
-            Encoder::Packed(out) => out.put(bytes),
+            Encoder::Gzip(out) => out.put(bytes),
+            Encoder::Zstd(out) => out.put(bytes),
         };
         done.map_err(|e| Error::io("write", &self.name, &e))
     }
@@ -480,7 +480,7 @@ impl Output {
         let done = match &mut self.encoder {
             Encoder::Plain(out) => out.flush(),
             // No one can read a compressed file before its end.
-            Encoder::Packed(_) => Ok(()),
+            Encoder::Gzip(_) | Encoder::Zstd(_) => Ok(()),
         };
         done.map_err(|e| Error::io("write", &self.name, &e))
     }
@@ -502,7 +502,8 @@ impl Output {
         let fail = |e: &io::Error| Error::io("write", &self.name, e);
         let buffered = match self.encoder {
             Encoder::Plain(out) => out,
-            Encoder::Packed(out) => out.finish().map_err(|e| fail(&e))?,
+            Encoder::Gzip(out) => out.finish().and_then(GzEncoder::finish).map_err(|e| fail(&e))?,
+            Encoder::Zstd(out) => out.finish().and_then(zstd::Encoder::finish).map_err(|e| fail(&e))?,
         };
         match buffered.into_inner().map_err(|e| fail(e.error()))? {
             Target::Stream(mut out) => out.flush().map_err(|e| fail(&e)),

@@ -20,9 +20,9 @@ use zbatch::{
 };
 
 /// The built-in analyses with the embedded reference files.
-pub fn set() -> &'static AnalysisSet {
-    static SET: LazyLock<AnalysisSet> =
-        LazyLock::new(|| AnalysisSet::load(&Sources::default()).expect("the built-in set"));
+pub fn set() -> &'static Arc<AnalysisSet> {
+    static SET: LazyLock<Arc<AnalysisSet>> =
+        LazyLock::new(|| Arc::new(AnalysisSet::load(&Sources::default()).expect("the built-in set")));
     &SET
 }
 

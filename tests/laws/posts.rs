@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read},
+    sync::Arc,
 };
 
 use serde_json::{Map, Value, value::RawValue};
@@ -14,7 +15,7 @@ use zbatch::{
         CustomId, PostIndex,
         enhanced::write_enhanced,
         posts::{Post, PostParser},
-        requests::{Rendered, Renderer, Rows},
+        requests::Requests,
     },
     lines::{
         array::HEAD_BYTES,
@@ -142,12 +143,12 @@ pub fn check(data: &[u8]) {
         }
     }
     let set = super::set();
-    let mut parser = PostParser::new(&set.fields);
+    let mut parser = PostParser::default();
     for place in places.unwrap_or_default().iter().filter(|place| !place.too_long) {
         let is_object = std::str::from_utf8(&place.bytes).is_ok_and(|line| {
             line.trim_ascii_start().starts_with('{') && serde_json::from_str::<&RawValue>(line).is_ok()
         });
-        match parser.parse(PostIndex(place.index), &place.bytes) {
+        match parser.parse(&set.fields, PostIndex(place.index), &place.bytes) {
             Ok(post) => {
                 assert!(is_object);
                 check_post(&post);
@@ -169,36 +170,31 @@ fn check_post(post: &Post<'_>) {
         assert_eq!(post.raw(analysis.field_slot), own);
     }
 
-    let rows = Rows::default();
     let models = Config::default().models(&ModelArgs::default()).expect("the defaults");
-    let mut renderer =
-        Renderer::new(set, models.of_requests(), "/v4/chat/completions", None, &rows, 1 << 20).expect("a renderer");
+    let (url, rows) = ("/v4/chat/completions", Arc::default());
+    let mut requests = Requests::new(Arc::clone(set), models.of_requests(), url, None, rows, 1 << 20).expect("ready");
     let text = |slot| post.raw(slot).and_then(|raw| serde_json::from_str::<String>(raw).ok());
-    renderer
-        .render(post, &mut |rendered| {
-            let Rendered::Request(request) = rendered else { return Ok(()) };
-            let mut line = Vec::new();
-            request.write_to(&mut line)?;
-            assert_eq!(line.len() as u64, request.bytes);
-            assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1), "one line");
-            let value: Value = serde_json::from_slice(&line).expect("a request is JSON");
-            let id = value.get("custom_id").and_then(Value::as_str).and_then(CustomId::parse).expect("an id");
-            let analysis = set.list.get(request.analysis).expect("in the set");
-            assert_eq!((id.analysis, id.index), (analysis.name.as_str(), post.index));
-            let content = value.get("body").and_then(|body| body.get("messages")?.get(0)?.get("content"));
-            let content = content.expect("a prompt");
-            let prompt = content.as_str().or_else(|| content.get(0)?.get("text")?.as_str()).expect("a text");
-            // Each text of the post stands in the prompt verbatim, and in the order of the template.
-            let mut rest = prompt;
-            for Piece { slot, .. } in &analysis.template.pieces {
-                if let Some(text) = slot.and_then(text) {
-                    let at = rest.find(&text).expect("the text is in the prompt");
-                    rest = rest.get(at + text.len()..).expect("a boundary");
-                }
+    for request in requests.of(&Ok(*post)).flatten() {
+        let mut line = Vec::new();
+        request.write_to(&mut line).expect("written");
+        assert_eq!(line.len() as u64, request.bytes);
+        assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1), "one line");
+        let value: Value = serde_json::from_slice(&line).expect("a request is JSON");
+        let id = value.get("custom_id").and_then(Value::as_str).and_then(CustomId::parse).expect("an id");
+        let analysis = set.list.get(request.analysis).expect("in the set");
+        assert_eq!((id.analysis, id.index), (analysis.name.as_str(), post.index));
+        let content = value.get("body").and_then(|body| body.get("messages")?.get(0)?.get("content"));
+        let content = content.expect("a prompt");
+        let prompt = content.as_str().or_else(|| content.get(0)?.get("text")?.as_str()).expect("a text");
+        // Each text of the post stands in the prompt verbatim, and in the order of the template.
+        let mut rest = prompt;
+        for Piece { slot, .. } in &analysis.template.pieces {
+            if let Some(text) = slot.and_then(text) {
+                let at = rest.find(&text).expect("the text is in the prompt");
+                rest = rest.get(at + text.len()..).expect("a boundary");
             }
-            Ok(())
-        })
-        .expect("rendered");
+        }
+    }
 
     let mut store = AnswerStore::new(set.list.len(), 1 << 16, &std::env::temp_dir()).expect("a store");
     store.push_value(post.index.0, 0, 0, b"3").expect("kept");

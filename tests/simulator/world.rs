@@ -529,7 +529,7 @@ impl World {
         }
     }
 
-    /// What `zbatch run` does, one stage after the other; `None` if it was killed.
+    /// What `zbatch run` does: cutting and driving overlapped, then the other stages in turn. `None` if it was killed.
     fn run(&self, fate: Fate) -> Result<Option<Ended>> {
         let client = Client::new(ClientSettings {
             dialect: self.dialect,
@@ -539,14 +539,8 @@ impl World {
             direct: Some(self.counted()),
         })?;
         let run = Run::begin(self.run_args(), Some(client), &self.console)?;
-        // Places that nobody takes: the driver finds the chunks in the journal.
-        let (places, nobody) = mpsc::channel(1 << 10);
-        run.cut(places)?;
-        drop(nobody);
         let stop = Stop::default();
         let driven = self.runtime.block_on(async {
-            let (no_more, cut) = mpsc::channel(1);
-            drop(no_more);
             let stopper = async {
                 if let Some((after, is_signal)) = fate.stop {
                     tokio::time::sleep(after).await;
@@ -556,7 +550,7 @@ impl World {
                 std::future::pending::<()>().await;
             };
             let driven = async {
-                let drive = run.drive(&stop, cut, |_| ControlFlow::Continue(()));
+                let drive = run.drive(&stop, |_| ControlFlow::Continue(()));
                 tokio::select! { biased; end = drive => end, () = stopper => unreachable!("it never ends") }
             };
             KilledAt { polls: fate.poll, driven: Box::pin(driven) }.await

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     analysis::AnalysisSet,
-    cmd::setup::Rendering,
+    cmd::request_settings::RequestSettings,
     drill::{self, Guard},
     error::Result,
     flow::{
@@ -29,7 +29,7 @@ const UNPLACED: u64 = 1 << 62;
 
 /// Reads the results of every fetched chunk into the store: those that are here first, then the others as they come.
 pub fn read_results(
-    rendering: &Rendering,
+    rendering: &RequestSettings,
     work: &WorkDir,
     journal: &Journal,
     store: AnswerStore,

@@ -13,8 +13,8 @@ use crate::{
         Ended,
         next::NextCommand,
         outputs,
-        setup::Rendering,
-        source::{PartialOutput, Posts, holds_the_posts, remember_output},
+        request_settings::RequestSettings,
+        source::{PartialOutput, PostsFile, holds_the_posts, remember_output},
     },
     console::Console,
     error::{Error, Kind, Result},
@@ -24,7 +24,6 @@ use crate::{
         enhanced::{write_enhanced, write_unreadable},
         faults::FaultLog,
         posts::PostCounts,
-        requests::Rendered,
         tally::Tally,
     },
     journal::{Config, Job, Journal, State, Step, totals},
@@ -45,9 +44,9 @@ use super::gather::PENDING;
 /// What it needs beside posts and answers.
 pub struct Join<'a> {
     pub args: &'a RunArgs,
-    pub rendering: &'a Rendering,
+    pub rendering: &'a RequestSettings,
     pub output: &'a Path,
-    pub posts: &'a Posts,
+    pub posts: &'a PostsFile,
     /// The provider does not take it, or not any more.
     pub refused_model: Option<&'a str>,
     pub advice: &'a OnceLock<String>,
@@ -99,7 +98,7 @@ impl Join<'_> {
         }
         let mut log = FaultLog::create(self.args.faults.faults.as_deref())?;
         let mut tally = Tally { surrogates: parsed.surrogates, ..Tally::new(analyses) };
-        let mut renderer = self.rendering.renderer()?;
+        let mut requests = self.rendering.requests()?;
         let (mut enhanced, mut filled, mut asked) = (Vec::new(), Vec::new(), vec![false; analyses]);
         let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
         let mut askable = false;
@@ -107,8 +106,8 @@ impl Join<'_> {
         let is_uncut = journal.read(|state| state.posts.is_none())?;
         let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
         let mut input = InputHash::default();
-        let posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
-        let counts = posts.for_each(|place| {
+        let mut posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
+        while let Some(place) = posts.next()? {
             input.add(place.bytes);
             if let Some(number) = self.stop.signal() {
                 let what = "interrupted while writing the posts; the same command writes them";
@@ -119,23 +118,19 @@ impl Join<'_> {
             faults.clear();
             asked.fill(false);
             let row = joined.row(index)?;
-            match &place.post {
-                Ok(post) => {
-                    renderer.render(post, &mut |from| {
-                        match from {
-                            Rendered::Request(request) => {
-                                if let Some(asked) = asked.get_mut(request.analysis) {
-                                    *asked = true;
-                                }
-                            }
-                            Rendered::Fault(fault) => faults.push((find(&fault), fault)),
+            for request in requests.of(&place.post) {
+                match request {
+                    Ok(request) => {
+                        if let Some(asked) = asked.get_mut(request.analysis) {
+                            *asked = true;
                         }
-                        Ok(())
-                    })?;
-                    write_enhanced(post, set, row, &mut enhanced, &mut filled);
+                    }
+                    Err(fault) => faults.push((find(&fault), fault)),
                 }
-                Err(bad) => {
-                    faults.push((None, bad.clone()));
+            }
+            match &place.post {
+                Ok(post) => write_enhanced(post, set, row, &mut enhanced, &mut filled),
+                Err(_) => {
                     write_unreadable(set, &mut enhanced);
                     filled.clear();
                     filled.resize(analyses, false);
@@ -188,8 +183,9 @@ impl Join<'_> {
                 tally.add_fault(*at, fault);
                 log.add(fault)?;
             }
-            writer.put(&enhanced)
-        })?;
+            writer.put(&enhanced)?;
+        }
+        let counts = posts.counts();
         // Answers belong to places: in other posts they would stand in the wrong ones.
         let cut = journal.read(|state| state.posts.as_ref().map(|(_, mark)| mark.clone()))?;
         if cut.is_some_and(|cut| cut != input.mark()) {
