@@ -6,13 +6,17 @@ use divan::{Bencher, counter::BytesCount};
 use zbatch::{
     analysis::{AnalysisSet, Sources},
     flow::{
-        CustomId, PostIndex, answers::AnswerReader, enhanced::write_enhanced, posts::PostParser, requests::Requests,
+        CustomId, PostIndex,
+        answers::AnswerReader,
+        enhanced::{Answers, write_enhanced},
+        posts::PostParser,
+        requests::Requests,
+        shards::{Key, Shards, field},
         tally::Tally,
     },
     lines::{
         blocks::{Block, LineReader, Shape},
         input::Input,
-        spill::AnswerStore,
     },
     settings::Config,
 };
@@ -87,17 +91,19 @@ fn read_answer(bencher: Bencher, kind: &str) {
 #[divan::bench]
 fn splice(bencher: Bencher) {
     let set = set();
-    let mut store = AnswerStore::new(set.list.len(), 1 << 20, &std::env::temp_dir()).expect("a store");
+    let mut shards = Shards::new(set.list.len(), 1 << 20, &std::env::temp_dir()).expect("shards");
     for at in 0..set.list.len() {
-        store.push_value(7, at, 0, "[\"感动\"]".as_bytes()).expect("pushed");
+        let key = Key { index: 7, field: field(at), is_fault: false, rank: 0 };
+        shards.push(key, "[\"感动\"]".as_bytes()).expect("pushed");
     }
-    let mut joined = store.join();
+    let mut answers = Answers::new(shards.sorted(), set.list.len());
+    let row = answers.row(7).expect("a row");
     let mut parser = PostParser::default();
     let post = parser.parse(&set.fields, PostIndex(7), POST.as_bytes()).expect("a post");
     let (mut out, mut filled) = (Vec::new(), Vec::new());
     bencher.counter(BytesCount::of_str(POST)).bench_local(|| {
         out.clear();
-        write_enhanced(&post, &set, joined.row(7).expect("a row"), &mut out, &mut filled);
+        write_enhanced(&post, &set, row, &mut out, &mut filled);
     });
 }
 

@@ -23,13 +23,15 @@
 //! |---|---|
 //! | [`cli`], [`settings`] | what was typed; what is in force, and from where |
 //! | [`analysis`] | the questions: prompts made ready, rules with their labels, the names of the post's fields that they use |
-//! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`] and [`lines::worker`], which work on other threads and keep the order, [`lines::spill`], where answers wait, and [`lines::form`] and [`lines::flaw`], which say what is wrong with an input |
+//! | [`lines`] | blocks of whole lines from any input, files that appear whole, [`lines::pool`] and [`lines::worker`], which work on other threads and keep the order, and [`lines::form`] and [`lines::flaw`], which say what is wrong with an input |
 //! | [`flow::posts`], [`flow::columns`] | posts with their index, given here and nowhere else; which fields of the prompts any post has |
 //! | [`flow::requests`], [`flow::images`] | request lines |
 //! | [`flow::chunks`], [`flow::rows`] | chunks: which request goes into which, their files, the check that the input is the same; the indexes that each holds |
 //! | [`jobs`] over [`provider`] | batches, then verified result files; the one async stage |
 //! | [`flow::results`], [`flow::refusals`] | the text of an answer, or why there is none; what a provider's words about a row mean |
 //! | [`flow::answers`] | a value that its rule accepts, or a fault |
+//! | [`flow::kept_faults`] | faults of posts and requests, kept from the cut until the posts are written |
+//! | [`flow::shards`] | answers in the order of the posts, sorted in bounded memory |
 //! | [`flow::enhanced`] | a post with its fields |
 //! | [`flow::faults`], [`flow::tally`], [`report`] | what went wrong with rows, line by line and counted |
 //! | [`workdir`], [`journal`], [`snapshots`] | the state of a job: its directory, with the check of all its files ([`mod@workdir::check`]) and its results ([`mod@workdir::results`]); its log; copies for older tools |
@@ -58,18 +60,18 @@
 //!  1. plan    count chunks, requests and bytes; nothing is created yet
 //!
 //!  2. stream of chunks ──[1 place]──► jobs: one task ────[16 places]──► results thread
-//!     posts → chunk files             ≤ 3 batches (default),         result files → answers → store
+//!     posts → chunk files             ≤ 3 batches (default),         result files → answers → shards
 //!     + journal                       ≤ 4 chunks wait, + journal        ≤ --memory, then a temp file
 //!
-//!  3. join    the posts once more, past the store: enhanced posts, faults, report
+//!  3. join    the posts once more, with their answers and the faults of the cut: enhanced posts, faults, report
 //! ```
 //!
 //! Both channels carry a chunk's *place*, its number in the journal; the bytes are on disk. The next chunk is cut, on a blocking
 //! thread of the runtime, when fewer than `CUT_AHEAD` places wait, and [`jobs::jobs`] takes none while four chunks wait for a
 //! slot (`WAITING`): so there are never many more chunk files than `--max-concurrent-tasks` batches need. The jobs are one
 //! stream on the main thread with a future for each chunk; file work goes to the runtime's blocking threads. When sixteen
-//! fetched chunks are unread ([`jobs::UNREAD`]), further downloads wait for the results thread. That thread owns the store and
-//! hands it over to the join when it ends. The three share only the journal, behind a mutex that is never held across an await.
+//! fetched chunks are unread ([`jobs::UNREAD`]), further downloads wait for the results thread. That thread owns the shards and
+//! hands them over to the join when it ends. The three share only the journal, behind a mutex that is never held across an await.
 //!
 //! A signal or a deadline reaches the jobs, and the join, as a [`stop::Stop`]. The jobs drop the receiver of the cut chunks, and
 //! no more are pulled; they drop the sender of the other channel, which ends the results thread.

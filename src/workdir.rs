@@ -8,6 +8,7 @@
 //! DIR/rows/{chunk}.txt              the indexes of the chunk, as ranges
 //! DIR/results/{chunk}.output.jsonl  and .error.jsonl, as the provider wrote them
 //! DIR/input.zst                     the posts, if they came from stdin; DIR/input.blake3 is their hash
+//! DIR/faults.jsonl                faults of posts and requests, found when chunks were cut
 //! DIR/emulator/                     the embedded server's state
 //! ```
 //!
@@ -71,9 +72,11 @@ pub const SPOOL_HASH: &str = "input.blake3";
 pub const OUTPUT_HASHES: &str = "output.blake3";
 /// Which file the last run wrote beside its output, since rows remained.
 pub const PARTIAL_OUTPUT: &str = "output.partial";
+/// Faults of posts and requests, found when chunks were cut.
+pub const CUT_FAULTS: &str = "faults.jsonl";
 pub const REPORT: &str = "integration_report.json";
 /// All names that zbatch gives in a work directory.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 15] = [
     journal::FILE,
     LOCK,
     "requests",
@@ -83,6 +86,7 @@ pub const NAMES: [&str; 14] = [
     SPOOL_HASH,
     OUTPUT_HASHES,
     PARTIAL_OUTPUT,
+    CUT_FAULTS,
     "emulator",
     REPORT,
     "jsonl_files_info.json",
@@ -185,6 +189,7 @@ impl WorkDir {
         let mut files = list(&self.folder, "requests")?;
         files.extend(list(&self.folder, "rows")?);
         files.retain(is_of_a_chunk);
+        files.push(self.file(CUT_FAULTS));
         if !keeps_posts {
             files.extend([self.spool(), self.spool_hash()]);
         }

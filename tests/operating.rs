@@ -153,6 +153,33 @@ fn r11_9e_a_cancelled_run_gives_what_was_finished_and_creates_nothing() {
     job.paid_once(4);
 }
 
+/// An older version kept no faults of the cut. Then the posts are rendered once more, and nothing else is different.
+#[test]
+fn a_cancelled_job_without_the_faults_of_its_cut_gives_the_same() {
+    let job = Job::new(8, &[]);
+    let bad = "{\"content\":5}\nnonsense\n{\"other\":1}\n";
+    job.dir.write("posts.jsonl", job.dir.read("posts.jsonl") + bad);
+    for _ in 0..3 {
+        job.run(&["--no-wait", "--max-concurrent-tasks", "1"]).exits(75);
+    }
+    job.call(&["cancel", "-d", "w"]).exits(0);
+    assert!(job.dir.read("w/journal.jsonl").contains("\"event\":\"posts\""), "the cut came to its end");
+    let join = || {
+        job.run(&["--faults", "f.jsonl", "--report", "r.json"]).exits(75);
+        let mut report: Value = serde_json::from_str(&job.dir.read("r.json")).expect("JSON");
+        report.as_object_mut().expect("an object").remove("times");
+        (job.dir.read("f.jsonl"), report, job.dir.read("w/faults.jsonl"))
+    };
+    let before = join();
+    assert_eq!(before.0.lines().count(), 3, "{}", before.0);
+    std::fs::remove_file(job.dir.join("w/faults.jsonl")).expect("removed");
+    assert_eq!(join(), before);
+    // Lines that zbatch did not write are refused.
+    job.dir.write("w/faults.jsonl", "nonsense\n");
+    let ran = job.run(&[]).exits(65);
+    assert!(ran.stderr.contains("faults.jsonl: line 1"), "{}", ran.stderr);
+}
+
 /// Each line in turn, of a job that is half done: what follows is known to the provider and to the directory.
 #[test]
 fn r11_9e_a_flipped_byte_is_repaired_from_the_providers_list() {

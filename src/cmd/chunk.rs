@@ -156,8 +156,8 @@ impl Source for RequestLines {
         Ok(true)
     }
 
-    fn good(&self) -> Option<u64> {
-        (self.lines == 0 || self.good > 0).then_some(self.good)
+    fn end(&mut self) -> Result<Option<u64>> {
+        Ok((self.lines == 0 || self.good > 0).then_some(self.good))
     }
 }
 

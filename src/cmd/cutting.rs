@@ -14,6 +14,7 @@ use crate::{
         chunks::{Chunk, Chunks, Cut, Group, Source},
         columns::{Columns, FIRST_POSTS},
         faults::FaultLog,
+        kept_faults::KeptFaults,
         posts::{Place, PostCounts, Posts},
         requests::{RenderTally, Request, Requests},
         tally::Tally,
@@ -21,7 +22,7 @@ use crate::{
     journal::Journal,
     units::count,
     workdir::{
-        WorkDir,
+        CUT_FAULTS, WorkDir,
         claim::{recorder, resume},
     },
 };
@@ -35,7 +36,8 @@ pub fn chunks(
     journal: &Journal,
 ) -> Result<Chunks<PostRequests>> {
     let (input, cutter) = resume(work, journal, settings.limits)?;
-    open(posts, noted, settings, Cut::new(work.folder().clone(), input, cutter)?, journal)
+    let kept = KeptFaults::create(&work.file(CUT_FAULTS))?;
+    open(posts, noted, settings, Cut::new(work.folder().clone(), input, cutter)?, journal, Some(kept))
 }
 
 fn open(
@@ -44,9 +46,10 @@ fn open(
     settings: &RequestSettings,
     mut cut: Cut,
     journal: &Journal,
+    kept: Option<KeptFaults>,
 ) -> Result<Chunks<PostRequests>> {
     let groups = Groups::new(settings, |analysis, vision, model| cut.group(analysis, vision, model));
-    let source = PostRequests { posts, requests: settings.requests()?, groups, noted };
+    let source = PostRequests { posts, requests: settings.requests()?, groups, noted, kept };
     Ok(Chunks::new(source, cut, recorder(journal)))
 }
 
@@ -80,7 +83,7 @@ pub fn remake(
     }
     let cut = Cut::new(work.folder().clone(), input, cutter.of_held_chunks())?;
     let noted = Noted::new(settings, FaultLog::create(None)?, None);
-    let mut chunks = open(posts()?, noted, settings, cut, journal)?;
+    let mut chunks = open(posts()?, noted, settings, cut, journal, None)?;
     chunks.remake()?;
     note_remade(chunks.cutter().remade(), console);
     Ok(())
@@ -117,6 +120,8 @@ pub struct PostRequests {
     requests: Requests,
     groups: Groups,
     noted: Noted,
+    /// `None`: only files of chunks are made again.
+    kept: Option<KeptFaults>,
 }
 
 /// Ends the cutting. Gives the posts that were read, the requests that were made, and what was noted on the way.
@@ -142,15 +147,22 @@ impl Source for PostRequests {
                     let Some(group) = self.groups.of(&request) else { continue };
                     cut.push(group, request.index.0, request.bytes, |out| request.write_to(out))?;
                 }
-                Err(fault) => self.noted.add(&fault)?,
+                Err(fault) => {
+                    self.kept.as_mut().map_or(Ok(()), |kept| kept.add(&fault))?;
+                    self.noted.add(&fault)?;
+                }
             }
         }
         Ok(true)
     }
 
-    fn good(&self) -> Option<u64> {
+    fn end(&mut self) -> Result<Option<u64>> {
         let counts = self.posts.counts();
-        (!counts.are_all_bad()).then_some(counts.posts)
+        if counts.are_all_bad() {
+            return Ok(None);
+        }
+        self.kept.take().map_or(Ok(()), KeptFaults::commit)?;
+        Ok(Some(counts.posts))
     }
 }
 

@@ -11,16 +11,16 @@ use crate::{
     error::{Error, Result},
     flow::{
         Fault, FaultKind, FaultLine,
-        enhanced::{parse_answer, write_enhanced, write_unreadable},
+        enhanced::{Enhanced, Seen, parse_answer},
         faults::FaultLog,
         posts::{PostCounts, Posts},
+        shards::{Key, Shards, field},
         tally::Tally,
     },
     lines::{
         blocks::{Block, Line, LineReader, Shape},
         input::{Input, is_stdin},
         output::{JsonWriter, Output, is_array_name, is_stream},
-        spill::{AnswerStore, Cell, Joined},
     },
     report::Report,
     settings::Config,
@@ -55,7 +55,7 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
     let mut writer = JsonWriter::new(Output::create(output)?, as_array);
     let mut seen = Seen { tally: Tally::new(set.list.len()), log: FaultLog::create(args.faults.faults.as_deref())? };
     let tmp_dir = args.memory.tmp_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let mut store = AnswerStore::new(set.list.len(), args.memory.memory, &tmp_dir)?;
+    let mut store = Shards::new(set.list.len(), args.memory.memory, &tmp_dir)?;
     let mut rank = 0;
     for path in answers {
         let input = Input::open(path, "zbatch parse results/*.jsonl | zbatch merge posts.jsonl -")?;
@@ -69,7 +69,11 @@ pub fn run(args: &MergeArgs, console: &Console) -> Result<Ended> {
         ));
     }
     let posts_name = posts.name().to_owned();
-    let counts = write_posts(posts, start_index, &set, store.join(), &mut writer, &mut seen)?;
+    let mut enhanced = Enhanced::new(&set, posts, start_index, store.sorted(), None, seen);
+    while let Some(post) = enhanced.next()? {
+        writer.put(post)?;
+    }
+    let (mut seen, counts, _) = enhanced.finish();
     counts.check(&posts_name, console)?;
     // Where the output replaces the posts, one that could not be read would be gone.
     let replaced = output.filter(|output| counts.posts < counts.places && outputs::may_replace(&args.posts, output));
@@ -109,35 +113,12 @@ fn write_report(
     report.write(path)
 }
 
-/// What went by, counted, and what was wrong with it.
-struct Seen {
-    tally: Tally,
-    log: FaultLog,
-}
-
-impl Seen {
-    fn add_fault(&mut self, analysis: Option<usize>, fault: &FaultLine) -> Result<()> {
-        self.tally.add_fault(analysis, fault);
-        self.log.add(fault)
-    }
-
-    /// A fault of one row of the join.
-    fn add_row(&mut self, set: &AnalysisSet, index: u64, at: usize, kind: FaultKind, detail: &str) -> Result<()> {
-        let fault = FaultLine {
-            index: Some(index),
-            analysis: set.list.get(at).map(|analysis| analysis.name.clone()),
-            ..FaultLine::new(Fault::new(kind, detail))
-        };
-        self.add_fault(Some(at), &fault)
-    }
-}
-
 /// Puts the answers of one file into the store; `rank` counts lines, over all files.
 fn read_answers(
     input: Input,
     args: &MergeArgs,
     set: &AnalysisSet,
-    store: &mut AnswerStore,
+    store: &mut Shards,
     rank: &mut u64,
     seen: &mut Seen,
 ) -> Result<()> {
@@ -147,12 +128,9 @@ fn read_answers(
         for line in block.lines() {
             *rank += 1;
             let fault = match place_answer(&line, args.input.start_index, set) {
-                Ok((index, at, Some(value))) => {
-                    store.push_value(index, at, *rank, value.as_bytes())?;
-                    continue;
-                }
-                Ok((index, at, None)) => {
-                    store.push_fault(index, at, *rank, b"")?;
+                Ok((index, at, value)) => {
+                    let key = Key { index, field: field(at), is_fault: value.is_none(), rank: *rank };
+                    store.push(key, value.unwrap_or_default().as_bytes())?;
                     continue;
                 }
                 Err(fault) => fault,
@@ -165,7 +143,7 @@ fn read_answers(
                 excerpt: Some(excerpt(line.bytes)),
                 ..*fault
             };
-            seen.add_fault(analysis, &fault)?;
+            seen.add(analysis, &fault)?;
         }
     }
     Ok(())
@@ -193,68 +171,6 @@ fn place_answer<'a>(
         analysis: Some(excerpt(answer.analysis.as_bytes())),
         ..FaultLine::new(Fault::new(FaultKind::UnknownId, why))
     }))
-}
-
-/// Streams the posts past the answers.
-fn write_posts(
-    mut posts: Posts,
-    start_index: u64,
-    set: &AnalysisSet,
-    mut joined: Joined,
-    writer: &mut JsonWriter,
-    seen: &mut Seen,
-) -> Result<PostCounts> {
-    let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
-    // Places before the first post. If there is none, nothing is written: all these rows are alike.
-    let (mut held, mut began) = (0u64, false);
-    while let Some(place) = posts.next()? {
-        let index = place.index.0;
-        let row = joined.row(index)?;
-        enhanced.clear();
-        match &place.post {
-            Ok(post) => {
-                if !began {
-                    write_unreadable(set, &mut enhanced);
-                    (0..held).try_for_each(|_| writer.put(&enhanced))?;
-                    enhanced.clear();
-                    began = true;
-                }
-                write_enhanced(post, set, row, &mut enhanced, &mut filled);
-                for (at, &filled) in filled.iter().enumerate() {
-                    if row.conflict(at) {
-                        let detail = "different answers; the first of them is kept";
-                        seen.add_row(set, index, at, FaultKind::Conflict, detail)?;
-                    }
-                    if !filled && row.cell(at) == Cell::Absent {
-                        seen.add_row(set, index, at, FaultKind::Absent, "no answer, and no value in the post")?;
-                    }
-                }
-            }
-            Err(bad) => {
-                seen.add_fault(None, bad)?;
-                write_unreadable(set, &mut enhanced);
-                filled.clear();
-                filled.resize(set.list.len(), false);
-                for at in (0..set.list.len()).filter(|at| row.cell(*at) != Cell::Absent) {
-                    let detail = "an answer for a post that cannot be read";
-                    seen.add_row(set, index, at, FaultKind::UnknownId, detail)?;
-                }
-            }
-        }
-        for (tally, &filled) in seen.tally.analyses.iter_mut().zip(&filled) {
-            tally.note_post(index, filled);
-        }
-        if !began {
-            held += 1;
-            continue;
-        }
-        writer.put(&enhanced)?;
-    }
-    let counts = posts.counts();
-    joined.beyond(start_index.saturating_add(counts.places), |index, at, _| {
-        seen.add_row(set, index, at, FaultKind::UnknownId, "the input has no such post")
-    })?;
-    Ok(counts)
 }
 
 /// Posts, what is missing, and the command that asks for it.

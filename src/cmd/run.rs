@@ -23,8 +23,12 @@ use futures::{
 use serde_json::json;
 use tokio::{runtime::Runtime, sync::mpsc};
 
-pub use self::gather::Gathered;
-use self::{gather::read_results, join::Join, plan::open};
+pub use self::gather::{Gathered, Store};
+use self::{
+    gather::{PENDING_RANK, fault_key, read_results},
+    join::Join,
+    plan::open,
+};
 use super::{
     Ended,
     cutting::{Noted, chunks, stream},
@@ -36,17 +40,16 @@ use crate::{
     cli::RunArgs,
     console::Console,
     error::{Error, Kind, Result},
-    flow::{chunks::Chunk, faults::FaultLog},
+    flow::{chunks::Chunk, enhanced::PENDING, faults::FaultLog, kept_faults::KeptFaults, requests::Request},
     jobs::{Fetched, Goal, JobSettings, Jobs, JobsEnd, UNREAD, drive, hand_over},
     journal::{ChunkPlace, Journal, State, Step},
-    lines::spill::AnswerStore,
     progress::Progress,
     provider::Client,
     snapshots,
     stop::{Stop, StopReason},
     threads,
     units::now,
-    workdir::{WorkDir, claim::forget_empty},
+    workdir::{CUT_FAULTS, WorkDir, claim::forget_empty},
 };
 
 /// Chunks that are cut and that the jobs have not taken.
@@ -174,13 +177,13 @@ impl<'a> Run<'a> {
         Ok(JobsEnd { trouble: end.trouble.map(|trouble| trouble.fix(fix)), ..end })
     }
 
-    pub fn store(&self) -> Result<AnswerStore> {
+    pub fn store(&self) -> Result<Store> {
         let tmp_dir = self.args.memory.tmp_dir.clone().unwrap_or_else(|| self.work.path().to_owned());
-        AnswerStore::new(self.requests.set.list.len() * 2, self.args.memory.memory, &tmp_dir)
+        Store::new(self.requests.set.list.len(), self.args.memory.memory, &tmp_dir)
     }
 
     /// Results files → answers, until no more places come.
-    pub fn gather(&self, store: AnswerStore, fetched: mpsc::Receiver<Fetched>) -> Result<Gathered> {
+    pub fn gather(&self, store: Store, fetched: mpsc::Receiver<Fetched>) -> Result<Gathered> {
         read_results(&self.requests, &self.work, &self.journal, store, fetched)
     }
 
@@ -227,8 +230,46 @@ impl<'a> Run<'a> {
         };
         let mut gathered = gathered;
         gathered.mark_pending(&self.requests.set, &self.work, &self.journal)?;
-        let Gathered { store, tally, .. } = gathered;
-        join.write(store.join(), tally, &self.work, &self.journal, &times)
+        self.find_cut_faults(&mut gathered, stop)?;
+        join.write(gathered, &self.work, &self.journal, &times)
+    }
+
+    /// Makes the file of faults that were found when chunks were cut, where there is none: in a directory of an older version,
+    /// and where the cut did not come to its end. Then rows that are in no chunk are pending.
+    fn find_cut_faults(&self, gathered: &mut Gathered, stop: &Stop) -> Result<()> {
+        let is_uncut = self.journal.read(|state| state.posts.is_none())?;
+        let file = self.work.file(CUT_FAULTS);
+        if !is_uncut && file.exists()? {
+            return Ok(());
+        }
+        let mut kept = KeptFaults::create(&file)?;
+        let mut requests = self.requests.requests()?;
+        let mut posts = open(&self.posts, &self.requests)?;
+        while let Some(place) = posts.next()? {
+            check_signal(stop)?;
+            for request in requests.of(&place.post) {
+                match request {
+                    Ok(Request { index, analysis, .. }) if is_uncut => {
+                        gathered.store.answers.push(fault_key(index.0, analysis, PENDING_RANK), PENDING)?;
+                    }
+                    Ok(_) => {}
+                    Err(fault) => kept.add(&fault)?,
+                }
+            }
+        }
+        kept.commit()
+    }
+}
+
+/// # Errors
+/// The user wants the run to end now.
+fn check_signal(stop: &Stop) -> Result<()> {
+    match stop.signal() {
+        Some(number) => {
+            let what = "interrupted while writing the posts; the same command writes them";
+            Err(Error::new(Kind::Interrupted(number), what))
+        }
+        None => Ok(()),
     }
 }
 

@@ -129,8 +129,9 @@ pub trait Source {
     /// `false`: the input has ended.
     fn read(&mut self, cut: &mut Cut) -> Result<bool>;
 
-    /// The good places of the whole input. `None`: it has places, and all of them are bad.
-    fn good(&self) -> Option<u64>;
+    /// The input was read to its end, and all its chunks are in the journal. Gives its good places; `None`: it has places,
+    /// and all of them are bad.
+    fn end(&mut self) -> Result<Option<u64>>;
 }
 
 /// What goes into the journal, in this order.
@@ -183,7 +184,7 @@ impl<S: Source> Chunks<S> {
                 }
                 let Some(end) = self.end.take() else { return Ok(None) };
                 let input = end?;
-                if let Some(good) = self.source.good() {
+                if let Some(good) = self.source.end()? {
                     (self.record)(Milestone::End { good, input })?;
                 }
                 return Ok(None);

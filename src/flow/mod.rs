@@ -7,11 +7,13 @@ pub mod columns;
 pub mod enhanced;
 pub mod faults;
 pub mod images;
+pub mod kept_faults;
 pub mod posts;
 pub mod refusals;
 pub mod requests;
 pub mod results;
 pub mod rows;
+pub mod shards;
 pub mod tally;
 
 use std::{fmt, str::FromStr};

@@ -130,6 +130,37 @@ impl RowSet {
     }
 }
 
+/// The rows of a chunk that no line of its results has answered.
+#[derive(Debug)]
+pub struct Unanswered {
+    indexes: Vec<u64>,
+    is_answered: Vec<bool>,
+    /// The place that comes after the last one: results often come in order.
+    next: usize,
+}
+
+impl Unanswered {
+    pub fn of(rows: &RowSet) -> Self {
+        let indexes: Vec<u64> = rows.indexes().collect();
+        Self { is_answered: vec![false; indexes.len()], indexes, next: 0 }
+    }
+
+    pub fn remove(&mut self, index: u64) {
+        let at = match self.indexes.get(self.next) {
+            Some(next) if *next == index => self.next,
+            _ => self.indexes.binary_search(&index).unwrap_or(usize::MAX),
+        };
+        if let Some(is_answered) = self.is_answered.get_mut(at) {
+            *is_answered = true;
+            self.next = at + 1;
+        }
+    }
+
+    pub fn indexes(&self) -> impl Iterator<Item = u64> {
+        self.indexes.iter().zip(&self.is_answered).filter(|(_, is_answered)| !**is_answered).map(|(index, _)| *index)
+    }
+}
+
 /// The rows of a chunk after its results were verified: `submitted = results + absent` (`docs/reliability.md` S9).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowBalance {
@@ -303,6 +334,17 @@ mod tests {
         let most = MOST_ROWS - 1;
         assert!(RowSet::parse(&format!("0-{most}\n")).is_ok() && RowSet::parse(&format!("0-{MOST_ROWS}\n")).is_err());
         assert!(RowSet::parse("0-0\n18446744073709551615-18446744073709551615\n").is_ok());
+    }
+
+    #[test]
+    fn rows_without_a_line_are_left() {
+        let rows = RowSet::parse("1-3\n7-8\n").expect("ranges");
+        let mut unanswered = Unanswered::of(&rows);
+        assert!(unanswered.indexes().eq([1, 2, 3, 7, 8]));
+        for index in [2, 3, 3, 8, 9, 1] {
+            unanswered.remove(index);
+        }
+        assert!(unanswered.indexes().eq([7]));
     }
 
     proptest! {

@@ -9,5 +9,4 @@ pub mod input;
 pub mod output;
 pub mod place;
 pub mod pool;
-pub mod spill;
 pub mod worker;

@@ -13,15 +13,15 @@ use zbatch::{
     cli::ModelArgs,
     flow::{
         CustomId, PostIndex,
-        enhanced::write_enhanced,
+        enhanced::{Answers, write_enhanced},
         posts::{Post, PostParser},
         requests::Requests,
+        shards::{Key, Shards},
     },
     lines::{
         array::HEAD_BYTES,
         blocks::{Block, LineReader, Shape},
         input::Input,
-        spill::AnswerStore,
     },
     settings::Config,
 };
@@ -196,11 +196,12 @@ fn check_post(post: &Post<'_>) {
         }
     }
 
-    let mut store = AnswerStore::new(set.list.len(), 1 << 16, &std::env::temp_dir()).expect("a store");
-    store.push_value(post.index.0, 0, 0, b"3").expect("kept");
-    let mut joined = store.join();
+    let mut shards = Shards::new(set.list.len(), 1 << 16, &std::env::temp_dir()).expect("shards");
+    let key = Key { index: post.index.0, field: 0, is_fault: false, rank: 0 };
+    shards.push(key, b"3").expect("pushed");
+    let mut answers = Answers::new(shards.sorted(), set.list.len());
     let (mut enhanced, mut filled) = (Vec::new(), Vec::new());
-    write_enhanced(post, set, joined.row(post.index.0).expect("a row"), &mut enhanced, &mut filled);
+    write_enhanced(post, set, answers.row(post.index.0).expect("a row"), &mut enhanced, &mut filled);
     let enhanced: BTreeMap<String, &RawValue> = serde_json::from_slice(&enhanced).expect("an enhanced post is JSON");
     for (at, analysis) in set.list.iter().enumerate() {
         let own = known.get(&analysis.field).map_or("null", |raw| raw.get());

@@ -17,29 +17,25 @@ use crate::{
         source::{PartialOutput, PostsFile, holds_the_posts, remember_output},
     },
     console::Console,
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     flow::{
-        Fault, FaultKind, FaultLine,
-        chunks::InputHash,
-        enhanced::{write_enhanced, write_unreadable},
+        enhanced::{self, Enhanced, Seen},
         faults::FaultLog,
+        kept_faults::KeptFaultsReader,
         posts::PostCounts,
         tally::Tally,
     },
     journal::{Config, Job, Journal, State, Step, totals},
-    lines::{
-        output::{JsonWriter, Output, is_array_name, is_stdout, is_stream},
-        spill::{Cell, Joined},
-    },
+    lines::output::{JsonWriter, Output, is_array_name, is_stdout, is_stream},
     report::Report,
     shell,
     stop::Stop,
     units::sum,
-    workdir::{REPORT, WorkDir},
+    workdir::{CUT_FAULTS, REPORT, WorkDir},
 };
 use serde_json::json;
 
-use super::gather::PENDING;
+use super::{Gathered, check_signal, gather::Store};
 
 /// What it needs beside posts and answers.
 pub struct Join<'a> {
@@ -80,14 +76,11 @@ enum Aside {
 impl Join<'_> {
     pub fn write(
         &self,
-        mut joined: Joined,
-        parsed: Tally,
+        gathered: Gathered,
         work: &WorkDir,
         journal: &Journal,
         times: &dyn Fn() -> serde_json::Value,
     ) -> Result<Ended> {
-        let set = &self.rendering.set;
-        let analyses = set.list.len();
         let as_array = match self.args.output.format {
             Some(format) => format == Format::Json,
             None => is_array_name(self.output),
@@ -96,113 +89,28 @@ impl Join<'_> {
         if self.posts.is_output {
             writer = writer.hashed();
         }
-        let mut log = FaultLog::create(self.args.faults.faults.as_deref())?;
-        let mut tally = Tally { surrogates: parsed.surrogates, ..Tally::new(analyses) };
-        let mut requests = self.rendering.requests()?;
-        let (mut enhanced, mut filled, mut asked) = (Vec::new(), Vec::new(), vec![false; analyses]);
-        let mut faults: Vec<(Option<usize>, FaultLine)> = Vec::new();
-        let mut askable = false;
-        // A job that was cancelled while it was cut: the rows of the rest were in no chunk.
+        let set = &self.rendering.set;
+        let log = FaultLog::create(self.args.faults.faults.as_deref())?;
+        let tally = Tally { surrogates: gathered.tally.surrogates, ..Tally::new(set.list.len()) };
+        let cut_faults = KeptFaultsReader::open(&work.file(CUT_FAULTS))?;
         let is_uncut = journal.read(|state| state.posts.is_none())?;
-        let find = |fault: &FaultLine| fault.analysis.as_deref().and_then(|name| set.find(name));
-        let mut input = InputHash::default();
-        let mut posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
-        while let Some(place) = posts.next()? {
-            input.add(place.bytes);
-            if let Some(number) = self.stop.signal() {
-                let what = "interrupted while writing the posts; the same command writes them";
-                return Err(Error::new(Kind::Interrupted(number), what));
-            }
-            let index = place.index.0;
-            enhanced.clear();
-            faults.clear();
-            asked.fill(false);
-            let row = joined.row(index)?;
-            for request in requests.of(&place.post) {
-                match request {
-                    Ok(request) => {
-                        if let Some(asked) = asked.get_mut(request.analysis) {
-                            *asked = true;
-                        }
-                    }
-                    Err(fault) => faults.push((find(&fault), fault)),
-                }
-            }
-            match &place.post {
-                Ok(post) => write_enhanced(post, set, row, &mut enhanced, &mut filled),
-                Err(_) => {
-                    write_unreadable(set, &mut enhanced);
-                    filled.clear();
-                    filled.resize(analyses, false);
-                }
-            }
-            for (at, analysis) in set.list.iter().enumerate() {
-                let mut here = |kind, detail: &str| {
-                    let fault = Fault::new(kind, detail);
-                    let (index, analysis) = (Some(index), Some(analysis.name.clone()));
-                    faults.push((Some(at), FaultLine { index, analysis, ..FaultLine::new(fault) }));
-                };
-                let was_asked = asked.get(at).copied().unwrap_or_default();
-                if row.conflict(at) {
-                    here(FaultKind::Conflict, "different answers; the first of them is kept");
-                }
-                let (mut is_final, mut is_pending) = (false, false);
-                let counted = tally.analyses.get_mut(at);
-                match row.cell(at) {
-                    Cell::Value(_) => counted.into_iter().for_each(|tally| tally.answers += 1),
-                    Cell::Absent if was_asked && is_uncut => {
-                        is_pending = true;
-                        counted.into_iter().for_each(|tally| tally.pending += 1);
-                    }
-                    Cell::Absent if was_asked => here(FaultKind::Absent, "asked for, and in no results file"),
-                    Cell::Absent => {}
-                    Cell::Fault(PENDING) => {
-                        is_pending = true;
-                        counted.into_iter().for_each(|tally| tally.pending += 1);
-                    }
-                    Cell::Fault(payload) => {
-                        let fault = read_back(payload)?;
-                        is_final = fault.kind.is_final();
-                        faults.push((Some(at), fault));
-                    }
-                }
-                // What was not asked for now, and what the next round leaves out, is not asked for then.
-                let is_missing = !filled.get(at).copied().unwrap_or_default();
-                let is_skipped = is_final && self.args.faults.faults.is_some();
-                askable |= is_missing && was_asked && !is_pending && !is_skipped;
-                if let Cell::Fault(payload) = row.cell(analyses + at) {
-                    faults.push((Some(at), read_back(payload)?));
-                }
-                if let Some(tally) = tally.analyses.get_mut(at) {
-                    tally.rows += u64::from(was_asked);
-                    tally.note_post(index, filled.get(at).copied().unwrap_or_default());
-                }
-            }
-            faults.sort_by_key(|(at, _)| *at);
-            for (at, fault) in &faults {
-                tally.add_fault(*at, fault);
-                log.add(fault)?;
-            }
-            writer.put(&enhanced)?;
+        let Gathered { store: Store { answers, strays }, tally: parsed, .. } = gathered;
+        let job = enhanced::Job::new(cut_faults, strays.sorted(), is_uncut, self.args.faults.faults.is_some());
+        let posts = self.rendering.posts(Some(&self.posts.path), Some(&self.posts.name))?;
+        let start = self.args.input.start_index;
+        let mut enhanced = Enhanced::new(set, posts, start, answers.sorted(), Some(job), Seen { tally, log });
+        while let Some(post) = enhanced.next()? {
+            check_signal(self.stop)?;
+            writer.put(post)?;
         }
-        let counts = posts.counts();
+        let (Seen { mut tally, mut log }, counts, job) = enhanced.finish();
+        let askable = job.as_ref().is_some_and(enhanced::Job::is_askable);
         // Answers belong to places: in other posts they would stand in the wrong ones.
         let cut = journal.read(|state| state.posts.as_ref().map(|(_, mark)| mark.clone()))?;
-        if cut.is_some_and(|cut| cut != input.mark()) {
+        if cut.zip(job).is_some_and(|(cut, mut job)| cut != job.mark()) {
             return Err(Error::input("the posts have changed since they were cut into chunks; no output is written")
                 .fix("put them back as they were and run the same command again: all answers are kept"));
         }
-        let end = self.args.input.start_index.saturating_add(counts.places);
-        joined.beyond(end, |_, at, cell| {
-            if let Cell::Fault(payload) = cell
-                && payload != PENDING
-            {
-                let fault = read_back(payload)?;
-                tally.add_fault(fault.index.and(Some(at % analyses)).filter(|_| fault.analysis.is_some()), &fault);
-                log.add(&fault)?;
-            }
-            Ok(())
-        })?;
         for (tally, parsed) in tally.analyses.iter_mut().zip(&parsed.analyses) {
             tally.rungs = parsed.rungs;
             tally.unknown_labels = parsed.unknown_labels;
@@ -404,12 +312,6 @@ fn of_next_round(path: &Path) -> PathBuf {
     let dot = memchr::memchr(b'.', name.get(1..).unwrap_or_default()).map_or(name.len(), |at| at + 1);
     let (stem, ending) = name.split_at(dot);
     path.with_file_name(OsStr::from_bytes(&[stem, b".round2".as_slice(), ending].concat()))
-}
-
-/// A fault that waited in the store.
-fn read_back(payload: &[u8]) -> Result<FaultLine> {
-    serde_json::from_slice(payload)
-        .map_err(|e| Error::new(Kind::Io, format!("read a fault back from the temp file: {e}")))
 }
 
 /// What became of the batches, without anything that differs from run to run.

@@ -27,8 +27,8 @@ impl Source for Lines {
         Ok(true)
     }
 
-    fn good(&self) -> Option<u64> {
-        Some(self.next)
+    fn end(&mut self) -> Result<Option<u64>> {
+        Ok(Some(self.next))
     }
 }
 
