@@ -174,9 +174,9 @@ fn a_cancelled_job_without_the_faults_of_its_cut_gives_the_same() {
     assert_eq!(before.0.lines().count(), 3, "{}", before.0);
     std::fs::remove_file(job.dir.join("w/faults.jsonl")).expect("removed");
     assert_eq!(join(), before);
-    // Lines that zbatch did not write are refused.
+    // Lines that zbatch did not write are refused; what remains of the batches has the last word.
     job.dir.write("w/faults.jsonl", "nonsense\n");
-    let ran = job.run(&[]).exits(65);
+    let ran = job.run(&[]).exits(75);
     assert!(ran.stderr.contains("faults.jsonl: line 1"), "{}", ran.stderr);
 }
 
