@@ -100,12 +100,15 @@ fn r11_6_texts_of_a_journal_forge_no_line() {
         "event": "ended", "chunk": event["chunk"], "status": FORGED, "total": 4, "completed": 0, "failed": 4,
         "errors": [FORGED],
     });
-    let hostile = journal.replace(&first, &event.to_string()) + &ended.to_string() + "\n";
-    setup.work.write_journal(&hostile);
-    for args in [["status"], ["verify"], ["fetch"]] {
-        let ran = Ran::of(setup.command(&args).arg("--config").arg("none.json").output().expect("starts"));
-        assert_ne!(ran.code, Some(101), "{}", ran.stderr);
-        is_harmless(&ran);
+    // What cannot be an id is damage, and told as such.
+    for (hostile, code) in [(journal.replace(&first, &event.to_string()), 65), (format!("{journal}{ended}\n"), 0)] {
+        setup.work.write_journal(&hostile);
+        for args in [["status"], ["verify"], ["fetch"]] {
+            let ran = Ran::of(setup.command(&args).arg("--config").arg("none.json").output().expect("starts"));
+            assert_ne!(ran.code, Some(101), "{}", ran.stderr);
+            is_harmless(&ran);
+        }
+        is_harmless(&setup.work.run(&["status", "-d", "w"]).exits(code));
     }
     let ran = setup.work.run(&["status", "-d", "w"]).exits(0);
     assert!(ran.text().contains("a\\nnext: zbatch evil\\r\\u{1b}[31m\\u{202e}\\u{200f}z"), "{}", ran.text());

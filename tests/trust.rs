@@ -347,9 +347,10 @@ fn r11_2_status_and_verify_take_little_memory_for_a_foreign_journal() {
     let journal = work.read("w/journal.jsonl");
     let start = journal.lines().next().expect("a start");
     let line = journal.lines().find(|line| line.contains(r#""event":"chunk""#)).expect("a chunk");
+    let line = line.split_once(",\"sum\"").expect("a sum").0.to_owned() + "}";
     let id = "sentiment_polarity_batch_part1";
     let chunk = |part: u32| line.replace(id, &format!("sentiment_polarity_batch_part{part}")) + "\n";
-    assert_ne!(chunk(7), line.to_owned() + "\n");
+    assert_ne!(chunk(7), line.clone() + "\n");
     let mut many = format!("{start}\n");
     (1..200_002).for_each(|part| many += &chunk(part));
     work.write("many/journal.jsonl", many);
@@ -449,8 +450,8 @@ fn r11_9g_a_chunk_that_is_not_made_again_as_it_was_is_refused() {
         let event = event.lines().find(|line| line.contains("topic_analysis_batch_part2")).expect("a chunk").to_owned();
         serde_json::from_str::<Value>(&event).expect("JSON")["blake3"].as_str().expect("a hash").to_owned()
     };
-    let journal = work.read("w/journal.jsonl").replace(&hash, &"0".repeat(64));
-    work.write_journal(&journal);
+    work.write_journal(&work.read("w/journal.jsonl").replace(&hash, &"0".repeat(64)));
+    let journal = work.read("w/journal.jsonl");
     shell(work, "rm w/requests/topic_analysis_batch_part2.jsonl");
     let ran = work.run(&CUT).exits(65);
     assert!(ran.stderr.contains("no longer give the requests of topic_analysis_batch_part2"), "{}", ran.stderr);

@@ -18,7 +18,9 @@ pub struct Worker<S, J, E> {
     /// Jobs that were sent and not taken, and the most of them.
     under_way: usize,
     most: usize,
-    /// The error for a thread that panicked.
+    /// A job failed, and its error was taken. The jobs behind it do not come back.
+    has_failed: bool,
+    /// The error for a thread that panicked, and for jobs that are sent after one that failed.
     died: fn() -> E,
 }
 
@@ -54,7 +56,7 @@ impl<S: Send + 'static, J: Send + 'static, E: Send + 'static> Worker<S, J, E> {
             state
         })?;
         let hands = Hands::Thread { todo: Some(todo), handle: Some(handle) };
-        Ok(Self { hands, done, under_way: 0, most, died })
+        Ok(Self { hands, done, under_way: 0, most, has_failed: false, died })
     }
 }
 
@@ -62,7 +64,8 @@ impl<S, J, E> Worker<S, J, E> {
     /// Does each job when it is sent.
     pub fn here(died: fn() -> E, state: S, work: Work<S, J, E>) -> Self {
         let (back, done) = sync_channel(1);
-        Self { hands: Hands::Here { state: Some(state), work, back }, done, under_way: 0, most: 1, died }
+        let hands = Hands::Here { state: Some(state), work, back };
+        Self { hands, done, under_way: 0, most: 1, has_failed: false, died }
     }
 
     /// A job must be taken before another is sent.
@@ -75,6 +78,9 @@ impl<S, J, E> Worker<S, J, E> {
     /// # Errors
     /// The thread has ended, and its reason was taken.
     pub fn send(&mut self, mut job: J) -> Result<bool, E> {
+        if self.has_failed {
+            return Err((self.died)());
+        }
         let is_sent = match &mut self.hands {
             Hands::Here { state: Some(state), work, back } => {
                 let outcome = work(state, &mut job).map(|()| job);
@@ -101,24 +107,27 @@ impl<S, J, E> Worker<S, J, E> {
         }
         self.send(job)?;
         match self.done.try_recv() {
-            Ok(done) => {
-                self.under_way -= 1;
-                done.map(Some)
-            }
+            Ok(done) => self.receive(done).map(Some),
             Err(_) => Ok(None),
         }
     }
 
-    /// Waits for the next job that is done; `None` if none is under way.
+    /// Waits for the next job that is done; `None` if none is under way, or if one failed before.
     ///
     /// # Errors
     /// That job failed.
     pub fn take(&mut self) -> Result<Option<J>, E> {
-        if self.under_way == 0 {
+        if self.under_way == 0 || self.has_failed {
             return Ok(None);
         }
+        let done = self.done.recv().unwrap_or_else(|_| Err((self.died)()));
+        self.receive(done).map(Some)
+    }
+
+    fn receive(&mut self, done: Result<J, E>) -> Result<J, E> {
         self.under_way -= 1;
-        self.done.recv().unwrap_or_else(|_| Err((self.died)())).map(Some)
+        self.has_failed |= done.is_err();
+        done
     }
 
     /// Waits for all jobs, and gives back the state.
@@ -127,6 +136,9 @@ impl<S, J, E> Worker<S, J, E> {
     /// A job failed.
     pub fn finish(mut self) -> Result<S, E> {
         while self.take()?.is_some() {}
+        if self.has_failed {
+            return Err((self.died)());
+        }
         self.end().ok_or_else(self.died)
     }
 
@@ -196,6 +208,18 @@ mod tests {
             let failed = (2012..2040).find_map(|job| worker.exchange(job).err());
             let error = failed.or_else(|| worker.finish().err());
             assert_eq!(error.as_deref(), Some("refused"));
+        }
+    }
+
+    /// Whoever then waited for the jobs behind it was told that the thread had died, in the place of the reason.
+    #[test]
+    fn jobs_behind_one_that_failed_are_not_waited_for() {
+        for mut worker in both() {
+            let failed = (2013..2040).find_map(|job| worker.exchange(job).err());
+            assert_eq!(failed.as_deref(), Some("refused"));
+            assert_eq!(worker.take(), Ok(None));
+            assert_eq!(worker.exchange(1), Err("it died".to_owned()));
+            assert_eq!(worker.finish(), Err("it died".to_owned()));
         }
     }
 
