@@ -124,7 +124,7 @@ pub struct PostRequests {
     kept: Option<KeptFaults>,
 }
 
-/// Ends the cutting. Gives the posts that were read, the requests that were made, and what was noted on the way.
+/// Ends the cutting. Returns the counts of posts and of requests, and the notes that were taken while the posts were read.
 pub fn close(chunks: Chunks<PostRequests>) -> (PostCounts, RenderTally, Noted) {
     let (remade, bytes_bind) = (chunks.cutter().remade(), chunks.cutter().bytes_bind());
     let PostRequests { posts, requests, noted, .. } = chunks.into_source();

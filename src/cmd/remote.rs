@@ -1,4 +1,4 @@
-//! What the verbs that talk to a provider share: the client, the work directory, and how their end is told.
+//! The verbs that talk to a provider share this: they make a client, open a work directory, and report how they ended.
 
 use std::{
     path::{Path, PathBuf},

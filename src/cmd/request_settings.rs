@@ -138,7 +138,7 @@ fn note_unlisted(models: &Models, dialect: &Dialect, console: &Console) {
     }
 }
 
-/// The smaller of what was asked for and what the provider takes.
+/// The limits of a chunk: `--max-lines` and `--max-bytes`, but never more than the provider takes.
 pub fn resolve_limits(config: &Config, flags: &LimitArgs, dialect: &Dialect) -> Limits {
     Limits {
         lines: config.max_lines(flags.max_lines).value.min(dialect.max_lines),

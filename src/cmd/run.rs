@@ -273,7 +273,7 @@ fn check_signal(stop: &Stop) -> Result<()> {
     }
 }
 
-/// How the run ends, and what remains of it.
+/// Turns the end of the jobs and the end of the join into the end of the run, and prints which batches remain.
 pub fn finish(end: JobsEnd, joined: Ended, journal: &Journal, console: &Console) -> Result<Ended> {
     let is_held = journal.read(State::stays_cancelled)?;
     let again = if is_held { "the same command with --resume" } else { "the same command" };

@@ -303,7 +303,7 @@ async fn m1_an_error_after_the_deed_is_looked_up() {
     assert_eq!(job.rows().map(|rows| rows.absent), Some(1), "it has no files");
 }
 
-/// The cutting thread may be faster than the driver's first look at the journal.
+/// A chunk may be cut before the jobs first read the journal: it is in the journal, and it is announced, too.
 #[tokio::test]
 async fn m1_a_chunk_that_is_known_and_announced_has_one_job() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -132,7 +132,7 @@ impl Fetcher<'_> {
             // A look that fails says nothing of the batch.
             Err(error) if error.is_retryable() => {
                 let told = format!("{id}: {error}");
-                // A server that is gone stays so for hours: one trouble is told once.
+                // A server may be gone for hours. The same error is printed once.
                 if self.told.replace(told.clone()) != told {
                     self.console.always(format_args!("{told}; asked again until it answers"));
                 }

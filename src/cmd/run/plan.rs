@@ -1,4 +1,5 @@
-//! The passes over the posts before anything is paid: whether they are the ones that were cut, and what they will take.
+//! The passes over the posts before anything is paid. One checks that a resumed run has the same posts; one counts the chunks and
+//! requests that they will take.
 
 use std::sync::Arc;
 
